@@ -1,0 +1,480 @@
+"""Sample reconstruction under local differential privacy.
+
+You, Dong, Li, Liu, Ma, Shen, "Local Differential Privacy is Not Enough: A Sample Reconstruction
+Attack against Federated Learning with Local Differential Privacy", IEEE TIFS 20:1519-1534, 2025,
+arXiv 2502.08151.
+
+A malicious server puts an inference structure in front of the model (:class:`LDPPayload`).  Every
+training image falls into one of K rows of a linear layer, by its brightness, and the row's gradient
+is a multiple of the image.  Clipping scales that multiple down and noise is added; what the server
+receives is decoded (:meth:`LDPAttack.initialize`) and refined by optimisation.
+
+What is the paper's: the 1x1 convolution with three zero channels, whose weights' gradient is pure
+noise and shows its level; the rows of equal weights with thresholds at the quantiles of a Laplace
+distribution; thresholds that come from 500 inputs of which 100 are one, so that a row's bias
+gradient is seen 100 times; the minimum over the positive activations, so that a sample reaches
+one row only; image = weight gradient / mean bias gradient; the 99 % interval filter; the statistics
+head of ten numbers a sample; Adam on the image until its statistics match.
+
+What differs, and why:
+
+- Gradients are real.  The published structure adds one number to all logits, along which
+  cross-entropy is constant: what is released there is float32's rounding error times 1e8.  Here
+  it is added to the logits of half of the classes and taken from the other half, so the gradient
+  of every sample is about +1 or -1 for a network that is not yet sure, in any precision.  Its sign
+  tells the half in which the label lies, and row tests are two-sided.
+- The rows are found from the observation alone: a row counts as hit when its averaged bias gradient
+  exceeds what noise reaches in any of the K rows with probability ``false_positive_rate``.  The
+  released code takes them from the victim's own forward pass.
+- The tenth statistic, the row's number, is decoded and pairs statistics with rows (Hungarian method
+  on row number and channel means).  Samples left over share a row with another: such a row is
+  counted as a collision and not returned.  The released code pairs by the truth.
+- The statistics reach the server through the logits of the batch's first sample alone.  Through
+  all samples' logits the signs of their gradients would cancel.
+- The thresholds' location and scale are fitted on public images, when there are some.
+- The objective is the mismatch of the dummy images with the whole observed update: with their rows'
+  gradients, weighted by the noise, and with the statistics.  The published one knows the statistics
+  alone and starts from the filtered row.
+- The gain is what the clipping norm needs and not 1e8: the logits of an honest sample move by about
+  a hundredth, and the model's own output is kept.
+- The interval filter looks at the three channels of a pixel together.
+- The convolution's weights are buffers: a gradient of their own would spend the clipping budget.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import chi2, norm
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from lightning_recon.attacks.base import OptimizationAttack
+from lightning_recon.clients import Client
+from lightning_recon.defenses import Defense
+from lightning_recon.errors import InputError
+from lightning_recon.structures import Observation, Reconstruction
+from lightning_recon.targets import Target
+
+NUM_BIAS_INPUTS = 500
+NUM_ACTIVE_BIAS_INPUTS = 100
+NUM_STATISTICS = 10
+# Scales that bring the statistics of photographs to about 1 each: channel means, variances, mean
+# absolute differences of neighbours, row number in [-1/2, 1/2].
+STATISTICS_SCALE = (4.0,) * 3 + (10.0,) * 3 + (25.0,) * 3 + (4.0,)
+MIN_STD = 1e-4  # of a pixel: keeps the likelihood finite where there is no noise
+
+
+def image_statistics(images: Tensor) -> Tensor:
+    """Return channel means, variances and total variations, B 9.
+
+    Args:
+        images: B 3 H W.  The total variation of a channel is the mean absolute difference of
+            vertical neighbours plus that of horizontal ones.
+    """
+    mean = images.mean((2, 3))
+    variance = (images - mean[..., None, None]).square().mean((2, 3))
+    vertical = (images[..., 1:, :] - images[..., :-1, :]).abs().mean((2, 3))
+    horizontal = (images[..., 1:] - images[..., :-1]).abs().mean((2, 3))
+    return torch.cat([mean, variance, vertical + horizontal], dim=1)
+
+
+def laplace_thresholds(location: float, scale: float, num_bins: int) -> Tensor:
+    """Return the K quantiles (k + 1/2) / K of a Laplace distribution, ascending, float64."""
+    centred = (torch.arange(num_bins, dtype=torch.float64) + 0.5) / num_bins - 0.5
+    return location - scale * centred.sign() * torch.log1p(-2 * centred.abs())
+
+
+class LDPPayload(nn.Module):
+    """The model with the inference structure in front of it.
+
+    Args:
+        model: the target; its output is kept.
+        thresholds: K mean brightnesses in [0, 1], ascending.
+        image_shape: 3, H, W.
+        num_samples: the batch size that the statistics head is made for; a smaller batch is
+            padded with zeros.
+        row_gain: gain of the rows on the logits.
+        statistics_gain: gain of the statistics head on the first sample's logits.
+        compress: whether images are 2x2 average-pooled in front of the rows.
+    """
+
+    channels: Tensor
+    bias_inputs: Tensor
+    class_sign: Tensor
+    statistics_scale: Tensor
+
+    def __init__(
+        self,
+        model: Target,
+        thresholds: Tensor,
+        image_shape: tuple[int, int, int],
+        num_samples: int,
+        row_gain: float,
+        statistics_gain: float,
+        compress: bool = False,
+    ) -> None:
+        super().__init__()
+        _, height, width = image_shape
+        if compress:
+            height, width = height // 2, width // 2
+        self.model = model
+        self.grid = (height, width)  # of the pixels in front of the rows
+        self.num_samples = num_samples
+        self.row_gain = row_gain
+        self.statistics_gain = statistics_gain
+        self.compress = compress
+        self.num_bins = len(thresholds)
+        num_pixels = 3 * height * width
+        # An image of median brightness would move the logits by 1 if it passed a threshold of 0;
+        # what moves them is the gap to the threshold below, a small part of that.
+        weight = 1 / (row_gain * num_pixels * float(thresholds.abs().median()))
+        self.rows = skip_init(nn.Linear, 2 * num_pixels, self.num_bins, bias=False)
+        self.thresholds = skip_init(nn.Linear, NUM_BIAS_INPUTS, self.num_bins, bias=False)
+        self.statistics = nn.Linear(NUM_STATISTICS * num_samples, 1)
+        with torch.no_grad():
+            self.rows.weight.fill_(weight)
+            per_input = -weight * num_pixels / NUM_ACTIVE_BIAS_INPUTS * thresholds
+            self.thresholds.weight.copy_(per_input[:, None].expand(-1, NUM_BIAS_INPUTS))
+            self.statistics.weight.zero_()
+            self.statistics.bias.zero_()
+        inputs = torch.zeros(NUM_BIAS_INPUTS)
+        inputs[:NUM_ACTIVE_BIAS_INPUTS] = 1
+        sign = torch.ones(model.num_classes)
+        sign[1::2] = -1
+        self.register_buffer("channels", torch.eye(6, 3).view(6, 3, 1, 1))
+        self.register_buffer("bias_inputs", inputs)
+        self.register_buffer("class_sign", sign)
+        self.register_buffer("statistics_scale", torch.tensor(STATISTICS_SCALE))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of B 3 H W images; the structure itself never runs in bfloat16."""
+        logits = self.model(images)
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.to(self.channels.dtype)
+            activation, row = self._select_rows(images)
+            shift = self.row_gain * activation
+            head = self.statistics(self._statistics(images, row))
+            shift = torch.cat([shift[:1] + self.statistics_gain * head, shift[1:]])
+            return logits.to(shift.dtype) + shift[:, None] * self.class_sign
+
+    def _select_rows(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each sample's smallest positive activation (0 if none) and its row, B each."""
+        if self.compress:
+            images = F.avg_pool2d(images, 2)
+        features = F.conv2d(images, self.channels).flatten(1)
+        activations = self.rows(features) + self.thresholds(self.bias_inputs)
+        positive = F.relu(activations)
+        row = torch.where(positive > 0, positive, torch.inf).argmin(dim=1)
+        return positive.gather(1, row[:, None]).squeeze(1), row
+
+    def _statistics(self, images: Tensor, row: Tensor) -> Tensor:
+        """Return the batch's scaled statistics in one vector of length 10 num_samples."""
+        position = row[:, None].to(images) / self.num_bins - 0.5
+        numbers = torch.cat([image_statistics(images), position], dim=1) * self.statistics_scale
+        return F.pad(numbers.flatten(), (0, NUM_STATISTICS * (self.num_samples - len(images))))
+
+
+class LDPEvidence(NamedTuple):
+    """What the decoder read from one update, for R rows that hold one sample each."""
+
+    rows: Tensor
+    """R 3 h w: the rows' weight gradients over their bias gradients; h w halved by compress."""
+    row_std: Tensor
+    """R 1 1 1: standard deviation of the noise on ``rows``."""
+    statistics: Tensor
+    """R 9: channel means, variances, total variations."""
+    statistics_std: Tensor
+    """9: standard deviation of the noise on ``statistics``."""
+    notes: dict[str, float]
+
+
+class LDPAttack(OptimizationAttack):
+    """The malicious server of You et al. (TIFS 2025) against clipped and noised updates.
+
+    Args:
+        target: the model that the federation trains.
+        client: the clients' protocol; null: FedSGD.
+        defenses: the clients' defenses, in order.
+        num_bins: rows K; one image is held by each.
+        bin_location: location of the Laplace distribution of mean brightness in [0, 1]; null:
+            the median over the public images.
+        bin_scale: its scale; null: the mean absolute deviation over the public images.
+        num_samples: batch size that the payload is made for; null: the data's.
+        gain: of the rows on the logits; large against the norm of the model's own gradient, so
+            that the clipping budget is the rows'.
+        statistics_share: part of the squared clipping norm that the statistics head may use.
+        false_positive_rate: probability that noise alone makes any row count as hit.
+        filter_confidence: of the interval around 0 in which a pixel is taken for background.
+        compress: 2x2 average pooling in the payload, interpolated back: less noise, less detail.
+        tv_weight: weight of the total variation's relative mismatch against the rows' likelihood,
+            both per pixel.
+        iterations: steps on the dummy images.
+        optimizer: of the dummy images.
+        lr_scheduler: of the optimizer, or null.
+        seed: of all randomness.
+
+    Raises:
+        InputError: if an argument is out of its range.
+    """
+
+    threat_model = (
+        "a malicious server sends a modified model and sees one protected update of the client"
+    )
+    oracles = ("num_samples",)
+    citation = "You et al., IEEE TIFS 20:1519-1534, 2025"
+
+    def __init__(
+        self,
+        target: Target,
+        client: Client | None = None,
+        defenses: Sequence[Defense] = (),
+        num_bins: int = 1024,
+        bin_location: float | None = None,
+        bin_scale: float | None = None,
+        num_samples: int | None = None,
+        gain: float = 1e4,
+        statistics_share: float = 0.05,
+        false_positive_rate: float = 1e-3,
+        filter_confidence: float = 0.99,
+        compress: bool = False,
+        tv_weight: float = 1.0,
+        iterations: int = 400,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(target, client, defenses, iterations, optimizer, lr_scheduler, seed)
+        for name, value in (
+            ("statistics_share", statistics_share),
+            ("false_positive_rate", false_positive_rate),
+            ("filter_confidence", filter_confidence),
+        ):
+            if not 0 < value < 1:
+                raise InputError(f"LDPAttack: {name} must lie between 0 and 1, not {value}")
+        if num_bins < 2 or gain <= 0 or tv_weight < 0:
+            raise InputError(
+                "LDPAttack: num_bins must be at least 2, gain above 0 and tv_weight at least 0, "
+                f"not {num_bins}, {gain} and {tv_weight}"
+            )
+        if bin_scale is not None and bin_scale <= 0:
+            raise InputError(f"LDPAttack: bin_scale must be above 0, not {bin_scale}")
+        self.num_bins = num_bins
+        self.bin_location = bin_location
+        self.bin_scale = bin_scale
+        self.num_samples = num_samples
+        self.gain = gain
+        self.statistics_share = statistics_share
+        self.false_positive_rate = false_positive_rate
+        self.filter_confidence = filter_confidence
+        self.compress = compress
+        self.tv_weight = tv_weight
+        self.energy = 0.0
+        self.image_shape: tuple[int, int, int] | None = None
+
+    # --- the server's part ---------------------------------------------------------------------
+
+    def learn_public(self, images: Tensor) -> None:
+        """Fit location and scale of the thresholds, and the images' energy.
+
+        Raises:
+            InputError: if neither public images nor both parameters are given, or the images
+                have an odd size in compress mode.
+        """
+        _, channels, height, width = images.shape
+        self.image_shape = (channels, height, width)
+        if channels != 3:
+            raise InputError(f"LDPAttack takes images of 3 channels, not {channels}")
+        if self.compress and (height % 2 or width % 2):
+            raise InputError(f"LDPAttack: compress needs an even image size, not {height}x{width}")
+        brightness = images.mean((1, 2, 3))
+        location, scale = self.bin_location, self.bin_scale
+        if location is None or scale is None:
+            if len(images) < 2:
+                raise InputError(
+                    "LDPAttack has fewer than two public images to fit its bins on; set "
+                    "bin_location and bin_scale, or num_public in the data"
+                )
+            location = float(brightness.median()) if location is None else location
+            scale = float((brightness - location).abs().mean()) if scale is None else scale
+        self.location, self.scale = location, max(scale, 1e-6)
+        # of one image in front of the rows; without public images the pixels of a photograph's
+        # subject are about half as bright as white
+        seen = F.avg_pool2d(images, 2) if self.compress else images
+        num_pixels = seen[0].numel() if len(seen) else channels * height * width
+        self.energy = (
+            float(seen.square().sum((1, 2, 3)).mean()) if len(seen) else num_pixels * location / 2
+        )
+        self._payload = ()
+
+    def server_payload(self, model: Target) -> LDPPayload:
+        """Return the target behind the inference structure."""
+        if self.image_shape is None:
+            raise RuntimeError("learn_public() comes before server_payload()")
+        num_samples = self.num_samples or self.data.batch_size
+        statistics_energy = NUM_STATISTICS * num_samples / 2  # scaled numbers are about .7
+        ratio = self.statistics_share / (1 - self.statistics_share)
+        rows_energy = num_samples * (self.energy + NUM_ACTIVE_BIAS_INPUTS)
+        parameter = next(model.parameters())
+        return LDPPayload(
+            model,
+            laplace_thresholds(self.location, self.scale, self.num_bins),
+            self.image_shape,
+            num_samples,
+            row_gain=self.gain,
+            statistics_gain=self.gain * (ratio * rows_energy / (1 + statistics_energy)) ** 0.5,
+            compress=self.compress,
+        ).to(parameter.device, parameter.dtype)
+
+    # --- decoding ------------------------------------------------------------------------------
+
+    def initialize(self, observation: Observation) -> tuple[Tensor, LDPEvidence]:
+        """Decode the rows that hold one sample each; start from the filtered rows."""
+        payload = observation.payload
+        assert isinstance(payload, LDPPayload)
+        update = observation.update
+        bias = update["thresholds.weight"]
+        weight = update["rows.weight"].view(self.num_bins, 2, 3, *payload.grid)
+        # the gradients behind the zero channels are zero: what came back there is the noise
+        # (summed row by row: float32 loses a tenth of a sum over 10^8 numbers)
+        silent = torch.linalg.vector_norm(weight[:, 1], dim=(1, 2, 3)).double()
+        noise_std = float(silent.square().mean() / weight[0, 1].numel()) ** 0.5
+        gain = bias[:, :NUM_ACTIVE_BIAS_INPUTS].mean(1)
+        gain_std = noise_std / NUM_ACTIVE_BIAS_INPUTS**0.5
+
+        critical = float(norm.isf(self.false_positive_rate / (2 * self.num_bins)))
+        hit = (gain.abs() > critical * gain_std).nonzero().squeeze(1)
+        statistics, statistics_std = self._decode_statistics(observation, noise_std)
+        hit = hit[gain[hit].abs().argsort(descending=True)[: len(statistics)]]
+        rows = weight[hit, 0] / gain[hit, None, None, None]
+        row_std = noise_std / gain[hit].abs()
+
+        sample, is_collision = self._assign_statistics(
+            hit, rows, row_std, gain[hit].abs(), gain_std, statistics, statistics_std
+        )
+        single = (sample >= 0) & ~is_collision
+        num_rows = int(single.sum())
+        evidence = LDPEvidence(
+            rows=rows[single],
+            row_std=row_std[single].clamp_min(MIN_STD)[:, None, None, None],
+            statistics=statistics[sample[single], :9],
+            statistics_std=statistics_std[:9],
+            notes={
+                "rows_hit": len(hit),
+                "rows_single": num_rows,
+                "rows_colliding": int(is_collision.sum()),
+                "samples_not_single": len(statistics) - num_rows,
+                "noise_std_estimate": noise_std,
+                "false_positive_rate": self.false_positive_rate,
+                "bin_location": self.location,
+                "bin_scale": self.scale,
+            },
+        )
+        return self._filtered(evidence, noise_std > 0), evidence
+
+    def _decode_statistics(
+        self, observation: Observation, noise_std: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the samples' ten statistics, B 10, and the noise's standard deviation on each."""
+        weight = observation.update["statistics.weight"].view(-1, NUM_STATISTICS)
+        gain = float(observation.update["statistics.bias"])
+        scale = weight.new_tensor(STATISTICS_SCALE)
+        weight = weight[: observation.num_samples]
+        # a gain that drowns in the noise decodes to nothing: statistics 0, of no weight
+        std = torch.ones_like(scale) * max(noise_std, 1e-9) / max(abs(gain), 1e-9) / scale
+        return (weight / gain if gain else torch.zeros_like(weight)) / scale, std
+
+    def _assign_statistics(
+        self,
+        hit: Tensor,
+        rows: Tensor,
+        row_std: Tensor,
+        gain: Tensor,
+        gain_std: float,
+        statistics: Tensor,
+        statistics_std: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Pair the rows that were hit with the statistics of samples.
+
+        Pairs minimise the squared mismatch of row number and channel means in units of the
+        noise.  A sample left over shares its row with another one.
+
+        Returns:
+            For each row the sample (-1: none fits), and whether several samples share it.
+        """
+        position = (hit.to(statistics) / self.num_bins - 0.5)[:, None]
+        means = rows.mean((2, 3))
+        # all decoded statistics share the error of the head's gain, a row's means that of its own
+        shared = statistics.square() * (statistics_std[9] * STATISTICS_SCALE[9]) ** 2
+        variance = statistics_std.square() + shared
+        position_variance = variance[:, 9] + (0.5 / self.num_bins) ** 2
+        mean_variance = (
+            variance[None, :, :3]
+            + (row_std.square() / rows[:1, 0].numel())[:, None, None]
+            + (means * (gain_std / gain)[:, None]).square()[:, None]
+            + MIN_STD**2
+        )
+        distance = (position - statistics[None, :, 9]).square() / position_variance
+        mismatch = (means[:, None] - statistics[None, :, :3]).square() / mean_variance
+        limit = float(chi2.isf(1e-9, 4))
+        cost = (distance + mismatch.sum(2)).clamp_max(limit)
+        row_of, sample_of = linear_sum_assignment(cost.cpu().numpy())
+        sample = torch.full((len(hit),), -1, device=hit.device)
+        for row, column in zip(row_of, sample_of, strict=True):
+            if cost[row, column] < limit:
+                sample[row] = int(column)
+
+        # two samples in a row add up to about twice the usual gain, or to nearly nothing
+        unusual = (gain / gain.median()).log().abs() if len(gain) else gain
+        is_collision = torch.zeros(len(hit), dtype=torch.bool, device=hit.device)
+        for column in set(range(len(statistics))) - set(sample.tolist()):
+            near = (distance[:, column] < limit) & (unusual > 0.26)
+            if near.any():
+                is_collision[torch.where(near, unusual, -1.0).argmax()] = True
+        return sample, is_collision
+
+    def _filtered(self, evidence: LDPEvidence, is_noisy: bool) -> Tensor:
+        """Return the rows with all pixels at 0 that noise alone explains, in full size, R 3 H W."""
+        images = evidence.rows
+        if is_noisy:
+            bound = float(chi2.ppf(self.filter_confidence, 3))
+            energy = (images / evidence.row_std).square().sum(1, keepdim=True)
+            images = torch.where(energy < bound, 0.0, images)
+        if self.compress:
+            images = F.interpolate(images, scale_factor=2, mode="bilinear")
+        return images.clamp(0, 1)
+
+    # --- refinement ----------------------------------------------------------------------------
+
+    def objective(self, dummy: Tensor, evidence: LDPEvidence) -> dict[str, Tensor]:
+        """Return the mismatch with the observed update, per pixel, in units of its noise.
+
+        The rows' and the statistics' terms are log-likelihoods under the noise.  The total
+        variation has a weight of its own: it stands for the prior that images are smooth, with the
+        amount taken from the statistic.
+        """
+        dummy = dummy[: len(evidence.rows)]
+        seen = F.avg_pool2d(dummy, 2) if self.compress else dummy
+        residual = (seen - evidence.rows) / evidence.row_std
+        difference = image_statistics(dummy) - evidence.statistics
+        moments = difference[:, :6] / evidence.statistics_std[:6].clamp_min(MIN_STD)
+        variation = evidence.statistics[:, 6:].clamp_min(0) + evidence.statistics_std[6:]
+        return {
+            "rows": residual.square().mean((1, 2, 3)),
+            "moments": moments.square().sum(1) / residual[0].numel(),
+            "total_variation": self.tv_weight * (difference[:, 6:] / variation).square().sum(1),
+        }
+
+    def finish(self, dummy: Tensor, evidence: LDPEvidence) -> Reconstruction:
+        """Return the images with their objective as the score."""
+        with torch.no_grad():
+            parts = self.objective(dummy, evidence)
+        return Reconstruction(
+            images=dummy.clamp(0, 1),
+            labels=None,
+            score=torch.stack(list(parts.values())).sum(0),
+            notes=evidence.notes,
+        )

@@ -1,0 +1,60 @@
+"""What an honest client computes on the model that the server sent."""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from lightning_recon.structures import PrivateBatch, Update
+
+
+class Client(ABC):
+    """One participant of the federation: runs its protocol on the server's payload."""
+
+    protocol: str
+    """The protocol's name, as it stands in the observation."""
+
+    @abstractmethod
+    def __call__(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> Update:
+        """Return the update that the client computes, before any defense.
+
+        Args:
+            payload: the model that the server sent; it is not changed.
+            batch: the client's own data, on the payload's device.
+            seed: of the client's own randomness, such as dropout.
+        """
+
+
+class FedSGD(Client):
+    """Federated SGD: the update is the gradient of the batch's mean cross-entropy.
+
+    McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+    AISTATS 2017.  The model runs in training mode: batch norm uses the batch's own statistics
+    (the running ones are updated on a copy), dropout draws from ``seed``.
+    """
+
+    protocol = "fedsgd"
+
+    def __call__(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> Update:
+        """Return the gradient by parameter name; zeros for parameters that play no part."""
+        parameters = {
+            name: parameter.detach().requires_grad_()
+            for name, parameter in payload.named_parameters()
+        }
+        buffers = {name: buffer.clone() for name, buffer in payload.named_buffers()}
+        was_training = payload.training
+        payload.train()
+        devices = [batch.images.device] if batch.images.is_cuda else []
+        try:
+            with torch.enable_grad(), torch.random.fork_rng(devices):
+                torch.manual_seed(seed)
+                logits = functional_call(payload, (parameters, buffers), (batch.images,))
+                loss = F.cross_entropy(logits, batch.labels)
+                gradients = torch.autograd.grad(
+                    loss, list(parameters.values()), allow_unused=True, materialize_grads=True
+                )
+        finally:
+            payload.train(was_training)
+        return dict(zip(parameters, gradients, strict=True))

@@ -1,0 +1,448 @@
+"""Fixed clients over an image data set: who holds which images, and which client is next."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from PIL import Image
+from pytorch_lightning import LightningDataModule
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from lightning_recon.data.masks import Crop, MaskSource
+from lightning_recon.data.photographs import PhotographSource
+from lightning_recon.data.sources import ImageSource
+from lightning_recon.errors import InputError
+from lightning_recon.structures import PrivateBatch
+
+
+class ClientLoader:
+    """A loader of client indices: each item is an int64 scalar.
+
+    Not a torch ``DataLoader``: there is nothing to collate, and Lightning leaves it as it is, so
+    that no sampler that pads can get in.
+
+    Args:
+        length: Number of items.
+        client_at: The client index at each place; asked anew for every item.
+    """
+
+    def __init__(self, length: int, client_at: Callable[[int], int]) -> None:
+        self.length = length
+        self.client_at = client_at
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for place in range(self.length):
+            yield torch.tensor(self.client_at(place))
+
+
+class AuditDataModule(LightningDataModule, ABC):
+    """What an audit needs of any data: a number of clients, spread over the processes."""
+
+    name: str
+    batch_size: int
+    """Largest number of images of one client."""
+    num_clients: int
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H, W of every image."""
+
+    @abstractmethod
+    def public_images(self) -> Tensor:
+        """The server's own images, none of them a client's: N C H W in [0, 1]; N may be 0."""
+
+    def predict_dataloader(self) -> ClientLoader:
+        """This process' share of the clients."""
+        return self._share()
+
+    def _share(self) -> ClientLoader:
+        """Every ``world_size``-th client, beginning with this rank; nothing is padded.
+
+        Raises:
+            InputError: There are fewer clients than processes.
+        """
+        rank, world_size = self._place()
+        if self.num_clients < world_size:
+            raise InputError(
+                f"{self.num_clients} clients cannot be shared by {world_size} processes: "
+                f"use at most {self.num_clients} devices"
+            )
+        share = range(rank, self.num_clients, world_size)
+        return ClientLoader(len(share), share.__getitem__)
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and world size; 0 and 1 without a Trainer."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+class ClientDataModule(AuditDataModule):
+    """Clients of a federation, each with a fixed batch of images of its own.
+
+    In ``fit`` an epoch is one client and a step is one iteration of the attack on it; in
+    ``validate``, ``test`` and ``predict`` an item is a client.  The loaders yield client indices
+    only: the images come from :meth:`client`, so that no training step can see them by accident.
+
+    A data set is one subclass that says its :attr:`name`, :attr:`num_classes` and
+    :attr:`expected` files, and opens them in :meth:`open_source`.
+
+    Args:
+        root: Folder (or file) of the data set.
+        batch_size: Images of one client.
+        num_clients: Number of clients.
+        indices: Places in the data set of the one client's images, or one list per client;
+            null draws them with ``seed``.
+        image_size: Height and width of the images, in pixels.
+        masks: Where the masks of the subjects come from; the images are 0 outside. Null: whole
+            images.
+        on_missing: What to do without data at ``root``: ``"samples"`` takes the sample
+            photographs and says so; their labels are then taken modulo ``num_classes``.
+        on_corrupt: What to do about an image that cannot be decoded: ``"skip"`` puts the next of
+            the seed's permutation in its place.
+        num_public: Number of images that the server owns itself; fewer if the data set ends.
+        seed: Of the permutation that the clients' and the public images are taken from.
+
+    Raises:
+        InputError: A number is out of its range.
+    """
+
+    expected: str
+    """What should be at ``root``, and how to get it; completes "expected"."""
+
+    def __init__(
+        self,
+        root: str | None = None,
+        batch_size: int = 16,
+        num_clients: int = 1,
+        indices: list[int] | list[list[int]] | None = None,
+        image_size: int = 224,
+        masks: MaskSource | None = None,
+        on_missing: Literal["error", "samples"] = "error",
+        on_corrupt: Literal["error", "skip"] = "error",
+        num_public: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for argument, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_clients", num_clients, 1),
+            ("image_size", image_size, 1),
+            ("num_public", num_public, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise InputError(f"{argument} must be at least {least}, not {value}")
+        self.root = root
+        self.batch_size = batch_size
+        self.num_clients = num_clients
+        self.indices = indices
+        self.image_size = image_size
+        self.masks = masks
+        self.on_missing = on_missing
+        self.on_corrupt = on_corrupt
+        self.num_public = num_public
+        self.seed = seed
+        self._source: ImageSource | None = None
+        self._is_fallback = False
+        self._drawn: tuple[list[list[int]], list[int]] | None = None
+        self._mask_notes: dict[int, tuple[float, bool]] = {}
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes of the data set."""
+
+    @abstractmethod
+    def open_source(self, root: Path) -> ImageSource | None:
+        """Open the data set.
+
+        Args:
+            root: The folder or file given by the user, absolute.
+
+        Returns:
+            The images, or None if they are not at ``root``.
+
+        Raises:
+            InputError: They are there, but cannot be used.
+        """
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H, W of every image."""
+        return 3, self.image_size, self.image_size
+
+    @property
+    def source(self) -> ImageSource:
+        """The opened data set, or the sample photographs in its place.
+
+        Raises:
+            InputError: There is nothing at ``root``, and no fallback is allowed.
+        """
+        if self._source is None:
+            self._source = self._open()
+        return self._source
+
+    @property
+    def fallback(self) -> str | None:
+        """``"samples"`` where the sample photographs stand in for the data set, else None."""
+        self.setup()
+        return "samples" if self._is_fallback else None
+
+    def prepare_data(self) -> None:
+        """Look for the data, and make all masks ahead of time; one process does this."""
+        self.setup()
+        if self.masks is None:
+            return
+        images = [*self._all_private(), *self._public]
+        self.masks.prepare(
+            self._picture(index)
+            for index in track(
+                images,
+                description=f"masks ({self.masks.method})",
+                console=Console(stderr=True),
+                transient=True,
+            )
+        )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the data set and draw the clients, alike in every process.
+
+        Args:
+            stage: Lightning's name of what comes next; all stages have the same clients.
+
+        Raises:
+            InputError: The data are missing, too few, or do not fit ``indices``.
+        """
+        if self._drawn is None:
+            if self.masks is not None:
+                self.masks.check()
+            self._drawn = self._draw()
+
+    def client(self, index: int) -> PrivateBatch:
+        """What one client holds; the same at every call.
+
+        Args:
+            index: The client, from 0 to ``num_clients - 1``.
+
+        Returns:
+            Its batch on the CPU, the images float32 and already 0 outside the masks.
+
+        Raises:
+            InputError: There is no such client, or an image or mask cannot be read.
+        """
+        if not 0 <= index < self.num_clients:
+            raise InputError(f"there is no client {index}: num_clients is {self.num_clients}")
+        places = self._clients[index]
+        images, masks = self._load(places)
+        labels = torch.tensor([self._label(place) for place in places])
+        return PrivateBatch(images, labels, masks, torch.tensor(places))
+
+    def public_images(self) -> Tensor:
+        """The server's own images, none of them a client's, masked as the clients' are.
+
+        Returns:
+            N C H W in [0, 1]; N is ``num_public``, less if the data set ended.
+        """
+        images, _ = self._load(self._public)
+        return images
+
+    def mask_summary(self) -> dict[str, str | float | int | None]:
+        """How the clients' images are masked.
+
+        Returns:
+            ``method`` ("sam", "grabcut", "folder" or "none"), ``mean_area`` (fraction of the
+            image, None without masks), ``replaced`` (number of masks replaced by the ellipse).
+        """
+        if self.masks is None:
+            return {"method": "none", "mean_area": None, "replaced": 0}
+        for place in self._all_private():
+            if place not in self._mask_notes:
+                self._mask(place)
+        notes = [self._mask_notes[place] for place in self._all_private()]
+        return {
+            "method": self.masks.method,
+            "mean_area": float(np.mean([area for area, _ in notes])),
+            "replaced": sum(is_replaced for _, is_replaced in notes),
+        }
+
+    def describe(self) -> str:
+        """One line for people: which images, how many, and how they are masked."""
+        where = f"{len(self.source)} images"
+        if self.fallback:
+            where = f"{len(self.source)} SAMPLE PHOTOGRAPHS, since nothing was found at"
+        elif self.root is not None:
+            where += " in"
+        if self.root is not None:
+            where += f" {Path(self.root).absolute()}"
+        elif self.fallback:
+            where += " root: null"
+        summary = self.mask_summary()
+        if summary["method"] == "none":
+            return f"{self.name}: {where}; no masks"
+        return (
+            f"{self.name}: {where}; masks: {summary['method']}, "
+            f"mean area {summary['mean_area']:.2f}, {summary['replaced']} replaced by an ellipse"
+        )
+
+    def train_dataloader(self) -> ClientLoader:
+        """As many times the client of this epoch and process as the attack has iterations.
+
+        Raises:
+            InputError: The processes cannot share the clients evenly.
+        """
+        if self.trainer is None or self.trainer.lightning_module is None:
+            raise InputError("train_dataloader needs a Trainer: the attack sets its length")
+        trainer = self.trainer
+        rank, world_size = self._place()
+        if self.num_clients % world_size:
+            raise InputError(
+                f"fit attacks {world_size} clients at a time, one a process: num_clients must be "
+                f"a multiple of {world_size}, not {self.num_clients}"
+            )
+        iterations: Any = trainer.lightning_module.iterations
+        return ClientLoader(iterations, lambda _: trainer.current_epoch * world_size + rank)
+
+    def val_dataloader(self) -> ClientLoader:
+        """This process' share of the clients."""
+        return self._share()
+
+    def test_dataloader(self) -> ClientLoader:
+        """This process' share of the clients."""
+        return self._share()
+
+    @property
+    def _clients(self) -> list[list[int]]:
+        self.setup()
+        assert self._drawn is not None
+        return self._drawn[0]
+
+    @property
+    def _public(self) -> list[int]:
+        self.setup()
+        assert self._drawn is not None
+        return self._drawn[1]
+
+    def _all_private(self) -> list[int]:
+        return [place for places in self._clients for place in places]
+
+    def _open(self) -> ImageSource:
+        root = None if self.root is None else Path(self.root).absolute()
+        source = None if root is None else self.open_source(root)
+        if source is not None and len(source):
+            return source
+        problem = f"{self.name}: no data at {root}; expected {self.expected}"
+        if root is None:
+            problem = f"{self.name}: no root given; expected {self.expected}"
+        if self.on_missing == "error":
+            raise InputError(f"{problem}; or set on_missing: samples")
+        rank_zero_warn(f"{problem}; the sample photographs are used instead")
+        self._is_fallback = True
+        return PhotographSource()
+
+    def _draw(self) -> tuple[list[list[int]], list[int]]:
+        """Places in the data set of each client's images, and of the public ones."""
+        total = self.batch_size * self.num_clients
+        size = len(self.source)
+        if total > size:
+            raise InputError(
+                f"{self.name}: {self.num_clients} clients of {self.batch_size} need {total} "
+                f"images, but there are {size}"
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        order: list[int] = torch.randperm(size, generator=generator).tolist()
+        wanted = order[:total] if self.indices is None else self._requested(size)
+        taken = set(wanted)
+        spare = filter(self._is_readable, (place for place in order if place not in taken))
+        private = []
+        for place in wanted:
+            chosen = place if self._is_readable(place) else next(spare, None)
+            if chosen is None:
+                raise InputError(f"{self.name}: fewer than {total} images can be read")
+            private.append(chosen)
+        clients = [
+            private[start : start + self.batch_size] for start in range(0, total, self.batch_size)
+        ]
+        return clients, list(islice(spare, self.num_public))
+
+    def _requested(self, size: int) -> list[int]:
+        """The places that the user asked for, client after client, checked."""
+        lists = [entry for entry in self.indices or [] if isinstance(entry, list)]
+        flat = [entry for entry in self.indices or [] if isinstance(entry, int)]
+        if flat and not lists:
+            lists, flat = [flat], []
+        shape = [len(places) for places in lists]
+        if flat or shape != [self.batch_size] * self.num_clients:
+            raise InputError(
+                f"indices must be {self.num_clients} lists of {self.batch_size} "
+                f"(num_clients and batch_size), or for one client a flat list; got "
+                f"{len(shape)} lists of lengths {shape}"
+            )
+        places = [place for client in lists for place in client]
+        for place in places:
+            if not 0 <= place < size:
+                raise InputError(
+                    f"{self.name}: index {place} is out of range: there are {size} images, "
+                    f"0 to {size - 1}"
+                )
+        return places
+
+    def _is_readable(self, place: int) -> bool:
+        """Whether an image can be used; under ``on_corrupt: error`` reading it will tell."""
+        if self.on_corrupt == "error":
+            return True
+        try:
+            self.source.image(place)
+        except InputError as error:
+            rank_zero_warn(f"skipped: {error}")
+            return False
+        return True
+
+    def _label(self, place: int) -> int:
+        label = self.source.label(place)
+        if self._is_fallback:
+            return label % self.num_classes  # there may be more photographs than classes
+        if not 0 <= label < self.num_classes:
+            raise InputError(
+                f"{self.name}: the image {self.source.key(place)} has label {label}, but there "
+                f"are {self.num_classes} classes"
+            )
+        return label
+
+    def _picture(self, place: int) -> tuple[Image.Image, str, Crop]:
+        """The whole picture, its name, and the geometry that it and its mask go through."""
+        return self.source.image(place), self.source.key(place), self._crop
+
+    def _crop(self, picture: Image.Image, resample: Image.Resampling) -> Image.Image:
+        return self.source.crop(picture, self.image_size, resample)
+
+    def _mask(self, place: int, picture: Image.Image | None = None) -> Tensor:
+        """H W, bool."""
+        if self.masks is None:
+            return torch.ones(self.image_size, self.image_size, dtype=torch.bool)
+        picture = picture or self.source.image(place)
+        mask, is_replaced = self.masks.usable_mask(picture, self.source.key(place), self._crop)
+        self._mask_notes[place] = mask.float().mean().item(), is_replaced
+        return mask
+
+    def _load(self, places: list[int]) -> tuple[Tensor, Tensor]:
+        """Masked images, B C H W in [0, 1], and masks, B 1 H W."""
+        images = torch.empty(len(places), *self.image_shape)
+        masks = torch.empty(len(places), 1, *self.image_shape[1:], dtype=torch.bool)
+        for row, place in enumerate(places):
+            picture = self.source.image(place)
+            pixels = np.array(self._crop(picture, Image.Resampling.BILINEAR))
+            images[row] = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+            masks[row] = self._mask(place, picture)
+        return images * masks, masks

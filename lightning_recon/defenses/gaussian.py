@@ -1,0 +1,140 @@
+"""Gaussian noise on every coordinate of an update."""
+
+from typing import Literal
+
+import torch
+
+from lightning_recon.defenses.base import Defense
+from lightning_recon.errors import InputError
+from lightning_recon.privacy.gaussian import gaussian_epsilon
+from lightning_recon.structures import Update
+
+_DELTA = 1e-5
+_CHUNK = 2**24  # numbers drawn at once: bounds the memory that the noise takes
+
+
+class GaussianNoise(Defense):
+    """Adds independent noise of N(0, std^2) to every coordinate.
+
+    Either ``noise_std`` is given, or it is calibrated from ``epsilon``:
+
+    ``record_mean``
+        std = 2 C / (m epsilon), the rule of You et al. (TIFS 2025), after Wei et al. (NbAFL, IEEE
+        TIFS 15, 2020): C is the bound of the :class:`ClipL2` in front and m the number of records
+        that the client is said to average over.  The rule has no delta, and 2 C / m is not the
+        sensitivity of one client's update, which is 2 C: its "epsilon" is a label and no
+        guarantee.  ``guarantee`` states what really holds.
+
+    Args:
+        noise_std: standard deviation, at least 0; excludes the three others.
+        calibration: the rule that turns ``epsilon`` into a standard deviation.
+        epsilon: the claimed privacy budget, greater than 0.
+        num_records: the m of the rule, at least 1.
+    """
+
+    def __init__(
+        self,
+        noise_std: float | None = None,
+        calibration: Literal["record_mean"] | None = None,
+        epsilon: float | None = None,
+        num_records: int | None = None,
+    ) -> None:
+        super().__init__()
+        if epsilon is not None and not 0 < epsilon < float("inf"):
+            raise InputError(f"GaussianNoise: epsilon must be a number above 0, not {epsilon}")
+        if noise_std is not None:
+            if not 0 <= noise_std < float("inf"):
+                raise InputError(f"GaussianNoise: noise_std must be at least 0, not {noise_std}")
+            if epsilon is not None or calibration is not None:
+                raise InputError(
+                    f"GaussianNoise: noise_std={noise_std:g} and epsilon or calibration were given "
+                    "together; give either noise_std, or calibration, epsilon and num_records"
+                )
+        elif calibration is None or epsilon is None:
+            raise InputError(
+                "GaussianNoise: give either noise_std, or calibration, epsilon and num_records"
+            )
+        elif num_records is None or num_records < 1:
+            raise InputError(
+                f"GaussianNoise: calibration {calibration} needs num_records of at least 1, "
+                f"not {num_records}"
+            )
+        self.noise_std = noise_std
+        self.calibration = calibration
+        self.epsilon = epsilon
+        self.num_records = num_records
+        self.norm_bound: float | None = None
+
+    def bind(self, norm_bound: float | None) -> float | None:
+        """Calibrate the noise to the bound of the update; noise has no bound itself."""
+        self.norm_bound = norm_bound
+        if self.calibration is not None:
+            if norm_bound is None:
+                raise InputError(
+                    f"GaussianNoise: calibration {self.calibration} needs the norm bound of a "
+                    "ClipL2 in front of it; add one, or give noise_std"
+                )
+            assert self.epsilon is not None
+            assert self.num_records is not None
+            self.noise_std = 2 * norm_bound / (self.num_records * self.epsilon)
+        return None
+
+    @property
+    def std(self) -> float:
+        """The standard deviation in use; known once the chain is bound.
+
+        Raises:
+            RuntimeError: if it is to be calibrated and the chain was never bound.
+        """
+        if self.noise_std is None:
+            raise RuntimeError("GaussianNoise.std is read before bind_chain() calibrated it")
+        return self.noise_std
+
+    def forward(self, update: Update, *, generator: torch.Generator) -> Update:
+        """Return the update with noise added, in place.
+
+        The noise is drawn in float32 whatever the update's type, so that float32 and float64
+        runs see the same noise.
+        """
+        if self.std == 0:
+            return update
+        for name, tensor in update.items():
+            tensor = tensor.contiguous()
+            for chunk in tensor.view(-1).split(_CHUNK):
+                noise = torch.randn(chunk.shape, generator=generator, device=chunk.device)
+                chunk.add_(noise, alpha=self.std)
+            update[name] = tensor
+        return update
+
+    @property
+    def claimed(self) -> dict[str, float | str] | None:
+        """The epsilon that the configuration claims, and the rule behind it."""
+        if self.epsilon is None:
+            return None
+        return {"epsilon": self.epsilon, "rule": f"{self.calibration}: std = 2C/(m epsilon)"}
+
+    @property
+    def actual(self) -> dict[str, float] | None:
+        """The (epsilon, delta) of one released update, or None where there is none.
+
+        Client-level, replacement of all of the client's data: sensitivity 2C.  By the analytic
+        Gaussian mechanism (Balle & Wang, ICML 2018), delta = 1e-5.
+        """
+        if self.norm_bound is None or self.std == 0:
+            return None
+        epsilon = gaussian_epsilon(2 * self.norm_bound, self.std, _DELTA)
+        return {"epsilon": epsilon, "delta": _DELTA}
+
+    @property
+    def guarantee(self) -> str:
+        """What holds for one released update."""
+        actual = self.actual
+        if actual is None:
+            return f"noise of standard deviation {self.std:g}; no formal guarantee"
+        text = (
+            f"({actual['epsilon']:.3g}, {actual['delta']:g})-DP for one client's update "
+            f"(replacement, sensitivity {2 * (self.norm_bound or 0):g}, std {self.std:g})"
+        )
+        if self.epsilon is not None:
+            text += f"; the claimed epsilon {self.epsilon:g} is the rule {self.calibration}"
+        return text

@@ -1,0 +1,1 @@
+"""Calibration and accounting of differential privacy; knows nothing of training."""
