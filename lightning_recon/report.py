@@ -115,6 +115,17 @@ def save_grid(path: Path, truth: Tensor, reconstruction: Tensor) -> None:
     _write_atomically(path, _png(grid))
 
 
+def save_image(path: Path, image: Tensor) -> None:
+    """Write one image as a PNG.
+
+    Args:
+        path: Where to; the folder is made.
+        image: C H W in [0, 1].
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_atomically(path, _png(image))
+
+
 def verdict(results: Mapping[str, Any], rows: Sequence[Row] = ()) -> str:
     """Return the audit's outcome as one sentence.
 

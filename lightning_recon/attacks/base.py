@@ -290,6 +290,12 @@ class OptimizationAttack(Attack):
     def finish(self, dummy: Tensor, evidence: Any) -> Reconstruction:
         """Turn the dummy images into the reconstruction."""
 
+    @property
+    def dummy_shape(self) -> tuple[int, int, int]:
+        """C, H, W of the dummy images."""
+        shape: tuple[int, int, int] = self.data.image_shape
+        return shape
+
     # --- the loop ------------------------------------------------------------------------------
 
     def iterate(
@@ -334,8 +340,7 @@ class OptimizationAttack(Attack):
     def configure_model(self) -> None:
         """Create the dummy images' shape, so that they resume with their optimizer state."""
         if not hasattr(self, "dummy"):
-            shape = (self.data.batch_size, *self.data.image_shape)
-            self.dummy = nn.Parameter(torch.zeros(shape))
+            self.dummy = nn.Parameter(torch.zeros(self.data.batch_size, *self.dummy_shape))
 
     def configure_optimizers(self) -> Any:
         """Optimise the dummy images and nothing else."""

@@ -27,8 +27,9 @@ What differs, and why:
   exceeds what noise reaches in any of the K rows with probability ``false_positive_rate``.  The
   released code takes them from the victim's own forward pass.
 - The tenth statistic, the row's number, is decoded and pairs statistics with rows (Hungarian method
-  on row number and channel means).  Samples left over share a row with another: such a row is
-  counted as a collision and not returned.  The released code pairs by the truth.
+  on row number, channel means and variances).  A row whose content fits the statistics of no
+  sample holds the sum of several: it is counted as a collision and not returned.  The released
+  code pairs by the truth.
 - The statistics reach the server through the logits of the batch's first sample alone.  Through
   all samples' logits the signs of their gradients would cancel.
 - The thresholds' location and scale are fitted on public images, when there are some.
@@ -66,6 +67,7 @@ NUM_STATISTICS = 10
 # absolute differences of neighbours, row number in [-1/2, 1/2].
 STATISTICS_SCALE = (4.0,) * 3 + (10.0,) * 3 + (25.0,) * 3 + (4.0,)
 MIN_STD = 1e-4  # of a pixel: keeps the likelihood finite where there is no noise
+MISFIT_RATE = 1e-6  # probability that a row that holds one sample is taken for a collision
 
 
 def image_statistics(images: Tensor) -> Tensor:
@@ -99,7 +101,7 @@ class LDPPayload(nn.Module):
             padded with zeros.
         row_gain: gain of the rows on the logits.
         statistics_gain: gain of the statistics head on the first sample's logits.
-        compress: whether images are 2x2 average-pooled in front of the rows.
+        compress: whether images are 2x2 average-pooled in front of rows and statistics.
     """
 
     channels: Tensor
@@ -155,6 +157,8 @@ class LDPPayload(nn.Module):
         logits = self.model(images)
         with torch.autocast(images.device.type, enabled=False):
             images = images.to(self.channels.dtype)
+            if self.compress:
+                images = F.avg_pool2d(images, 2)
             activation, row = self._select_rows(images)
             shift = self.row_gain * activation
             head = self.statistics(self._statistics(images, row))
@@ -163,8 +167,6 @@ class LDPPayload(nn.Module):
 
     def _select_rows(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return each sample's smallest positive activation (0 if none) and its row, B each."""
-        if self.compress:
-            images = F.avg_pool2d(images, 2)
         features = F.conv2d(images, self.channels).flatten(1)
         activations = self.rows(features) + self.thresholds(self.bias_inputs)
         positive = F.relu(activations)
@@ -277,6 +279,12 @@ class LDPAttack(OptimizationAttack):
 
     # --- the server's part ---------------------------------------------------------------------
 
+    @property
+    def dummy_shape(self) -> tuple[int, int, int]:
+        """C, H, W of the dummy images: what the rows see."""
+        channels, height, width = self.data.image_shape
+        return (channels, height // 2, width // 2) if self.compress else (channels, height, width)
+
     def learn_public(self, images: Tensor) -> None:
         """Fit location and scale of the thresholds, and the images' energy.
 
@@ -352,10 +360,8 @@ class LDPAttack(OptimizationAttack):
         rows = weight[hit, 0] / gain[hit, None, None, None]
         row_std = noise_std / gain[hit].abs()
 
-        sample, is_collision = self._assign_statistics(
-            hit, rows, row_std, gain[hit].abs(), gain_std, statistics, statistics_std
-        )
-        single = (sample >= 0) & ~is_collision
+        sample = self._assign_statistics(hit, rows, row_std, statistics, statistics_std)
+        single = sample >= 0
         num_rows = int(single.sum())
         evidence = LDPEvidence(
             rows=rows[single],
@@ -364,9 +370,8 @@ class LDPAttack(OptimizationAttack):
             statistics_std=statistics_std[:9],
             notes={
                 "rows_hit": len(hit),
-                "rows_single": num_rows,
-                "rows_colliding": int(is_collision.sum()),
-                "samples_not_single": len(statistics) - num_rows,
+                "rows_colliding": len(hit) - num_rows,
+                "samples_not_recovered": len(statistics) - num_rows,
                 "noise_std_estimate": noise_std,
                 "false_positive_rate": self.false_positive_rate,
                 "bin_location": self.location,
@@ -392,59 +397,57 @@ class LDPAttack(OptimizationAttack):
         hit: Tensor,
         rows: Tensor,
         row_std: Tensor,
-        gain: Tensor,
-        gain_std: float,
         statistics: Tensor,
         statistics_std: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """Pair the rows that were hit with the statistics of samples.
 
-        Pairs minimise the squared mismatch of row number and channel means in units of the
-        noise.  A sample left over shares its row with another one.
+        Row number, channel means and channel variances are known from both sides; the pairs
+        minimise their squared mismatch in units of the noise.  The sum of several samples fits the
+        statistics of none, so a row that collided stays without a partner.
 
         Returns:
-            For each row the sample (-1: none fits), and whether several samples share it.
+            For each row the sample that it holds, or -1, R.
         """
-        position = (hit.to(statistics) / self.num_bins - 0.5)[:, None]
-        means = rows.mean((2, 3))
-        # all decoded statistics share the error of the head's gain, a row's means that of its own
-        shared = statistics.square() * (statistics_std[9] * STATISTICS_SCALE[9]) ** 2
-        variance = statistics_std.square() + shared
-        position_variance = variance[:, 9] + (0.5 / self.num_bins) ** 2
-        mean_variance = (
-            variance[None, :, :3]
-            + (row_std.square() / rows[:1, 0].numel())[:, None, None]
-            + (means * (gain_std / gain)[:, None]).square()[:, None]
-            + MIN_STD**2
+        num_pixels = rows.shape[2:].numel()
+        noise = row_std.square()[:, None]
+        # relative errors of the gains: one scales all that is read from a row or from the head
+        row_error = (row_std / NUM_ACTIVE_BIAS_INPUTS**0.5)[:, None]
+        head_error = statistics_std[9] * STATISTICS_SCALE[9]
+
+        number = (hit.to(rows) / self.num_bins - 0.5)[:, None]
+        mean = rows.mean((2, 3))
+        variance = rows.var((2, 3), correction=0)
+        from_row = torch.cat([number, mean, variance - noise], dim=1)
+        from_row_variance = torch.cat(
+            [
+                torch.full_like(number, 0.5 / self.num_bins).square(),
+                noise / num_pixels + (mean * row_error).square(),
+                2 * noise.square() / num_pixels + (2 * variance * row_error).square(),
+            ],
+            dim=1,
         )
-        distance = (position - statistics[None, :, 9]).square() / position_variance
-        mismatch = (means[:, None] - statistics[None, :, :3]).square() / mean_variance
-        limit = float(chi2.isf(1e-9, 4))
-        cost = (distance + mismatch.sum(2)).clamp_max(limit)
-        row_of, sample_of = linear_sum_assignment(cost.cpu().numpy())
+        order = [9, 0, 1, 2, 3, 4, 5]
+        from_head = statistics[:, order]
+        from_head_variance = statistics_std[order].square() + (from_head * head_error).square()
+
+        difference = from_row[:, None] - from_head[None]
+        variances = from_row_variance[:, None] + from_head_variance[None] + MIN_STD**2
+        limit = float(chi2.isf(MISFIT_RATE, len(order)))
+        cost = (difference.square() / variances).sum(2).clamp_max(limit)
         sample = torch.full((len(hit),), -1, device=hit.device)
-        for row, column in zip(row_of, sample_of, strict=True):
+        for row, column in zip(*linear_sum_assignment(cost.cpu().numpy()), strict=True):
             if cost[row, column] < limit:
                 sample[row] = int(column)
-
-        # two samples in a row add up to about twice the usual gain, or to nearly nothing
-        unusual = (gain / gain.median()).log().abs() if len(gain) else gain
-        is_collision = torch.zeros(len(hit), dtype=torch.bool, device=hit.device)
-        for column in set(range(len(statistics))) - set(sample.tolist()):
-            near = (distance[:, column] < limit) & (unusual > 0.26)
-            if near.any():
-                is_collision[torch.where(near, unusual, -1.0).argmax()] = True
-        return sample, is_collision
+        return sample
 
     def _filtered(self, evidence: LDPEvidence, is_noisy: bool) -> Tensor:
-        """Return the rows with all pixels at 0 that noise alone explains, in full size, R 3 H W."""
+        """Return the rows with all pixels at 0 that noise alone explains, R 3 h w."""
         images = evidence.rows
         if is_noisy:
             bound = float(chi2.ppf(self.filter_confidence, 3))
             energy = (images / evidence.row_std).square().sum(1, keepdim=True)
             images = torch.where(energy < bound, 0.0, images)
-        if self.compress:
-            images = F.interpolate(images, scale_factor=2, mode="bilinear")
         return images.clamp(0, 1)
 
     # --- refinement ----------------------------------------------------------------------------
@@ -457,14 +460,13 @@ class LDPAttack(OptimizationAttack):
         amount taken from the statistic.
         """
         dummy = dummy[: len(evidence.rows)]
-        seen = F.avg_pool2d(dummy, 2) if self.compress else dummy
-        residual = (seen - evidence.rows) / evidence.row_std
+        residual = (dummy - evidence.rows) / evidence.row_std
         difference = image_statistics(dummy) - evidence.statistics
         moments = difference[:, :6] / evidence.statistics_std[:6].clamp_min(MIN_STD)
         variation = evidence.statistics[:, 6:].clamp_min(0) + evidence.statistics_std[6:]
         return {
             "rows": residual.square().mean((1, 2, 3)),
-            "moments": moments.square().sum(1) / residual[0].numel(),
+            "moments": moments.square().sum(1) / evidence.rows.shape[1:].numel(),
             "total_variation": self.tv_weight * (difference[:, 6:] / variation).square().sum(1),
         }
 
@@ -472,8 +474,11 @@ class LDPAttack(OptimizationAttack):
         """Return the images with their objective as the score."""
         with torch.no_grad():
             parts = self.objective(dummy, evidence)
+        images = dummy.clamp(0, 1)
+        if self.compress:
+            images = F.interpolate(images, scale_factor=2, mode="bilinear")
         return Reconstruction(
-            images=dummy.clamp(0, 1),
+            images=images,
             labels=None,
             score=torch.stack(list(parts.values())).sum(0),
             notes=evidence.notes,

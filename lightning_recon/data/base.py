@@ -11,6 +11,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -315,7 +316,9 @@ class ClientDataModule(AuditDataModule):
         return ClientLoader(iterations, lambda _: trainer.current_epoch * world_size + rank)
 
     def val_dataloader(self) -> ClientLoader:
-        """This process' share of the clients."""
+        """This process' share of the clients; none within ``fit``, which scores by itself."""
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            return ClientLoader(0, int)
         return self._share()
 
     def test_dataloader(self) -> ClientLoader:

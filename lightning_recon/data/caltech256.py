@@ -14,7 +14,8 @@ from lightning_recon.data.sources import FileSource, ImageSource
 class Caltech256DataModule(ClientDataModule):
     """Clients with images of Caltech-256: 256 categories and clutter.
 
-    Args: as in :class:`ClientDataModule`; ``root`` is the folder that holds ``caltech256``.
+    The arguments are those of :class:`ClientDataModule`; ``root`` is the folder that holds
+    ``caltech256``.
     """
 
     name = "caltech256"

@@ -31,9 +31,9 @@ class ImageFolderDataModule(ClientDataModule):
     @property
     def num_classes(self) -> int:
         """As given, or the number of classes found."""
-        if self._num_classes is not None:
-            return self._num_classes
-        return 1 + max(self.source.label(index) for index in range(len(self.source)))
+        if self._num_classes is None:
+            self._num_classes = 1 + max(map(self.source.label, range(len(self.source))))
+        return self._num_classes
 
     def open_source(self, root: Path) -> ImageSource | None:
         """List the pictures."""

@@ -94,7 +94,7 @@ class MaskSource(ABC):
             H W, bool, and whether the ellipse took the mask's place.
         """
         mask = self.mask(picture, key, crop)
-        if MIN_AREA <= mask.float().mean().item() <= MAX_AREA:
+        if MIN_AREA <= mask.sum().item() / mask.numel() <= MAX_AREA:
             return mask, False
         return centred_ellipse(mask.shape[0], mask.shape[1]), True
 
@@ -343,7 +343,10 @@ def grabcut(pixels: NDArray[np.uint8]) -> BoolArray:
     cv2.setRNGSeed(0)  # its k-means draws
     models = np.zeros((1, 65)), np.zeros((1, 65))
     bgr = np.ascontiguousarray(pixels[..., ::-1])
-    cv2.grabCut(bgr, classes, (0, 0, 1, 1), *models, 5, cv2.GC_INIT_WITH_MASK)
+    try:
+        cv2.grabCut(bgr, classes, (0, 0, 1, 1), *models, 5, cv2.GC_INIT_WITH_MASK)
+    except cv2.error:  # too few pixels on one side
+        return np.zeros((height, width), dtype=np.bool_)
     subject = np.isin(classes, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
     opened = cv2.morphologyEx(subject, cv2.MORPH_OPEN, disc)

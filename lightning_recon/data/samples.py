@@ -12,7 +12,7 @@ class SampleImagesDataModule(ClientDataModule):
 
     Needs no files and no network: ``root`` is not used.  Each photograph is one class.
 
-    Args: as in :class:`ClientDataModule`.
+    The other arguments are those of :class:`ClientDataModule`.
     """
 
     name = "samples"
