@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_recon.attacks import Attack, OptimizationAttack
-from lightning_recon.data import AuditDataModule, ClientDataModule
+from lightning_recon.data import ClientDataModule
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.matching import match
 from lightning_recon.metrics import Row, aggregate, score
@@ -101,9 +101,7 @@ class Audit(Callback):
         scored = score(reconstruction, truth, mean_image, self.recovered_psnr)
         rows = [{"client": float(client), **row} for row in scored]
         self._records.append(
-            ClientRecord(
-                client, rows, len(reconstruction.images), reconstruction.notes, noise_only
-            )
+            ClientRecord(client, rows, len(reconstruction.images), reconstruction.notes, noise_only)
         )
         aligned = _aligned(reconstruction.images, truth.images, rows)
         folder = self._output_folder(trainer) / "reconstructions"
@@ -360,7 +358,9 @@ class RunConfig(SaveConfigCallback):
         """Write: the client's update was observed and decoded."""
         self._save_once(trainer, pl_module)
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any
+    ) -> None:
         """Write: a client was attacked."""
         self._save_once(trainer, pl_module)
 
@@ -401,7 +401,9 @@ def _print_table(results: dict[str, Any], rows: list[Row], folder: Path) -> None
     """Print the figures and where the outputs are."""
     console = Console()
     if rows:
-        table = Table(title=f"{results['experiment']}: {verdict(results, rows)}", title_style="bold")
+        table = Table(
+            title=f"{results['experiment']}: {verdict(results, rows)}", title_style="bold"
+        )
         table.add_column("over all images")
         for name in ("mean", "median", "worst leak"):
             table.add_column(name, justify="right")

@@ -6,11 +6,9 @@ Tools may rely on the keys of ``results.json`` that the README names.
 import csv
 import io
 import json
-import os
 import platform
 import resource
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import nn
 
 from lightning_recon.attacks import Attack
 from lightning_recon.defenses import ClipL2, GaussianNoise
+from lightning_recon.files import write_atomically
 from lightning_recon.metrics import Row
 
 _PACKAGES = (
@@ -91,23 +90,6 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_atomically(path, text.getvalue())
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees all of it or the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def device_name(device: torch.device) -> str:

@@ -8,7 +8,6 @@ name and then renamed, so that a reader never meets half a file.
 import base64
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -21,7 +20,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from lightning_recon.files import write_atomically
 from lightning_recon.metrics import Row
+
+_TEMPLATE = Path(__file__).with_name("report_template.html")
 
 _DASH = "\N{EN DASH}"
 """Shown in place of a value that is not there."""
@@ -69,10 +71,8 @@ def write_report(
     Returns:
         The path of the page.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    page = _PAGE.substitute(
+    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(f"{results.get('experiment') or 'Audit'}: privacy audit"),
-        style=_STYLE,
         heading=escape(str(results.get("experiment") or "Privacy audit")),
         verdict=escape(verdict(results, rows)),
         warnings=_warnings(results),
@@ -84,7 +84,7 @@ def write_report(
         reproduce=_reproduce(results),
     )
     path = folder / "report.html"
-    _write_atomically(path, page.encode())
+    write_atomically(path, page)
     return path
 
 
@@ -111,8 +111,7 @@ def save_grid(path: Path, truth: Tensor, reconstruction: Tensor) -> None:
     gap = 2
     pairs = torch.cat([F.pad(truth, (0, 0, 0, gap), value=1.0), reconstruction], dim=2)
     grid = make_grid(pairs, nrow=8, padding=4 * gap, pad_value=1.0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, _png(grid))
+    write_atomically(path, _png(grid))
 
 
 def save_image(path: Path, image: Tensor) -> None:
@@ -122,8 +121,7 @@ def save_image(path: Path, image: Tensor) -> None:
         path: Where to; the folder is made.
         image: C H W in [0, 1].
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, _png(image))
+    write_atomically(path, _png(image))
 
 
 def verdict(results: Mapping[str, Any], rows: Sequence[Row] = ()) -> str:
@@ -421,103 +419,3 @@ def _png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels if len(image) == 3 else pixels[..., 0]).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<header>
-<p class="kind">Privacy audit of federated learning</p>
-<h1>$heading</h1>
-<p class="verdict">$verdict</p>
-<p>Recovered: matched to its true image at the PSNR the audit asks for, and closer than the mean
-image. An attack that fails does not prove that nothing leaked; a stronger one may not fail.</p>
-</header>
-<main>
-$warnings
-<section aria-labelledby="figures"><h2 id="figures">Key figures</h2>$figures</section>
-<section aria-labelledby="setting"><h2 id="setting">Threat model and defenses</h2>
-$setting</section>
-<section aria-labelledby="privacy"><h2 id="privacy">Privacy, claimed and actual</h2>
-$privacy</section>
-<section aria-labelledby="images"><h2 id="images">Images</h2>$pictures$scores</section>
-<section aria-labelledby="again"><h2 id="again">How to reproduce</h2>$reproduce</section>
-</main>
-</body>
-</html>
-""")
-
-_STYLE = """
-:root { --page: #f6f7f9; --card: #fff; --ink: #1b1f27; --soft: #5a6372; --line: #d8dde5;
-  --leak: #b3261e; --leak-page: #fdecea; --focus: #1a5fb4; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14171c; --card: #1d2128; --ink: #e8eaee; --soft: #a4adba; --line: #353c47;
-    --leak: #ff8a80; --leak-page: #3a1c1c; --focus: #8ab8ff; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 72rem; background: var(--page);
-  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { margin: 0; font-size: 1.75rem; line-height: 1.2; }
-h2 { margin: 0 0 .75rem; font-size: 1.2rem; }
-h3 { margin: 0 0 .25rem; font-size: 1rem; }
-p { margin: 0 0 .75rem; max-width: 46rem; }
-header p, section > p, .kind, figcaption p { color: var(--soft); }
-.kind { margin: 0; font-size: .85rem; }
-header .verdict { margin: .5rem 0; color: var(--ink); font-size: 1.35rem; line-height: 1.35; }
-section, .warning { margin-top: 1.5rem; padding: 1.25rem; background: var(--card);
-  border: 1px solid var(--line); border-radius: .6rem; }
-.warning { background: var(--leak-page); border: 2px solid var(--leak); }
-.warning h2, .leak { color: var(--leak); }
-.warning p:last-child { margin: 0; }
-dl { display: grid; gap: .6rem 1.5rem; margin: 0 0 1rem; }
-.tiles { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
-.lines > div { display: grid; grid-template-columns: 12rem minmax(0, 46rem); gap: 0 1.5rem; }
-@media (max-width: 40rem) { .lines > div { display: block; } section { padding: 1rem; } }
-dt { color: var(--soft); font-size: .85rem; }
-dd { margin: 0; font-variant-numeric: tabular-nums; }
-.chain { display: flex; flex-wrap: wrap; gap: .4rem; margin: 0; padding: 0; list-style: none; }
-.chain li { padding: .2rem .6rem; border: 1px solid var(--line); border-radius: .4rem; }
-.chain li + li::before { content: "→ "; color: var(--soft); }
-.scroll { overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
-  white-space: nowrap; }
-th { font-weight: 600; }
-th:first-child { padding-left: 0; text-align: left; }
-.cards { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
-figure { margin: 0; padding: .9rem; border: 2px solid var(--leak); border-radius: .6rem; }
-figure.unrecovered { border: 2px dashed var(--line); }
-.badge { color: var(--leak); font-size: .85rem; }
-.unrecovered .badge { color: var(--soft); }
-.triple { display: grid; grid-template-columns: repeat(3, 1fr); gap: .4rem; margin-bottom: .6rem; }
-.triple img { display: block; width: 100%; height: auto; image-rendering: pixelated; }
-.triple span { color: var(--soft); font-size: .75rem; }
-.missing { grid-column: span 2; display: grid; place-items: center; padding: .5rem;
-  border: 1px dashed var(--line); color: var(--soft); text-align: center; }
-figure dl { grid-template-columns: 1fr 1fr; gap: .3rem .8rem; margin: 0; font-size: .9rem; }
-figure dt { font-size: .8rem; }
-details { margin-top: 1rem; }
-summary { padding: .4rem 0; cursor: pointer; }
-pre { margin: 0 0 1rem; padding: .75rem; overflow-x: auto; border: 1px solid var(--line);
-  border-radius: .4rem; background: var(--page); }
-:focus-visible { outline: 3px solid var(--focus); outline-offset: 2px; }
-"""

@@ -105,9 +105,7 @@ class Attack(LightningModule, ABC):
         batch = PrivateBatch(*(field.to(self.device) for field in batch))
         batch = batch._replace(images=batch.images.to(dtype))
         with sdpa_kernel(SDPBackend.MATH):
-            update = self.client(
-                self.payload, batch, seed=derive_seed(self.seed, client, "client")
-            )
+            update = self.client(self.payload, batch, seed=derive_seed(self.seed, client, "client"))
         return self._send(update, client, len(batch.images), "defenses")
 
     def observe_noise(self, num_samples: int, client: int) -> Observation:
@@ -216,7 +214,7 @@ class Attack(LightningModule, ABC):
         with self.computing():
             return self.reconstruct(self.observe_noise(self.data.batch_size, client))
 
-    def test_step(self, batch: Tensor, batch_idx: int) -> Reconstruction:
+    def test_step(self, batch: Tensor, batch_idx: int) -> Reconstruction:  # type: ignore[override]
         """Attack one client; ``batch`` is its number."""
         return self.attack_client(int(batch))
 
@@ -307,9 +305,7 @@ class OptimizationAttack(Attack):
         clients without a word.
         """
         with torch.enable_grad():
-            parts = {
-                name: part.sum() for name, part in self.objective(dummy, evidence).items()
-            }
+            parts = {name: part.sum() for name, part in self.objective(dummy, evidence).items()}
             loss = torch.stack(list(parts.values())).sum()
             (dummy.grad,) = torch.autograd.grad(loss, [dummy])
         optimizer.step()
@@ -381,9 +377,7 @@ class OptimizationAttack(Attack):
         if self.num_dummies == 0:
             self.optimizers().step()  # type: ignore[union-attr]  # nothing found: count the step
             return
-        parts = self.iterate(
-            self.dummy, self.evidence, self.optimizers(), self.lr_schedulers()
-        )
+        parts = self.iterate(self.dummy, self.evidence, self.optimizers(), self.lr_schedulers())
         bar = {"objective": parts.pop("objective")}
         self.log_dict(bar, prog_bar=True, on_step=True, on_epoch=False)
         self.log_dict(parts, on_step=True, on_epoch=False)
@@ -395,7 +389,9 @@ class OptimizationAttack(Attack):
         with self.computing():
             return self.finish(dummy, self.evidence)
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> Reconstruction | None:
+    def validation_step(  # type: ignore[override]
+        self, batch: Tensor, batch_idx: int
+    ) -> Reconstruction | None:
         """Give the reconstruction that a checkpoint holds, for the client that it was made of."""
         client = int(batch)
         if self.client_index is not None and client != self.client_index:

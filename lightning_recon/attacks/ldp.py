@@ -67,7 +67,7 @@ NUM_STATISTICS = 10
 # absolute differences of neighbours, row number in [-1/2, 1/2].
 STATISTICS_SCALE = (4.0,) * 3 + (10.0,) * 3 + (25.0,) * 3 + (4.0,)
 MIN_STD = 1e-4  # of a pixel: keeps the likelihood finite where there is no noise
-MISFIT_RATE = 1e-6  # probability that a row that holds one sample is taken for a collision
+MISFIT_RATE = 1e-12  # nominal; low, since the errors of a gain are shared by several statistics
 
 
 def image_statistics(images: Tensor) -> Tensor:
@@ -134,8 +134,8 @@ class LDPPayload(nn.Module):
         # An image of median brightness would move the logits by 1 if it passed a threshold of 0;
         # what moves them is the gap to the threshold below, a small part of that.
         weight = 1 / (row_gain * num_pixels * float(thresholds.abs().median()))
-        self.rows = skip_init(nn.Linear, 2 * num_pixels, self.num_bins, bias=False)
-        self.thresholds = skip_init(nn.Linear, NUM_BIAS_INPUTS, self.num_bins, bias=False)
+        self.rows = skip_init(nn.Linear, 2 * num_pixels, self.num_bins, bias=False)  # type: ignore[no-untyped-call]
+        self.thresholds = skip_init(nn.Linear, NUM_BIAS_INPUTS, self.num_bins, bias=False)  # type: ignore[no-untyped-call]
         self.statistics = nn.Linear(NUM_STATISTICS * num_samples, 1)
         with torch.no_grad():
             self.rows.weight.fill_(weight)
@@ -154,7 +154,7 @@ class LDPPayload(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of B 3 H W images; the structure itself never runs in bfloat16."""
-        logits = self.model(images)
+        logits: Tensor = self.model(images)
         with torch.autocast(images.device.type, enabled=False):
             images = images.to(self.channels.dtype)
             if self.compress:
@@ -163,7 +163,8 @@ class LDPPayload(nn.Module):
             shift = self.row_gain * activation
             head = self.statistics(self._statistics(images, row))
             shift = torch.cat([shift[:1] + self.statistics_gain * head, shift[1:]])
-            return logits.to(shift.dtype) + shift[:, None] * self.class_sign
+            logits = logits.to(shift.dtype) + shift[:, None] * self.class_sign
+        return logits
 
     def _select_rows(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return each sample's smallest positive activation (0 if none) and its row, B each."""

@@ -6,14 +6,13 @@ iterated graph cuts", SIGGRAPH 2004.
 """
 
 import hashlib
+import io
 import os
-import re
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -22,17 +21,12 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image
 from segment_anything import SamPredictor
-from segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_recon.data.sam import load_sam
 from lightning_recon.data.sources import open_picture
 from lightning_recon.errors import InputError
+from lightning_recon.files import write_atomically
 
 Crop = Callable[[Image.Image, Image.Resampling], Image.Image]
 """The geometry that a picture goes through, for the mask to follow."""
@@ -360,95 +354,6 @@ def grabcut(pixels: NDArray[np.uint8]) -> BoolArray:
     return np.asarray(filled > 0)
 
 
-def load_sam(path: Path) -> Sam:
-    """Load a Segment Anything checkpoint of any size.
-
-    Args:
-        path: The file: a state dict of the architecture in the ``segment_anything`` package.
-
-    Returns:
-        The network in evaluation mode on the CPU.
-
-    Raises:
-        InputError: The file cannot be read, or holds something else.
-    """
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        sam = sam_for(state)
-        sam.load_state_dict(state)
-    except Exception as error:  # a broken file fails in many ways, all of them the user's to mend
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"{path.absolute()} is not a usable Segment Anything checkpoint "
-            f"({type(error).__name__}: {reason}); download it again"
-        ) from error
-    sam.eval().requires_grad_(False)
-    return sam
-
-
-def sam_for(state: Mapping[str, Tensor]) -> Sam:
-    """Build the Segment Anything network that these weights fit.
-
-    All sizes are in the shapes but one: the two-way transformer's eight heads, the same in every
-    release.
-
-    Args:
-        state: State dict by parameter name.
-
-    Returns:
-        The network with fresh weights.
-    """
-    encoder = "image_encoder."
-    embed_dim, _, patch_size, _ = state[f"{encoder}patch_embed.proj.weight"].shape
-    grid = state[f"{encoder}pos_embed"].shape[1]
-    depth = _count(state, f"{encoder}blocks")
-    rel_pos = [state[f"{encoder}blocks.{i}.attn.rel_pos_h"] for i in range(depth)]
-    # A block that attends within S x S patches has 2 S - 1 relative positions.
-    spans = [(len(table) + 1) // 2 for table in rel_pos]
-    out_chans = len(state[f"{encoder}neck.0.weight"])
-    image_size = grid * patch_size
-    decoder, transformer = "mask_decoder.", "mask_decoder.transformer."
-    return Sam(
-        image_encoder=ImageEncoderViT(
-            img_size=image_size,
-            patch_size=patch_size,
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=embed_dim // rel_pos[0].shape[1],
-            mlp_ratio=len(state[f"{encoder}blocks.0.mlp.lin1.weight"]) / embed_dim,
-            out_chans=out_chans,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
-            window_size=min(spans),
-            global_attn_indexes=tuple(i for i, span in enumerate(spans) if span == grid),
-        ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=out_chans,
-            image_embedding_size=(grid, grid),
-            input_image_size=(image_size, image_size),
-            mask_in_chans=len(state["prompt_encoder.mask_downscaling.3.weight"]),
-        ),
-        mask_decoder=MaskDecoder(
-            transformer_dim=out_chans,
-            transformer=TwoWayTransformer(
-                depth=_count(state, f"{transformer}layers"),
-                embedding_dim=out_chans,
-                num_heads=8,
-                mlp_dim=len(state[f"{transformer}layers.0.mlp.lin1.weight"]),
-            ),
-            num_multimask_outputs=len(state[f"{decoder}mask_tokens.weight"]) - 1,
-            iou_head_depth=_count(state, f"{decoder}iou_prediction_head.layers"),
-            iou_head_hidden_dim=len(state[f"{decoder}iou_prediction_head.layers.0.weight"]),
-        ),
-    )
-
-
-def _count(state: Mapping[str, Any], prefix: str) -> int:
-    """Number of numbered entries below ``prefix``."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return len({found.group(1) for name in state if (found := pattern.match(name))})
-
-
 def _read_mask(path: Path, shape: tuple[int, ...]) -> BoolArray | None:
     """H W mask from a file of the cache; None where there is none or it is damaged."""
     if not path.is_file():
@@ -467,15 +372,9 @@ def _read_mask(path: Path, shape: tuple[int, ...]) -> BoolArray | None:
 def _write_mask(path: Path, mask: BoolArray) -> None:
     """Write a file of the cache in one step, so that no other process sees half of it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with open(descriptor, "wb") as file:
-                Image.fromarray(mask).save(file, format="PNG")
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        buffer = io.BytesIO()
+        Image.fromarray(mask).save(buffer, format="PNG")
+        write_atomically(path, buffer.getvalue())
     except OSError as error:
         raise InputError(
             f"cannot keep masks in {path.parent.absolute()}: {error}; set cache_dir to a folder "

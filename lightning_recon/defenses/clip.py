@@ -34,7 +34,7 @@ class ClipL2(Defense):
         norms = [
             torch.linalg.vector_norm(chunk)
             for tensor in update.values()
-            for chunk in tensor.reshape(-1).split(_CHUNK)
+            for chunk in torch.split(tensor.reshape(-1), _CHUNK)
         ]
         norm = torch.linalg.vector_norm(torch.stack(norms).double()).item()
         if norm > self.clip_norm:

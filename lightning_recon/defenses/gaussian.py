@@ -100,7 +100,7 @@ class GaussianNoise(Defense):
             return update
         for name, tensor in update.items():
             tensor = tensor.contiguous()
-            for chunk in tensor.view(-1).split(_CHUNK):
+            for chunk in torch.split(tensor.view(-1), _CHUNK):
                 noise = torch.randn(chunk.shape, generator=generator, device=chunk.device)
                 chunk.add_(noise, alpha=self.std)
             update[name] = tensor
