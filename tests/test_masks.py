@@ -18,7 +18,8 @@ from segment_anything import SamPredictor, sam_model_registry
 
 from lightning_recon.data import FileSource, MaskFolder, MaskSource, SubjectMasks
 from lightning_recon.data import masks as masks_module
-from lightning_recon.data.masks import centred_ellipse, grabcut, load_sam, sam_for
+from lightning_recon.data.masks import centred_ellipse, grabcut
+from lightning_recon.data.sam import load_sam, sam_for
 from lightning_recon.errors import InputError
 
 

@@ -163,8 +163,7 @@ class LDPPayload(nn.Module):
             shift = self.row_gain * activation
             head = self.statistics(self._statistics(images, row))
             shift = torch.cat([shift[:1] + self.statistics_gain * head, shift[1:]])
-            logits = logits.to(shift.dtype) + shift[:, None] * self.class_sign
-        return logits
+            return logits.to(shift.dtype) + shift[:, None] * self.class_sign
 
     def _select_rows(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return each sample's smallest positive activation (0 if none) and its row, B each."""
