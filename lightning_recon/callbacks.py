@@ -1,6 +1,7 @@
 """The auditor: here, and only here, a reconstruction meets the truth."""
 
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -77,6 +78,7 @@ class Audit(Callback):
         self._folder: Path | None = None
         self._started = time.monotonic()
         self._seconds_before = 0.0
+        self._summary: tuple[dict[str, Any], list[Row], Path] | None = None
 
     # --- one client ----------------------------------------------------------------------------
 
@@ -307,7 +309,13 @@ class Audit(Callback):
         pictures.sort(key=lambda picture: (picture["row"]["client"], picture["row"]["image"]))
         if rows:
             write_report(folder, results, rows, pictures)
-        _print_table(results, rows, folder)
+        self._summary = results, rows, folder
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the summary, once the progress bar is gone."""
+        if self._summary is not None:
+            _print_summary(*self._summary)
+            self._summary = None
 
     def _results(
         self, trainer: Trainer, attack: Attack, records: list[ClientRecord]
@@ -351,6 +359,20 @@ class RunConfig(SaveConfigCallback):
         if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
             text = self.parser.dump(self.config, skip_none=False)
             trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Take back the folder that Lightning made for a run that never began."""
+        logger = trainer.logger
+        if self.already_saved or not isinstance(logger, TensorBoardLogger):
+            return
+        if trainer.is_global_zero:
+            logger.finalize("failed")
+            folder = Path(logger.log_dir)
+            files = list(folder.iterdir()) if folder.is_dir() else []
+            if all(file.name.startswith(("events.out.", "hparams.yaml")) for file in files):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -397,7 +419,7 @@ def _aligned(images: Tensor, truth: Tensor, rows: list[Row]) -> Tensor:
     return aligned
 
 
-def _print_table(results: dict[str, Any], rows: list[Row], folder: Path) -> None:
+def _print_summary(results: dict[str, Any], rows: list[Row], folder: Path) -> None:
     """Print the figures and where the outputs are."""
     console = Console()
     if rows:

@@ -1,6 +1,7 @@
 """The command line of the project."""
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -38,9 +39,13 @@ class ReconCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections ``audit``, ``checkpoint`` and ``progress_bar``."""
-        parser.add_lightning_class_args(Audit, "audit")
+        # in this order: the bar is closed before the audit prints its table
         parser.add_lightning_class_args(RichProgressBar, "progress_bar")
+        parser.add_lightning_class_args(Audit, "audit")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        # one seed for the clients that are drawn, their randomness and the attack's
+        parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_as_seed)
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_as_seed)
         parser.set_defaults(
             {
                 "checkpoint.every_n_train_steps": 100,
@@ -61,6 +66,11 @@ class ReconCLI(LightningCLI):
         if self.trainer.max_epochs == -1:
             clients = int(self.datamodule.num_clients)
             self.trainer.fit_loop.max_epochs = clients // self.trainer.world_size or 1
+
+
+def _as_seed(seed_everything: bool | int | None) -> int:
+    """Return the seed of ``seed_everything``; 0 where it is switched off."""
+    return 0 if seed_everything is None or seed_everything is True else int(seed_everything)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -91,11 +101,35 @@ def main(args: Sequence[str] | None = None) -> int:
             parser_kwargs={"exit_on_error": False},
             args=list(args) if args is not None else None,
         )
-    except (InputError, ArgumentError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)  # noqa: T201
+    except (InputError, ArgumentError, ValueError) as error:
+        message = _explain(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _explain(error: Exception) -> str | None:
+    """Return one line on what is wrong with the input; None if the error is not the input's."""
+    cause: BaseException | None = error
+    while cause is not None:  # jsonargparse wraps what a constructor raises
+        if isinstance(cause, InputError):
+            return " ".join(str(cause).split())
+        cause = cause.__cause__ or cause.__context__
+    if not isinstance(error, ArgumentError):
+        return None
+    text = str(error)
+    if "\n" not in text:
+        return text
+    keys = re.findall(r'Parser key "([\w.]+)"', text)
+    reasons = re.findall(r"\n\s*- (.*?)(?=\n\s*- |\n\s*Given value)", text, flags=re.DOTALL)
+    if reasons and "class_path" in reasons[0]:
+        reasons = reasons[:1]  # the class is the type that was meant
+    reason = re.sub(r'Parser key "[\w.]+": *', "", " or ".join(reasons) or text)
+    if found := re.search(r"Expected a dot import path string: (\S+)", text):
+        reason = (
+            f"there is no class {found[1]}; give the name of a class of lightning_recon or the "
+            "full import path of one"
+        )
+    return f"{'.'.join(dict.fromkeys(keys))}: {' '.join(reason.split())}"

@@ -93,14 +93,8 @@ class Attack(LightningModule, ABC):
             client: its number, from which its randomness is derived.
 
         Raises:
-            InputError: if the labels do not fit the target.
+            InputError: if the update is not finite.
         """
-        highest = int(batch.labels.max())
-        if highest >= self.target.num_classes:
-            raise InputError(
-                f"client {client} has an image of class {highest}, but the target knows "
-                f"{self.target.num_classes} classes; set the target's num_classes"
-            )
         dtype = next(self.target.parameters()).dtype
         batch = PrivateBatch(*(field.to(self.device) for field in batch))
         batch = batch._replace(images=batch.images.to(dtype))
@@ -126,6 +120,7 @@ class Attack(LightningModule, ABC):
             update,
             generator=generator,
         )
+        _check_finite(update, client)
         return Observation(
             payload=self.payload,
             update=update,
@@ -154,6 +149,7 @@ class Attack(LightningModule, ABC):
                     f"{tuple(parameter.shape)} but is {found}; configure the attack as it was "
                     "when the payload was sent"
                 )
+        _check_finite(update, client)
         return Observation(
             payload=self.payload,
             update=update,
@@ -171,8 +167,14 @@ class Attack(LightningModule, ABC):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        """Check that the target takes the images, before anything is written."""
+        """Check that the target fits the data, before anything is written."""
         self.target.check_input(self.data.image_shape)
+        num_classes = getattr(self.data, "num_classes", 0)
+        if num_classes > self.target.num_classes:
+            raise InputError(
+                f"the data has {num_classes} classes, but the target knows "
+                f"{self.target.num_classes}; set the target's num_classes"
+            )
 
     def on_fit_start(self) -> None:
         """Fit on public images; the device is known by now."""
@@ -225,6 +227,16 @@ class Attack(LightningModule, ABC):
             return self.attack_client(client)
         with self.computing():
             return self.reconstruct(self.observe_captured(self.data.captured(client), client))
+
+
+def _check_finite(update: Update, client: int) -> None:
+    for name, tensor in update.items():
+        # the norm of numbers that float32 holds overflows long after any real update
+        if not torch.linalg.vector_norm(tensor).isfinite():
+            raise InputError(
+                f"the update of client {client} holds NaN or infinity in parameter {name}; "
+                "check the target's weights, or leave this client out"
+            )
 
 
 class OptimizationAttack(Attack):

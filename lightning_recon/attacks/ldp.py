@@ -417,7 +417,7 @@ class LDPAttack(OptimizationAttack):
 
         number = (hit.to(rows) / self.num_bins - 0.5)[:, None]
         mean = rows.mean((2, 3))
-        variance = rows.var((2, 3), correction=0)
+        variance = (rows - mean[..., None, None]).square().mean((2, 3))
         from_row = torch.cat([number, mean, variance - noise], dim=1)
         from_row_variance = torch.cat(
             [

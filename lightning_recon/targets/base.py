@@ -42,10 +42,10 @@ class Target(nn.Module):
                 self(images)
         except (RuntimeError, AssertionError, ValueError) as error:
             size = "x".join(str(n) for n in image_shape)
-            reason = str(error).splitlines()[0]
+            name = getattr(self, "name", type(self).__name__)
             raise InputError(
-                f"the target {type(self).__name__} does not take images of {size}: {reason}; "
-                "set image_size in the data, or choose another target"
+                f"the target {name} does not take images of {size}: {_first_line(error)}; set "
+                "image_size in the data, or choose another target"
             ) from error
         finally:
             self.train(was_training)

@@ -1,0 +1,507 @@
+"""Does the malicious payload of LDPAttack cost the federation accuracy?
+
+The same short federated training on CIFAR-10 under four servers that differ in one thing: which
+clients get the malicious payload.  Every round each client computes a FedSGD gradient on a batch of
+its own shard, clips it and adds noise; the server takes the mean of what it receives for the model
+and makes one step of SGD with momentum.  All arms share the initial weights, the shards, the order
+of the batches, and the noise on the model's parameters, number by number.
+
+``honest``     no client gets the payload
+``one``        one client a round does, each in turn; its update is averaged like any other
+``left_out``   as ``one``, but the server leaves the update of the attacked client out of the mean
+``all``        all clients do, in every round
+
+Beside them stands the structure's own effect on the trained honest model: how far its logits,
+predictions and gradients move when the structure is put in front.
+
+Run from the repository's root::
+
+    python -m benchmarks.federated_accuracy --root data/cifar10.npz --output out/federated_accuracy
+"""
+
+import argparse
+import copy
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from lightning_recon.attacks import LDPAttack
+from lightning_recon.data import CIFAR10DataModule
+from lightning_recon.defenses import ClipL2, GaussianNoise, apply_chain
+from lightning_recon.errors import InputError
+from lightning_recon.outputs import versions, write_csv, write_json
+from lightning_recon.randomness import derive_seed, make_generator
+from lightning_recon.structures import PrivateBatch, Update
+from lightning_recon.targets import ConvNet, Target
+
+PREFIX = "model."  # of the target's parameters in the payload
+ARMS = {
+    "honest": "honest payload to all",
+    "one": "malicious to one a round",
+    "left_out": "the same, its update left out",
+    "all": "malicious to all",
+}
+
+
+class Federation(NamedTuple):
+    """All data of one seed."""
+
+    shards: list[PrivateBatch]
+    """What each client holds."""
+    public: Tensor
+    """The server's own images, N C H W: for the payload's thresholds and for batch norm."""
+    test: PrivateBatch
+
+
+class Norms(NamedTuple):
+    """L2 norms of one client's update."""
+
+    update: float
+    """The whole update, before clipping."""
+    model: float
+    """The part of the model's parameters, before clipping."""
+    kept: float
+    """The part of the model's parameters, after clipping and before the noise."""
+
+
+class Run(NamedTuple):
+    """What one arm with one seed came to."""
+
+    curve: list[dict[str, Any]]
+    """``arm``, ``seed``, ``round``, ``accuracy``, ``loss`` at every evaluation."""
+    norms: dict[str, dict[str, float]]
+    """Medians over all updates, by kind of client (``honest``, ``attacked``)."""
+    attack: LDPAttack
+    """Holds the trained model as its target."""
+    seconds: float
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+def open_federation(args: argparse.Namespace, seed: int) -> Federation:
+    """Deal the training images to the clients and the server.
+
+    Raises:
+        InputError: if the data are missing, or too few for one batch a client.
+    """
+    train = _open(args.root, "train", args.clients, args.num_public, seed)
+    if train.batch_size < args.batch_size:
+        raise InputError(
+            f"each of {args.clients} clients would hold {train.batch_size} images; "
+            f"--batch-size asks for {args.batch_size}"
+        )
+    test = _open(args.root, "test", 1, 0, seed)
+    shards = [train.client(client) for client in range(args.clients)]
+    return Federation(shards, train.public_images(), test.client(0))
+
+
+def _open(root: str, split: Any, clients: int, num_public: int, seed: int) -> CIFAR10DataModule:
+    """Return a data module whose clients share all images but the public ones."""
+    data = CIFAR10DataModule(
+        split=split, root=root, num_clients=clients, num_public=num_public, seed=seed
+    )
+    data.batch_size = max(1, (len(data.source) - num_public) // clients)
+    return data
+
+
+def batch_of(shard: PrivateBatch, size: int, round_: int, *order: int | str) -> PrivateBatch:
+    """Return the batch of one round: epoch after epoch over the shard, shuffled anew in each.
+
+    Args:
+        shard: what the client holds.
+        size: of the batch; what is left of an epoch's images is dropped.
+        round_: the round, from 0.
+        *order: what the order of the images depends on, beside the epoch.
+    """
+    epoch, step = divmod(round_, len(shard.images) // size)
+    permutation = torch.randperm(
+        len(shard.images), generator=make_generator(*order, epoch, "order")
+    )
+    places = permutation[step * size : (step + 1) * size]
+    return PrivateBatch(*(field[places] for field in shard))
+
+
+# --- the federation ----------------------------------------------------------------------------
+
+
+def is_attacked(arm: str, client: int, round_: int, clients: int) -> bool:
+    """Return whether the server sends this client the malicious payload in this round."""
+    return arm == "all" or (arm in ("one", "left_out") and client == round_ % clients)
+
+
+def model_part(update: Update) -> Update:
+    """Return the entries of the target's parameters, under the target's own names."""
+    if not any(name.startswith(PREFIX) for name in update):
+        return update
+    return {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in update.items()
+        if name.startswith(PREFIX)
+    }
+
+
+def norm_of(update: Update) -> float:
+    """Return the L2 norm of a whole update."""
+    norms = [torch.linalg.vector_norm(tensor.double()) for tensor in update.values()]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+
+def client_update(
+    attack: LDPAttack, payload: nn.Module, batch: PrivateBatch, *path: int
+) -> tuple[Update, Norms]:
+    """Return the model's part of what one client sends, and its norms on the way.
+
+    Args:
+        attack: holds the protocol and the defenses.
+        payload: what the server sent: the target itself, or the target behind the structure.
+        batch: the client's images of this round.
+        *path: seed, round and client, from which all randomness is derived.
+    """
+    update = attack.client(payload, batch, seed=derive_seed(*path, "client"))
+    whole, model = norm_of(update), norm_of(model_part(update))
+    defenses = [defense for defense in attack.defenses if isinstance(defense, ClipL2)]
+    bound = min((defense.clip_norm for defense in defenses), default=math.inf)
+    # the payload's first parameters are the model's, in the model's order: from the same seed
+    # they get the same noise in every arm
+    update = apply_chain(
+        list(attack.defenses),  # type: ignore[arg-type]
+        update,
+        generator=make_generator(*path, "defenses"),
+    )
+    return model_part(update), Norms(whole, model, model * min(1.0, bound / whole))
+
+
+def make_attack(args: argparse.Namespace, public: Tensor, seed: int) -> LDPAttack:
+    """Return the attack on a fresh target, its thresholds fitted on the public images."""
+    attack = LDPAttack(
+        ConvNet(width=args.width, seed=seed),
+        defenses=[ClipL2(args.clip_norm), GaussianNoise(args.noise_std)],
+        num_bins=args.num_bins,
+        num_samples=args.batch_size,
+        seed=seed,
+    )
+    attack.learn_public(public)
+    return attack
+
+
+def train(args: argparse.Namespace, federation: Federation, arm: str, seed: int) -> Run:
+    """Run the whole federated training of one arm."""
+    start = time.perf_counter()
+    attack = make_attack(args, federation.public, seed)
+    model = attack.target
+    malicious = attack.server_payload(model)  # holds the same model, not a copy
+    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.rounds)
+    curve: list[dict[str, Any]] = []
+    norms: dict[str, list[Norms]] = {}
+    for round_ in range(args.rounds):
+        received: list[Update] = []
+        for client, shard in enumerate(federation.shards):
+            attacked = is_attacked(arm, client, round_, args.clients)
+            update, update_norms = client_update(
+                attack,
+                malicious if attacked else model,
+                batch_of(shard, args.batch_size, round_, seed, client),
+                seed,
+                round_,
+                client,
+            )
+            norms.setdefault("attacked" if attacked else "honest", []).append(update_norms)
+            if not (attacked and arm == "left_out"):
+                received.append(update)
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.stack([update[name] for update in received]).mean(0)
+        optimizer.step()
+        schedule.step()
+        done = round_ + 1
+        if done % args.eval_every == 0 or done == args.rounds:
+            scores = evaluate(calibrated(model, federation.public), federation.test)
+            curve.append({"arm": arm, "seed": seed, "round": done, **scores})
+    medians = {
+        kind: {field: median(getattr(entry, field) for entry in entries) for field in Norms._fields}
+        for kind, entries in norms.items()
+    }
+    return Run(curve, medians, attack, time.perf_counter() - start)
+
+
+# --- scores ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def calibrated(model: Target, public: Tensor) -> Target:
+    """Return a copy in evaluation mode, batch norm's statistics taken from the public images.
+
+    Running statistics are not part of an update: the server never gets the clients'.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # plain mean over all batches: here one
+    model.train()
+    model(public)
+    return model.eval()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batch: PrivateBatch) -> dict[str, float]:
+    """Return accuracy and mean cross-entropy."""
+    logits = model(batch.images)
+    return _scores(logits, batch.labels)
+
+
+def _scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    return {
+        "accuracy": float((logits.argmax(1) == labels).double().mean()),
+        "loss": float(F.cross_entropy(logits, labels)),
+    }
+
+
+@torch.no_grad()
+def forward_effect(attack: LDPAttack, federation: Federation, size: int) -> dict[str, float]:
+    """Return what the structure does to the trained model's outputs on the test images.
+
+    Args:
+        attack: holds the trained model.
+        federation: the public images and the test images.
+        size: of the batches, which the payload is made for.
+    """
+    model = calibrated(attack.target, federation.public)
+    payload = attack.server_payload(model).eval()
+    batches = federation.test.images.split(size)
+    plain = torch.cat([model(images) for images in batches])
+    behind = torch.cat([payload(images) for images in batches])
+    top = plain.topk(2, dim=1).values
+    shift = (behind - plain).abs().amax(1)
+    without, with_ = _scores(plain, federation.test.labels), _scores(behind, federation.test.labels)
+    return {
+        "accuracy_without": without["accuracy"],
+        "accuracy_with": with_["accuracy"],
+        "loss_without": without["loss"],
+        "loss_with": with_["loss"],
+        "predictions_changed": int((plain.argmax(1) != behind.argmax(1)).sum()),
+        "shift_mean": float(shift.mean()),
+        "shift_max": float(shift.max()),
+        "margin_median": float((top[:, 0] - top[:, 1]).median()),
+    }
+
+
+def gradient_effect(
+    args: argparse.Namespace, attack: LDPAttack, federation: Federation, seed: int
+) -> dict[str, float]:
+    """Return how far the structure turns the model's own gradient, before the defenses.
+
+    Mean over the clients' first batches, at the trained model.
+    """
+    model = attack.target
+    payload = attack.server_payload(model)
+    cosines, distances = [], []
+    for client, shard in enumerate(federation.shards):
+        batch = batch_of(shard, args.batch_size, 0, seed, client)
+        plain = _flat(attack.client(model, batch, seed=0))
+        behind = _flat(model_part(attack.client(payload, batch, seed=0)))
+        cosines.append(float(F.cosine_similarity(plain, behind, dim=0)))
+        distances.append(float((behind - plain).norm() / plain.norm()))
+    return {"gradient_cosine": mean(cosines), "gradient_distance": mean(distances)}
+
+
+def _flat(update: Update) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in update.values()]).double()
+
+
+def summarize(results: dict[tuple[str, int], Run]) -> dict[str, dict[str, Any]]:
+    """Return final accuracies and median norms by arm."""
+    final = {key: run.curve[-1]["accuracy"] for key, run in results.items()}
+    summary: dict[str, dict[str, Any]] = {}
+    for arm in dict.fromkeys(arm for arm, _ in results):
+        runs = {seed: run for (name, seed), run in results.items() if name == arm}
+        accuracies = [final[arm, seed] for seed in runs]
+        differences = [
+            final[arm, seed] - final["honest", seed] for seed in runs if ("honest", seed) in final
+        ]
+        kinds = dict.fromkeys(kind for run in runs.values() for kind in run.norms)
+        summary[arm] = {
+            "accuracy": {seed: final[arm, seed] for seed in runs},
+            "accuracy_mean": mean(accuracies),
+            "accuracy_min": min(accuracies),
+            "accuracy_max": max(accuracies),
+            "difference_to_honest": differences,
+            "difference_to_honest_mean": mean(differences) if differences else None,
+            "norms": {
+                kind: {
+                    field: mean(
+                        run.norms[kind][field] for run in runs.values() if kind in run.norms
+                    )
+                    for field in Norms._fields
+                }
+                for kind in kinds
+            },
+            "seconds": sum(run.seconds for run in runs.values()),
+        }
+    return summary
+
+
+# --- output ------------------------------------------------------------------------------------
+
+
+def accuracy_table(summary: dict[str, dict[str, Any]]) -> Table:
+    """Return the table of arms."""
+    table = Table(title="Accuracy on the test images after the last round, %")
+    for column in ("server", "mean", "range", "difference to honest", "by seed"):
+        table.add_column(column, justify="left" if column == "server" else "right")
+    for arm, entry in summary.items():
+        table.add_row(
+            ARMS[arm],
+            f"{100 * entry['accuracy_mean']:.1f}",
+            f"{100 * entry['accuracy_min']:.1f} to {100 * entry['accuracy_max']:.1f}",
+            f"{100 * entry['difference_to_honest_mean']:+.1f}",
+            " ".join(f"{100 * value:+.1f}" for value in entry["difference_to_honest"]),
+        )
+    return table
+
+
+def norm_table(summary: dict[str, dict[str, Any]], noise_norm: float) -> Table:
+    """Return the table of what clipping leaves of the model's gradient.
+
+    Args:
+        summary: see :func:`summarize`.
+        noise_norm: expected L2 norm of the noise on the model's part of one update.
+    """
+    table = Table(title=f"L2 norm of an update (median); noise on the model: {noise_norm:.3g}")
+    for column in ("server", "client", "whole", "model", "model, clipped"):
+        table.add_column(column, justify="left" if column in ("server", "client") else "right")
+    for arm, entry in summary.items():
+        for kind, norms in entry["norms"].items():
+            table.add_row(ARMS[arm], kind, *(f"{norms[field]:.3g}" for field in Norms._fields))
+    return table
+
+
+def effect_table(effects: dict[int, dict[str, float]], images: int) -> Table:
+    """Return the table of the structure's own effect on the trained honest model."""
+    table = Table(title="The structure in front of the trained honest model")
+    table.add_column("")
+    for seed in effects:
+        table.add_column(f"seed {seed}", justify="right")
+    rows = {
+        "accuracy without, %": lambda e: f"{100 * e['accuracy_without']:.1f}",
+        "accuracy with, %": lambda e: f"{100 * e['accuracy_with']:.1f}",
+        f"predictions changed, of {images}": lambda e: f"{e['predictions_changed']:d}",
+        "cross-entropy without": lambda e: f"{e['loss_without']:.5f}",
+        "cross-entropy with": lambda e: f"{e['loss_with']:.5f}",
+        "logits moved by, mean": lambda e: f"{e['shift_mean']:.2g}",
+        "logits moved by, largest": lambda e: f"{e['shift_max']:.2g}",
+        "margin of the top logit, median": lambda e: f"{e['margin_median']:.2g}",
+        "model's gradient: cosine": lambda e: f"{e['gradient_cosine']:.6f}",
+        "model's gradient: relative distance": lambda e: f"{e['gradient_distance']:.2g}",
+    }
+    for name, text in rows.items():
+        table.add_row(name, *(text(effect) for effect in effects.values()))
+    return table
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        description="Does the malicious payload of LDPAttack cost the federation accuracy?",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--root",
+        required=True,
+        help="folder that holds cifar-10-batches-py, or an .npz file with x_train, y_train, ...",
+    )
+    parser.add_argument("--output", type=Path, help="folder for results.json and curves.csv")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="besides honest"
+    )
+    parser.add_argument("--seeds", type=_count, default=3, help="number of seeds")
+    parser.add_argument("--rounds", type=_count, default=300)
+    parser.add_argument("--clients", type=_count, default=10, help="all take part in every round")
+    parser.add_argument("--batch-size", type=_count, default=64, help="of one client's round")
+    parser.add_argument("--num-public", type=_count, default=500, help="images of the server")
+    parser.add_argument("--width", type=_count, default=16, help="of the ConvNet")
+    parser.add_argument("--num-bins", type=_count, default=256, help="rows of the payload")
+    parser.add_argument("--clip-norm", type=float, default=10.0)
+    parser.add_argument("--noise-std", type=float, default=0.002)
+    parser.add_argument("--lr", type=float, default=0.1, help="the server's; falls to 0 (cosine)")
+    parser.add_argument("--momentum", type=float, default=0.9)
+    parser.add_argument("--eval-every", type=_count, default=50, help="rounds")
+    parser.add_argument("--threads", type=_count, default=1, help="of PyTorch")
+    args = parser.parse_args(argv)
+    if args.clients < 2:
+        parser.error("--clients must be at least 2: one is left out of the mean")
+    args.arms = [arm for arm in ARMS if arm in {"honest", *args.arms}]
+    return args
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all arms, print the tables, write the files; return the exit status."""
+    args = parse(argv)
+    torch.set_num_threads(args.threads)
+    results: dict[tuple[str, int], Run] = {}
+    effects: dict[int, dict[str, float]] = {}
+    try:
+        for seed in range(args.seeds):
+            federation = open_federation(args, seed)
+            for arm in args.arms:
+                run = train(args, federation, arm, seed)
+                results[arm, seed] = run
+                accuracy = 100 * run.curve[-1]["accuracy"]
+                print(f"seed {seed}, {arm}: {accuracy:.1f} %, {run.seconds:.0f} s", flush=True)
+            attack = results["honest", seed].attack
+            effects[seed] = {
+                **forward_effect(attack, federation, args.batch_size),
+                **gradient_effect(args, attack, federation, seed),
+            }
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    summary = summarize(results)
+    parameters = sum(p.numel() for p in results["honest", 0].attack.target.parameters())
+    images = {
+        "train": sum(len(shard.images) for shard in federation.shards),
+        "public": len(federation.public),
+        "test": len(federation.test.images),
+    }
+    console = Console()
+    console.print(accuracy_table(summary))
+    console.print(norm_table(summary, args.noise_std * parameters**0.5))
+    console.print(effect_table(effects, images["test"]))
+    if args.output is not None:
+        settings = {k: v for k, v in vars(args).items() if k not in ("root", "output")}
+        content = {
+            "settings": settings,
+            "images": images,
+            "model_parameters": parameters,
+            "arms": summary,
+            "structure_on_trained_honest_model": effects,
+            "versions": versions(),
+        }
+        write_json(args.output / "results.json", content)
+        write_csv(
+            args.output / "curves.csv", [row for run in results.values() for row in run.curve]
+        )
+        print(f"written: {args.output}/results.json, {args.output}/curves.csv")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
