@@ -93,13 +93,11 @@ class Audit(Callback):
         mean_image = self._mean(trainer)
         noise_only = None
         if self.null_controls:
-            null = attack.attack_noise(client)
-            null = Reconstruction(null.images.detach().cpu().float(), *null[1:])
-            null_rows = score(null, truth, mean_image, self.recovered_psnr)
-            noise_only = {
-                "psnr": sum(row["psnr"] for row in null_rows) / len(null_rows),
-                "recovered": sum(row["recovered"] for row in null_rows),
-            }
+            null = attack.attack_noise(client).images.detach().cpu().float()
+            values = psnr(_shown(null, truth.images, mean_image), truth.images)
+            floor = psnr(mean_image.expand_as(truth.images), truth.images)
+            recovered = (values >= self.recovered_psnr) & (values > floor)
+            noise_only = {"psnr": float(values.mean()), "recovered": int(recovered.sum())}
         scored = score(reconstruction, truth, mean_image, self.recovered_psnr)
         rows = [{"client": float(client), **row} for row in scored]
         self._records.append(
@@ -165,9 +163,7 @@ class Audit(Callback):
             self._truth = _data(trainer).client(pl_module.client_index)
         images = pl_module.current.images.detach().cpu().float()
         truth = self._truth.images
-        matched = match(images, truth).row
-        shown = self._mean(trainer).expand_as(truth).clone()
-        shown[matched >= 0] = images[matched[matched >= 0]]
+        shown = _shown(images, truth, self._mean(trainer))
         pl_module.log("psnr", psnr(shown, truth).mean(), prog_bar=True, rank_zero_only=True)
         if show_images and isinstance(trainer.logger, TensorBoardLogger):
             columns = torch.cat([truth, shown], dim=2)  # truth above its reconstruction
@@ -408,6 +404,14 @@ def _gather(items: list[Any]) -> list[Any]:
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, items)
     return [item for part in gathered for item in part]
+
+
+def _shown(images: Tensor, truth: Tensor, mean_image: Tensor) -> Tensor:
+    """Return for each true image its reconstruction, or the mean image, B C H W."""
+    row = match(images, truth).row
+    shown = mean_image.expand_as(truth).clone()
+    shown[row >= 0] = images[row[row >= 0]]
+    return shown
 
 
 def _aligned(images: Tensor, truth: Tensor, rows: list[Row]) -> Tensor:

@@ -274,7 +274,6 @@ class LDPAttack(OptimizationAttack):
         self.filter_confidence = filter_confidence
         self.compress = compress
         self.tv_weight = tv_weight
-        self.energy = 0.0
         self.image_shape: tuple[int, int, int] | None = None
 
     # --- the server's part ---------------------------------------------------------------------
@@ -309,13 +308,16 @@ class LDPAttack(OptimizationAttack):
             location = float(brightness.median()) if location is None else location
             scale = float((brightness - location).abs().mean()) if scale is None else scale
         self.location, self.scale = location, max(scale, 1e-6)
-        # of one image in front of the rows; without public images the pixels of a photograph's
-        # subject are about half as bright as white
+        # How large the gradients of the two parts will be.  Without public images: the bright
+        # pixels are about half as bright as white, and scaled statistics are about 1.
         seen = F.avg_pool2d(images, 2) if self.compress else images
-        num_pixels = seen[0].numel() if len(seen) else channels * height * width
-        self.energy = (
-            float(seen.square().sum((1, 2, 3)).mean()) if len(seen) else num_pixels * location / 2
-        )
+        self.row_energy = seen.shape[1:].numel() * location / 2
+        self.statistics_energy = float(NUM_STATISTICS)
+        if len(seen):
+            numbers = image_statistics(seen) * seen.new_tensor(STATISTICS_SCALE[:9])
+            self.row_energy = float(seen.square().sum((1, 2, 3)).mean())
+            self.statistics_energy = float(numbers.square().sum(1).mean())
+            self.statistics_energy += STATISTICS_SCALE[9] ** 2 / 12  # the row's number
         self._payload = ()
 
     def server_payload(self, model: Target) -> LDPPayload:
@@ -323,9 +325,9 @@ class LDPAttack(OptimizationAttack):
         if self.image_shape is None:
             raise RuntimeError("learn_public() comes before server_payload()")
         num_samples = self.num_samples or self.data.batch_size
-        statistics_energy = NUM_STATISTICS * num_samples / 2  # scaled numbers are about .7
-        ratio = self.statistics_share / (1 - self.statistics_share)
-        rows_energy = num_samples * (self.energy + NUM_ACTIVE_BIAS_INPUTS)
+        share = self.statistics_share / (1 - self.statistics_share)
+        rows_energy = num_samples * (self.row_energy + NUM_ACTIVE_BIAS_INPUTS)
+        head_energy = 1 + num_samples * self.statistics_energy
         parameter = next(model.parameters())
         return LDPPayload(
             model,
@@ -333,7 +335,7 @@ class LDPAttack(OptimizationAttack):
             self.image_shape,
             num_samples,
             row_gain=self.gain,
-            statistics_gain=self.gain * (ratio * rows_energy / (1 + statistics_energy)) ** 0.5,
+            statistics_gain=self.gain * (share * rows_energy / head_energy) ** 0.5,
             compress=self.compress,
         ).to(parameter.device, parameter.dtype)
 
