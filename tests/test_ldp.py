@@ -20,7 +20,7 @@ from lightning_recon.matching import match
 from lightning_recon.structures import Observation, PrivateBatch
 from lightning_recon.targets import ConvNet, TorchvisionClassifier
 
-CLIP, STD = 10.0, 0.02
+CLIP, STD = 10.0, 0.005
 
 
 def make_attack(public, *, std=STD, clip=CLIP, batch_size=8, target=None, **kwargs):

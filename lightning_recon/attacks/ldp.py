@@ -28,8 +28,8 @@ What differs, and why:
   released code takes them from the victim's own forward pass.
 - The tenth statistic, the row's number, is decoded and pairs statistics with rows (Hungarian method
   on row number, channel means and variances).  A row whose content fits the statistics of no
-  sample holds the sum of several: it is counted as a collision and not returned.  The released
-  code pairs by the truth.
+  sample holds the sum of several: it is counted as a collision and not returned, and so is one
+  whose gain is a small part of the others'.  The released code pairs by the truth.
 - The statistics reach the server through the logits of the batch's first sample alone.  Through
   all samples' logits the signs of their gradients would cancel.
 - The thresholds' location and scale are fitted on public images, when there are some.
@@ -67,6 +67,7 @@ NUM_STATISTICS = 10
 # absolute differences of neighbours, row number in [-1/2, 1/2].
 STATISTICS_SCALE = (4.0,) * 3 + (10.0,) * 3 + (25.0,) * 3 + (4.0,)
 MIN_STD = 1e-4  # of a pixel: keeps the likelihood finite where there is no noise
+FAINT_GAIN = 0.25  # of the median gain: fainter rows are the remainder of a cancellation
 MISFIT_RATE = 1e-12  # nominal; low, since the errors of a gain are shared by several statistics
 
 
@@ -363,7 +364,10 @@ class LDPAttack(OptimizationAttack):
         row_std = noise_std / gain[hit].abs()
 
         sample = self._assign_statistics(hit, rows, row_std, statistics, statistics_std)
-        single = sample >= 0
+        # samples of opposite sign in a row cancel but for a remainder; what it shows is neither,
+        # and its noise is so large that any statistics fit
+        is_faint = gain[hit].abs() < FAINT_GAIN * gain[hit].abs().median() if len(hit) else hit > 0
+        single = (sample >= 0) & ~is_faint
         num_rows = int(single.sum())
         evidence = LDPEvidence(
             rows=rows[single],
