@@ -151,38 +151,41 @@ class Audit(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Show how far the current client is: for people only, the attack never reads it."""
+        """Show how far the client is, for people only, and score it after its last iteration."""
+        if not isinstance(pl_module, OptimizationAttack):
+            return
         iteration = batch_idx + 1
         is_last = iteration == trainer.num_training_batches
-        show_psnr = iteration % self.psnr_every == 0 or is_last or iteration == 1
-        show_images = iteration % self.images_every == 0 or is_last or iteration == 1
-        if not isinstance(pl_module, OptimizationAttack) or not (show_psnr or show_images):
-            return
+        show_images = iteration % self.images_every == 0 or iteration == 1
+        if is_last or show_images or iteration % self.psnr_every == 0:
+            self._show(trainer, pl_module, with_images=is_last or show_images)
+        if is_last:
+            # here and not at the end of the epoch: the checkpoint of this step holds the scores
+            self._score_fitted(trainer, pl_module)
+
+    def _show(self, trainer: Trainer, attack: OptimizationAttack, *, with_images: bool) -> None:
+        assert attack.client_index is not None
         if self._truth is None:
-            assert pl_module.client_index is not None
-            self._truth = _data(trainer).client(pl_module.client_index)
-        images = pl_module.current.images.detach().cpu().float()
+            self._truth = _data(trainer).client(attack.client_index)
+        images = attack.current.images.detach().cpu().float()
         truth = self._truth.images
         shown = _shown(images, truth, self._mean(trainer))
-        pl_module.log("psnr", psnr(shown, truth).mean(), prog_bar=True, rank_zero_only=True)
-        if show_images and isinstance(trainer.logger, TensorBoardLogger):
-            columns = torch.cat([truth, shown], dim=2)  # truth above its reconstruction
-            grid = torch.cat(list(columns[:8]), dim=2)
+        attack.log("psnr", psnr(shown, truth).mean(), prog_bar=True, rank_zero_only=True)
+        if with_images and isinstance(trainer.logger, TensorBoardLogger):
+            columns = torch.cat([truth, shown], dim=2)[:8]  # truth above its reconstruction
             trainer.logger.experiment.add_image(
-                f"client_{pl_module.client_index}/truth_above_reconstruction",
-                grid,
+                f"client_{attack.client_index}/truth_above_reconstruction",
+                torch.cat(list(columns), dim=2),
                 trainer.global_step,
             )
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the client that is finished."""
-        assert isinstance(pl_module, OptimizationAttack)
-        assert pl_module.client_index is not None
+    def _score_fitted(self, trainer: Trainer, attack: OptimizationAttack) -> None:
+        assert attack.client_index is not None
         self._truth = None
-        rows = self._record(trainer, pl_module, pl_module.client_index, pl_module.current)
+        rows = self._record(trainer, attack, attack.client_index, attack.current)
         for name in ("psnr", "ssim", "cw_ssim", "psnr_subject"):
             mean = sum(row[name] for row in rows) / len(rows)
-            pl_module.log(f"client/{name}", mean, rank_zero_only=True)
+            attack.log(f"client/{name}", mean, rank_zero_only=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the outputs."""
@@ -307,11 +310,10 @@ class Audit(Callback):
             write_report(folder, results, rows, pictures)
         self._summary = results, rows, folder
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the summary, once the progress bar is gone."""
+    def print_summary(self) -> None:
+        """Print the figures and where the outputs are; nothing on processes but the first."""
         if self._summary is not None:
             _print_summary(*self._summary)
-            self._summary = None
 
     def _results(
         self, trainer: Trainer, attack: Attack, records: list[ClientRecord]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from lightning_recon.attacks import Attack
@@ -38,9 +38,7 @@ class ReconCLI(LightningCLI):
     """Lightning's command line with the audit added."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the sections ``audit``, ``checkpoint`` and ``progress_bar``."""
-        # in this order: the bar is closed before the audit prints its table
-        parser.add_lightning_class_args(RichProgressBar, "progress_bar")
+        """Add the sections ``audit`` and ``checkpoint``."""
         parser.add_lightning_class_args(Audit, "audit")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         # one seed for the clients that are drawn, their randomness and the attack's
@@ -54,6 +52,12 @@ class ReconCLI(LightningCLI):
             }
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and look at the checkpoint before Lightning does."""
+        super().parse_arguments(parser, args)
+        config = self.config.get(self.config.get("subcommand") or "", self.config)
+        _check_checkpoint(config.get("ckpt_path"))
+
     def before_instantiate_classes(self) -> None:
         """Name the experiment after its configuration file; one seed for data and attack."""
         config = self.config[self.subcommand] if self.subcommand else self.config
@@ -66,6 +70,32 @@ class ReconCLI(LightningCLI):
         if self.trainer.max_epochs == -1:
             clients = int(self.datamodule.num_clients)
             self.trainer.fit_loop.max_epochs = clients // self.trainer.world_size or 1
+
+    def after_fit(self) -> None:
+        """Print the figures, once the progress bar is gone."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Audit):
+                callback.print_summary()
+
+    after_validate = after_test = after_predict = after_fit
+
+
+def _check_checkpoint(path: Any) -> None:
+    """Raise InputError if a checkpoint is asked for that cannot be read."""
+    if path is None or str(path) in {"best", "last", "hpc", "registry"}:
+        return
+    if not Path(str(path)).is_file():
+        raise InputError(f"no checkpoint at {Path(str(path)).absolute()}; see --ckpt_path")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="meta")
+        complete = "state_dict" in checkpoint and "client_index" in checkpoint
+    except Exception:  # torch raises many types for a broken file
+        complete = False
+    if not complete:
+        raise InputError(
+            f"{Path(str(path)).absolute()} is no readable checkpoint of an attack; give one that "
+            "fit wrote below lightning_logs/version_N/checkpoints"
+        )
 
 
 def _as_seed(seed_everything: bool | int | None) -> int:

@@ -275,7 +275,7 @@ class OptimizationAttack(Attack):
         self._make_scheduler = lr_scheduler
         self.evidence: Any = None
         self.client_index: int | None = None
-        self._restored = False
+        self._is_resuming = False
 
     # --- the science ---------------------------------------------------------------------------
 
@@ -358,15 +358,24 @@ class OptimizationAttack(Attack):
         return [optimizer], [scheduler] if scheduler else []
 
     def on_train_start(self) -> None:
-        """Resume within a client: its observation is made again, its dummy images are restored."""
-        if self._restored:
-            self._begin_client(keep_dummy=True)
+        """Resume: the observation is made again, the dummy images are those of the checkpoint.
+
+        Lightning does not fire ``on_train_epoch_start`` for the epoch that it resumes, be it
+        within a client or between two.
+
+        Raises:
+            InputError: with several processes; a checkpoint holds the first one's images only.
+        """
+        if not self._is_resuming or self.trainer.current_epoch >= (self.trainer.max_epochs or 0):
+            return
+        self._is_resuming = False
+        if self.trainer.world_size > 1:
+            raise InputError("fit resumes on one process only; use --trainer.devices 1")
+        self._begin_client(keep_dummy=self.trainer.current_epoch == self.client_index)
 
     def on_train_epoch_start(self) -> None:
         """Begin the next client."""
-        if not self._restored:
-            self._begin_client(keep_dummy=False)
-        self._restored = False
+        self._begin_client(keep_dummy=False)
 
     def _begin_client(self, *, keep_dummy: bool) -> None:
         client = self.trainer.current_epoch * self.trainer.world_size + self.global_rank
@@ -423,4 +432,4 @@ class OptimizationAttack(Attack):
         """See :meth:`on_save_checkpoint`; a client that was not finished goes on."""
         self.client_index = checkpoint.get("client_index")
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        self._restored = 0 < batches["completed"] < self.iterations
+        self._is_resuming = batches["ready"] > 0

@@ -1,0 +1,294 @@
+"""The real command line, end to end, on 32x32 images."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_recon.attacks import Attack
+from lightning_recon.data import AuditDataModule
+from lightning_recon.main import ReconCLI, main
+
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / "tests/conf/ldp_tiny.yaml")
+RESULT_KEYS = {
+    "experiment", "attack", "data", "masks", "num_images", "recovered", "precision", "recall",
+    "metrics", "null", "privacy", "wall_seconds", "peak_memory_bytes", "import_memory_bytes",
+    "seed", "versions", "command", "oracles", "threat_model",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def latest(parent: Path | str = ".") -> Path:
+    return max(Path(parent).glob("lightning_logs/version_*"), key=lambda path: path.name)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "clients.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def figures(folder: Path) -> list[list[float]]:
+    return [[float(value) for value in row.values()] for row in rows_of(folder)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The outputs of one fit."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("fit")
+        patch.chdir(folder)
+        assert main(["fit", "--config", TINY]) == 0
+    return latest(folder)
+
+
+class TestFit:
+    def test_all_outputs_are_there(self, run):
+        names = {path.name for path in run.iterdir()}
+        assert {"config.yaml", "clients.csv", "results.json", "report.html"} <= names
+        assert any(name.startswith("events.out") for name in names)
+        pictures = sorted(path.name for path in (run / "reconstructions").iterdir())
+        assert len(pictures) == 2 + 8
+        assert not [path for path in run.rglob("*") if path.name.startswith(".")]
+
+    def test_results(self, run):
+        results = json.loads((run / "results.json").read_text())
+        assert set(results) >= RESULT_KEYS
+        assert results["experiment"] == "ldp_tiny"
+        assert results["num_images"] == 8
+        assert results["recovered"] >= 6
+        assert results["metrics"]["psnr"]["mean"] > results["null"]["mean_image"]["psnr"] + 5
+        assert results["null"]["noise_only"]["recovered"] == 0
+        assert results["oracles"] == ["num_samples"]
+        assert results["privacy"]["noise_std"] == 0.005
+        assert results["privacy"]["claimed"] is None
+        assert results["privacy"]["actual"]["epsilon"] > 1e6
+        assert results["import_memory_bytes"] <= results["peak_memory_bytes"]
+
+    def test_a_row_for_every_image(self, run):
+        rows = rows_of(run)
+        assert [(row["client"], row["image"]) for row in rows] == [
+            (f"{client:.1f}", str(image)) for client in range(2) for image in range(4)
+        ]
+        mean = sum(float(row["psnr"]) for row in rows) / 8
+        results = json.loads((run / "results.json").read_text())
+        assert results["metrics"]["psnr"]["mean"] == pytest.approx(mean)
+
+    def test_tensorboard_shows_scalars_images_and_the_config(self, run):
+        events = EventAccumulator(str(run)).Reload()
+        assert {"objective", "psnr", "rows", "total_variation", "client/psnr"} <= set(
+            events.Tags()["scalars"]
+        )
+        assert "client_0/truth_above_reconstruction" in events.Tags()["images"]
+        assert "config/text_summary" in events.Tags()["tensors"]
+
+    def test_the_written_config_makes_the_same_run(self, run):
+        assert main(["fit", "--config", str(run / "config.yaml")]) == 0
+        assert figures(latest()) == figures(run)
+
+    def test_test_gives_the_same_figures_as_fit(self, run):
+        assert main(["test", "--config", TINY]) == 0
+        assert torch.allclose(
+            torch.tensor(figures(latest())), torch.tensor(figures(run)), atol=1e-4
+        )
+
+    def test_another_seed_is_another_run(self, run):
+        assert main(["fit", "--config", TINY, "--seed_everything", "1"]) == 0
+        results = json.loads((latest() / "results.json").read_text())
+        assert results["seed"] == 1
+        assert [row["index"] for row in rows_of(latest())] != [row["index"] for row in rows_of(run)]
+
+
+class TestResume:
+    def test_resumed_equals_uninterrupted(self):
+        every = ["--checkpoint.every_n_train_steps", "5", "--checkpoint.save_top_k", "-1"]
+        assert main(["fit", "--config", TINY, *every]) == 0
+        whole = latest()
+        for step in (5, 15, 20, 25, 35, 40):  # within a client, and between two
+            (checkpoint,) = whole.glob(f"checkpoints/*step={step}.ckpt")
+            assert main(["fit", "--config", TINY, "--ckpt_path", str(checkpoint)]) == 0
+            assert latest() != whole
+            assert figures(latest()) == figures(whole)
+            shutil.rmtree(latest())
+
+    def test_validate_scores_what_a_checkpoint_holds(self):
+        assert main(["fit", "--config", TINY]) == 0
+        fitted = latest()
+        checkpoint = str(fitted / "checkpoints/last.ckpt")
+        assert main(["validate", "--config", TINY, "--ckpt_path", checkpoint]) == 0
+        assert figures(latest()) == figures(fitted)[4:]  # the checkpoint holds the last client
+
+
+class TestPredict:
+    def test_captured_updates_without_truth(self):
+        cli = instantiate(["--config", TINY])
+        data, attack = cli.datamodule, cli.model
+        data.prepare_data()
+        data.setup()
+        attack.num_samples = 4
+        attack.learn_public(data.public_images())
+        observation = attack.observe(data.client(0), 0)
+        Path("captured").mkdir()
+        torch.save(
+            {
+                "update": observation.update,
+                "num_samples": 4,
+                "labels": None,
+                "image_shape": (3, 32, 32),
+            },
+            "captured/round0.pt",
+        )
+        arguments = [
+            "predict", "--config", TINY,
+            "--data.class_path", "CapturedUpdatesDataModule", "--data.init_args.folder", "captured",
+            "--model.init_args.bin_location", str(attack.location),
+            "--model.init_args.bin_scale", str(attack.scale),
+        ]  # fmt: skip
+        config = yaml.safe_load(Path(TINY).read_text())
+        del config["data"]
+        Path("attack.yaml").write_text(yaml.safe_dump(config))
+        arguments[2] = "attack.yaml"
+        assert main(arguments) == 0
+        pictures = list((latest() / "reconstructions").iterdir())
+        results = json.loads((latest() / "results.json").read_text())
+        assert len(pictures) == results["num_reconstructions"] >= 3
+        assert results["metrics"] == {}
+
+
+class TestFallback:
+    def test_the_users_own_command_needs_no_data(self):
+        assert (
+            main([
+                "fit", "--config", str(ROOT / "configs/ldp_imagenet.yaml"),
+                "--data.init_args.image_size", "64",
+                "--data.init_args.num_public", "4",
+                "--data.init_args.batch_size", "4",
+                "--model.init_args.num_bins", "128",
+                "--model.init_args.iterations", "5",
+                "--trainer.accelerator", "cpu",
+            ]) == 0
+        )  # fmt: skip
+        results = json.loads((latest() / "results.json").read_text())
+        assert results["data"]["fallback"] == "samples"
+        assert results["masks"]["method"] == "grabcut"
+        assert 0.02 <= results["masks"]["mean_area"] <= 0.95
+        report = (latest() / "report.html").read_text().lower()
+        assert "sample photographs" in report
+        assert "grabcut" in report
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--model.class_path", "NoAttack"], "there is no class NoAttack"),
+            (["--model.init_args.num_bins", "many"], "Got value: many"),
+            (["--model.init_args.unknown", "1"], "'unknown' is not accepted"),
+            (["--no_such_option", "1"], "no_such_option"),
+            (
+                ["--model.init_args.defenses.init_args.noise_std", "-1"],
+                "noise_std must be at least 0",
+            ),
+            (
+                ["--model.init_args.defenses.init_args.epsilon", "-3"],
+                "epsilon must be a number above",
+            ),
+            (["--model.init_args.defenses.init_args.epsilon", "3"], "noise_std=0.005 and epsilon"),
+            (
+                ["--data.init_args.batch_size", "30"],
+                "2 clients of 30 need 60 images, but there are",
+            ),
+            (["--data.init_args.image_size", "0"], "image_size must be at least 1"),
+            (["--data.init_args.num_public", "0"], "set bin_location and bin_scale"),
+            (["--model.init_args.target.init_args.num_classes", "5"], "the target knows 5"),
+            (["--model.init_args.target.init_args.weights", "no.pt"], "no weights file at"),
+            (["--ckpt_path", "no.ckpt"], "no.ckpt"),
+            (
+                ["--data", "ImageNetDataModule", "--data.init_args.root", "nowhere"],
+                "nowhere; expected folders by WordNet id",
+            ),
+        ],
+    )
+    def test_one_line_and_nothing_written(self, arguments, words, capfd):
+        assert main(["fit", "--config", TINY, *arguments]) == 2
+        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        assert words in lines[0]
+        assert list(Path().rglob("lightning_logs/*/*")) == []
+
+    def test_a_broken_target_leaves_nothing(self, capfd):
+        cli = instantiate(["--config", TINY])
+        state = cli.model.target.state_dict()
+        torch.save(
+            {k: v * torch.nan if v.is_floating_point() else v for k, v in state.items()}, "w.pt"
+        )
+        assert (
+            main(["fit", "--config", TINY, "--model.init_args.target.init_args.weights", "w.pt"])
+            == 2
+        )
+        assert "NaN or infinity" in capfd.readouterr().err
+        assert list(Path().rglob("lightning_logs/*/*")) == []
+
+    def test_an_unreadable_checkpoint(self, capfd):
+        Path("broken.ckpt").write_bytes(b"not a checkpoint")
+        assert main(["fit", "--config", TINY, "--ckpt_path", "broken.ckpt"]) == 2
+        assert "broken.ckpt is no readable checkpoint" in capfd.readouterr().err
+
+    def test_a_fault_of_ours_is_not_hidden(self, monkeypatch):
+        def fail(*_):
+            raise ValueError("a bug")
+
+        monkeypatch.setattr("lightning_recon.attacks.LDPAttack.initialize", fail)
+        with pytest.raises(ValueError, match="a bug"):
+            main(["fit", "--config", TINY])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subcommand", ["test", "fit"])
+def test_two_processes_give_the_figures_of_one(subcommand):
+    for devices in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "cli.py"), subcommand, "--config", TINY,
+             "--data.init_args.num_clients", "3" if subcommand == "test" else "2",
+             "--trainer.devices", devices, "--trainer.strategy", "ddp"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (Path("lightning_logs/version_0"), Path("lightning_logs/version_1"))
+    assert len(figures(one)) == len(figures(two)) == (12 if subcommand == "test" else 8)
+    assert torch.allclose(torch.tensor(figures(one)), torch.tensor(figures(two)), atol=1e-5)
+    assert json.loads((two / "results.json").read_text())["num_processes"] == 2
+
+
+def instantiate(arguments: list[str]) -> ReconCLI:
+    return ReconCLI(
+        Attack,
+        AuditDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_callback=None,
+        run=False,
+        args=arguments,
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_can_be_built(path):
+    cli = instantiate(["--config", str(path), "--trainer.accelerator", "cpu"])
+    assert isinstance(cli.model, Attack)
+    header = path.read_text().splitlines()[0]
+    assert header.startswith(f"# python cli.py fit --config configs/{path.name}")
