@@ -46,11 +46,12 @@ from lightning_recon.targets import ConvNet, Target
 
 PREFIX = "model."  # of the target's parameters in the payload
 ARMS = {
-    "honest": "honest payload to all",
-    "one": "malicious to one a round",
-    "left_out": "the same, its update left out",
-    "all": "malicious to all",
+    "honest": "to none (honest)",
+    "one": "to one a round",
+    "left_out": "to one, left out",
+    "all": "to all",
 }
+"""Who gets the malicious payload, as it stands in the tables."""
 
 
 class Federation(NamedTuple):
@@ -78,7 +79,7 @@ class Run(NamedTuple):
     """What one arm with one seed came to."""
 
     curve: list[dict[str, Any]]
-    """``arm``, ``seed``, ``round``, ``accuracy``, ``loss`` at every evaluation."""
+    """``arm``, ``seed``, ``round``, ``accuracy``, ``loss``; round 0 is the untrained model."""
     norms: dict[str, dict[str, float]]
     """Medians over all updates, by kind of client (``honest``, ``attacked``)."""
     attack: LDPAttack
@@ -203,7 +204,8 @@ def train(args: argparse.Namespace, federation: Federation, arm: str, seed: int)
     malicious = attack.server_payload(model)  # holds the same model, not a copy
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.rounds)
-    curve: list[dict[str, Any]] = []
+    start_scores = evaluate(calibrated(model, federation.public), federation.test)
+    curve: list[dict[str, Any]] = [{"arm": arm, "seed": seed, "round": 0, **start_scores}]
     norms: dict[str, list[Norms]] = {}
     for round_ in range(args.rounds):
         received: list[Update] = []
@@ -333,6 +335,7 @@ def summarize(results: dict[tuple[str, int], Run]) -> dict[str, dict[str, Any]]:
         kinds = dict.fromkeys(kind for run in runs.values() for kind in run.norms)
         summary[arm] = {
             "accuracy": {seed: final[arm, seed] for seed in runs},
+            "accuracy_untrained": {seed: run.curve[0]["accuracy"] for seed, run in runs.items()},
             "accuracy_mean": mean(accuracies),
             "accuracy_min": min(accuracies),
             "accuracy_max": max(accuracies),
@@ -358,11 +361,12 @@ def summarize(results: dict[tuple[str, int], Run]) -> dict[str, dict[str, Any]]:
 def accuracy_table(summary: dict[str, dict[str, Any]]) -> Table:
     """Return the table of arms."""
     table = Table(title="Accuracy on the test images after the last round, %")
-    for column in ("server", "mean", "range", "difference to honest", "by seed"):
-        table.add_column(column, justify="left" if column == "server" else "right")
+    for column in ("malicious payload", "untrained", "mean", "range", "vs. honest", "by seed"):
+        table.add_column(column, justify="left" if column == "malicious payload" else "right")
     for arm, entry in summary.items():
         table.add_row(
             ARMS[arm],
+            f"{100 * mean(entry['accuracy_untrained'].values()):.1f}",
             f"{100 * entry['accuracy_mean']:.1f}",
             f"{100 * entry['accuracy_min']:.1f} to {100 * entry['accuracy_max']:.1f}",
             f"{100 * entry['difference_to_honest_mean']:+.1f}",
@@ -379,8 +383,10 @@ def norm_table(summary: dict[str, dict[str, Any]], noise_norm: float) -> Table:
         noise_norm: expected L2 norm of the noise on the model's part of one update.
     """
     table = Table(title=f"L2 norm of an update (median); noise on the model: {noise_norm:.3g}")
-    for column in ("server", "client", "whole", "model", "model, clipped"):
-        table.add_column(column, justify="left" if column in ("server", "client") else "right")
+    for column in ("malicious payload", "client", "whole", "model", "model, clipped"):
+        table.add_column(
+            column, justify="left" if column in ("malicious payload", "client") else "right"
+        )
     for arm, entry in summary.items():
         for kind, norms in entry["norms"].items():
             table.add_row(ARMS[arm], kind, *(f"{norms[field]:.3g}" for field in Norms._fields))
