@@ -44,7 +44,7 @@ class FedSGD(Client):
             for name, parameter in payload.named_parameters()
         }
         buffers = {name: buffer.clone() for name, buffer in payload.named_buffers()}
-        was_training = payload.training
+        modes = {module: module.training for module in payload.modules()}
         payload.train()
         devices = [batch.images.device] if batch.images.is_cuda else []
         try:
@@ -56,5 +56,16 @@ class FedSGD(Client):
                     loss, list(parameters.values()), allow_unused=True, materialize_grads=True
                 )
         finally:
-            payload.train(was_training)
-        return dict(zip(parameters, gradients, strict=True))
+            for module, training in modes.items():
+                module.training = training
+        # autograd may hand out one tensor twice, or an expanded one; defenses write in place
+        taken: set[int] = set()
+        update: Update = {}
+        for name, gradient in zip(parameters, gradients, strict=True):
+            storage = gradient.untyped_storage()
+            is_own = storage.data_ptr() not in taken and gradient.nbytes <= storage.nbytes()
+            taken.add(storage.data_ptr())
+            update[name] = (
+                gradient if is_own else gradient.clone(memory_format=torch.contiguous_format)
+            )
+        return update

@@ -45,16 +45,18 @@ class GaussianNoise(Defense):
         if noise_std is not None:
             if not 0 <= noise_std < float("inf"):
                 raise InputError(f"GaussianNoise: noise_std must be at least 0, not {noise_std}")
-            if epsilon is not None or calibration is not None:
+            if (calibration, epsilon, num_records) != (None, None, None):
                 raise InputError(
-                    f"GaussianNoise: noise_std={noise_std:g} and epsilon or calibration were given "
-                    "together; give either noise_std, or calibration, epsilon and num_records"
+                    f"GaussianNoise: noise_std={noise_std:g} was given together with calibration, "
+                    "epsilon or num_records; give either noise_std alone or those three"
                 )
         elif calibration is None or epsilon is None:
             raise InputError(
                 "GaussianNoise: give either noise_std, or calibration, epsilon and num_records"
             )
-        elif num_records is None or num_records < 1:
+        elif calibration != "record_mean":
+            raise InputError(f"GaussianNoise: calibration must be record_mean, not {calibration!r}")
+        elif num_records is None or not num_records >= 1:
             raise InputError(
                 f"GaussianNoise: calibration {calibration} needs num_records of at least 1, "
                 f"not {num_records}"

@@ -1,6 +1,7 @@
 """The models under attack."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Target(nn.Module):
         """
         parameter = next(self.parameters())
         images = torch.zeros(2, *image_shape, device=parameter.device, dtype=parameter.dtype)
-        was_training = self.training
+        modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
             with torch.no_grad():
@@ -48,7 +49,8 @@ class Target(nn.Module):
                 "image_size in the data, or choose another target"
             ) from error
         finally:
-            self.train(was_training)
+            for module, training in modes.items():
+                module.training = training
 
 
 @contextmanager
@@ -59,11 +61,16 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def load_weights(model: nn.Module, path: str) -> None:
+def load_weights(model: nn.Module, path: str, rename: Callable[[str], str] = str) -> None:
     """Fill ``model`` from a file of tensors by name.
 
     Takes a plain ``state_dict``, one under the key ``state_dict``, and names that begin with
     ``module.`` (as DataParallel writes them).
+
+    Args:
+        model: what is filled.
+        path: the file.
+        rename: turns a name in the file into the model's own.
 
     Raises:
         InputError: if the file is missing, is no file of tensors, or does not fit the model.
@@ -75,8 +82,11 @@ def load_weights(model: nn.Module, path: str) -> None:
         state = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises many types for a broken file
         raise InputError(f"{file} is no readable file of weights: {_first_line(error)}") from error
-    state = state.get("state_dict", state)
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{file} holds no weights by name; save the model's state_dict() to it")
+    state = {rename(name.removeprefix("module.")): tensor for name, tensor in state.items()}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -87,4 +97,5 @@ def load_weights(model: nn.Module, path: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # torch writes in bold
+    return (text.splitlines() or [type(error).__name__])[0][:200]

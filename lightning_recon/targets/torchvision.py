@@ -1,5 +1,7 @@
 """Any classifier of torchvision, by name."""
 
+import re
+
 import torch
 import torchvision
 from torch import Tensor
@@ -9,6 +11,13 @@ from lightning_recon.targets.base import Target, load_weights, seeded
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# the published files of DenseNet are older than the names of its layers
+_OLD_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+
+
+def _today(name: str) -> str:
+    return _OLD_DENSE_LAYER.sub(r"\1\2", name)
 
 
 class TorchvisionClassifier(Target):
@@ -50,7 +59,7 @@ class TorchvisionClassifier(Target):
                 name, weights=None, num_classes=num_classes, **extra
             )
         if weights is not None:
-            load_weights(self.model, weights)
+            load_weights(self.model, weights, _today)
         self.normalize = (weights is not None) if normalize is None else normalize
         self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(3, 1, 1), persistent=False)
