@@ -205,7 +205,10 @@ class TestBadInput:
                 ["--model.init_args.defenses.init_args.epsilon", "-3"],
                 "epsilon must be a number above",
             ),
-            (["--model.init_args.defenses.init_args.epsilon", "3"], "noise_std=0.005 and epsilon"),
+            (
+                ["--model.init_args.defenses.init_args.epsilon", "3"],
+                "noise_std=0.005 was given together",
+            ),
             (
                 ["--data.init_args.batch_size", "30"],
                 "2 clients of 30 need 60 images, but there are",

@@ -143,7 +143,6 @@ def test_payload_is_not_changed(make, training):
     assert_same(before, snapshot(payload))
 
 
-@pytest.mark.xfail(strict=True, reason="payload.train(was_training) sets every layer alike")
 def test_modes_of_single_layers_are_kept():
     payload = ConvNet(width=4).double()
     payload.features[1].eval()
@@ -241,7 +240,6 @@ class SharedGradient(nn.Module):
         return images.flatten(1)[:, :10] * self.summed.sum() + (self.first + self.second)
 
 
-@pytest.mark.xfail(strict=True, reason="autograd hands out one tensor twice, or an expanded one")
 def test_parts_of_the_update_may_be_changed_in_place():
     """Defenses do, so no two parts may share their memory."""
     update = FedSGD()(SharedGradient().double(), private(), seed=0)

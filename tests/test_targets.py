@@ -229,7 +229,6 @@ def test_weights_are_taken_to_expect_normalised_images(tmp_path):
         assert model.normalize is used
 
 
-@pytest.mark.xfail(strict=True, reason="torchvision renames denselayer1.norm.1 as it loads")
 def test_published_names_of_densenet(tmp_path):
     """The file that torchvision publishes has dots where its modules' names have none."""
     trained = TorchvisionClassifier("densenet121", num_classes=2, seed=5)
@@ -266,7 +265,7 @@ def saved(content):
 
 
 def fails(save, reason):
-    return pytest.param(save, marks=pytest.mark.xfail(strict=True, reason=reason))
+    return pytest.param(save)
 
 
 NO_MAPPING = "what is no mapping of tensors ends in an AttributeError"
@@ -443,7 +442,6 @@ def test_check_input_does_not_change_the_model(training, size):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.xfail(strict=True, reason="self.train(was_training) sets every layer alike")
 def test_check_input_keeps_the_modes_of_single_layers():
     model = ConvNet(width=4)
     model.features[1].eval()
