@@ -19,7 +19,6 @@ from lightning_recon.attacks import Attack, OptimizationAttack
 from lightning_recon.data import ClientDataModule
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.matching import match
-from lightning_recon.metrics import Row, aggregate, score
 from lightning_recon.outputs import (
     IMPORT_MEMORY_BYTES,
     describe_attack,
@@ -30,6 +29,7 @@ from lightning_recon.outputs import (
     write_json,
 )
 from lightning_recon.report import AuditedImage, save_grid, save_image, verdict, write_report
+from lightning_recon.scores import Row, aggregate, score
 from lightning_recon.structures import PrivateBatch, Reconstruction
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from lightning_recon.attacks import Attack
 from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.files import write_atomically
-from lightning_recon.metrics import Row
+from lightning_recon.scores import Row
 
 _PACKAGES = (
     "torch",

@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from lightning_recon.files import write_atomically
-from lightning_recon.metrics import Row
+from lightning_recon.scores import Row
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 
@@ -52,7 +52,7 @@ class AuditedImage(TypedDict):
     reconstruction: Tensor | None
     """C H W in [0, 1], or None where no reconstruction was matched."""
     row: Row
-    """Its scores, from :func:`lightning_recon.metrics.score`."""
+    """Its scores, from :func:`lightning_recon.scores.score`."""
 
 
 def write_report(

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_recon.metrics import METRICS, aggregate
 from lightning_recon.report import MAX_PICTURES, save_grid, verdict, write_report
+from lightning_recon.scores import METRICS, aggregate
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

@@ -12,7 +12,7 @@ from skimage.metrics import structural_similarity
 
 import lightning_recon.functional
 from lightning_recon.functional.image_quality import cw_ssim, mse, psnr, ssim
-from lightning_recon.metrics import METRICS, aggregate, score
+from lightning_recon.scores import METRICS, aggregate, score
 from lightning_recon.structures import PrivateBatch, Reconstruction
 
 MEASURES = [mse, psnr, ssim, cw_ssim]
