@@ -1,8 +1,35 @@
-"""The command line: fit, validate, test and predict are Lightning's."""
+#!/usr/bin/env python
+"""The command line: Lightning's own runs fit, validate, test and predict, plain functions the rest.
+
+Nothing heavy is imported before it is needed, so that ``--help`` answers at once.
+"""
 
 import sys
 
-from lightning_recon.main import main
+
+def main(args: list[str]) -> int:
+    """Hand the command to whom it belongs.
+
+    Args:
+        args: what stands after the program's name.
+
+    Returns:
+        The exit code: 0; 1 if something needed is broken; 2 for input that cannot be used.
+    """
+    from lightning_recon import commands
+
+    if args and args[0] in {*commands.LIGHTNING, "sweep"}:
+        from lightning_recon.main import main as run
+
+        return run()  # Lightning reads sys.argv itself, in every process that it starts
+    return commands.main(args)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("lightning_recon"):
+            raise
+        print(f"error: {error}; run: pip install -r requirements.txt", file=sys.stderr)
+        sys.exit(1)

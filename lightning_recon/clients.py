@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from lightning_recon.rowsparse import RowSparse
 from lightning_recon.structures import PrivateBatch, Update
 
 
@@ -38,7 +39,10 @@ class FedSGD(Client):
     protocol = "fedsgd"
 
     def __call__(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> Update:
-        """Return the gradient by parameter name; zeros for parameters that play no part."""
+        """Return the gradient by parameter name; zeros for parameters that play no part.
+
+        That of an embedding with sparse gradients is a :class:`RowSparse`.
+        """
         parameters = {
             name: parameter.detach().requires_grad_()
             for name, parameter in payload.named_parameters()
@@ -52,9 +56,12 @@ class FedSGD(Client):
                 torch.manual_seed(seed)
                 logits = functional_call(payload, (parameters, buffers), (batch.images,))
                 loss = F.cross_entropy(logits, batch.labels)
-                gradients = torch.autograd.grad(
-                    loss, list(parameters.values()), allow_unused=True, materialize_grads=True
-                )
+                # on a CPU autocast would reach into the backward pass, and round to bfloat16 what
+                # the forward pass computed in float32
+                with torch.autocast(batch.images.device.type, enabled=False):
+                    gradients = torch.autograd.grad(
+                        loss, list(parameters.values()), allow_unused=True, materialize_grads=True
+                    )
         finally:
             for module, training in modes.items():
                 module.training = training
@@ -62,6 +69,9 @@ class FedSGD(Client):
         taken: set[int] = set()
         update: Update = {}
         for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient.is_sparse:  # of an embedding that asks for it
+                update[name] = RowSparse.from_gradient(gradient)
+                continue
             storage = gradient.untyped_storage()
             is_own = storage.data_ptr() not in taken and gradient.nbytes <= storage.nbytes()
             taken.add(storage.data_ptr())

@@ -1,22 +1,32 @@
-"""The command line of the project."""
+"""The commands that run a Trainer: Lightning's own, and ``sweep``."""
 
+import argparse
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import DefaultHelpFormatter, capture_parser
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import StrategyRegistry
 
+from lightning_recon import __version__
 from lightning_recon.attacks import Attack
-from lightning_recon.callbacks import Audit, RunConfig
+from lightning_recon.callbacks import Audit
+from lightning_recon.commands import LIGHTNING, add_commands, report_bad_input
 from lightning_recon.data import AuditDataModule
 from lightning_recon.errors import InputError
+from lightning_recon.records import read_records
+from lightning_recon.resume import check_same, folder_to_resume, header
+from lightning_recon.run_config import RunConfig
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
@@ -34,8 +44,51 @@ _NOISE = (  # warnings of Lightning that do not concern a person who runs an aud
 )
 
 
+_OPTIONS = """
+
+options of which most commands need no others (later ones take precedence):
+  --config configs/NAME.yaml        an experiment; --print_config shows all that holds
+  --model.init_args.NAME VALUE      an option of the attack; --model.help CLASS lists them
+  --data.init_args.NAME VALUE       an option of the data set; --data.help CLASS lists them
+  --seed_everything SEED            all randomness
+  --trainer.accelerator gpu --trainer.devices 2
+"""
+_RESUME = """\
+  --resume lightning_logs/version_0 go on with a stopped run; needs no --config
+"""
+_BASH_PYTHON = """
+# "python cli.py" is completed as "cli.py" is
+_lightning_recon_python() {
+  [[ $COMP_CWORD -gt 1 && "/${COMP_WORDS[1]}" == */cli.py ]] || return
+  COMP_WORDS=("${COMP_WORDS[@]:1}")
+  COMP_CWORD=$((COMP_CWORD - 1))
+  _shtab_cli_py
+}
+complete -o bashdefault -o default -F _lightning_recon_python python python3
+"""
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of descriptions."""
+
+
 class ReconCLI(LightningCLI):
     """Lightning's command line with the audit added."""
+
+    run_folder: Path | None = None
+    """Of the run to go on with, if any."""
+
+    def setup_parser(self, add_subcommands: bool, *args: Any) -> None:
+        """Add ``--resume`` to ``test``."""
+        super().setup_parser(add_subcommands, *args)
+        if add_subcommands:
+            self._parser("test").add_argument(
+                "--resume",
+                type=Path | None,
+                metavar="RUN",
+                help="folder of a run of test that was stopped: attacks the clients that are "
+                "missing; the configuration is the run's own",
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections ``audit`` and ``checkpoint``."""
@@ -53,9 +106,17 @@ class ReconCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and look at the checkpoint before Lightning does."""
-        super().parse_arguments(parser, args)
+        """Parse, and look at the run to resume and at the checkpoint before Lightning does."""
+        words = sys.argv[1:] if args is None else list(args)
+        self.run_folder = folder_to_resume(words)
+        if self.run_folder is None:
+            super().parse_arguments(parser, args)
+        else:
+            stored = ["test", "--config", str(self.run_folder / "config.yaml")]
+            self.config = parser.parse_args([*stored, *words[1:]])
+            check_same(self._parser("test"), parser.parse_args(stored).test, self.config.test)
         config = self.config.get(self.config.get("subcommand") or "", self.config)
+        config.pop("resume", None)  # no part of the experiment
         _check_checkpoint(config.get("ckpt_path"))
 
     def before_instantiate_classes(self) -> None:
@@ -64,6 +125,23 @@ class ReconCLI(LightningCLI):
         files = config.get("config") or []
         if files and config.audit.experiment is None:
             config.audit.experiment = Path(str(files[-1])).stem
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Let a resumed run write into its own folder."""
+        if self.run_folder is not None:
+            kwargs["logger"] = TensorBoardLogger(
+                self.run_folder.parent, name="", version=self.run_folder.name
+            )
+        return super().instantiate_trainer(**kwargs)
+
+    def before_test(self) -> None:
+        """Leave out what a resumed run has done, and leave its ``config.yaml`` as it is."""
+        if self.run_folder is None:
+            return
+        self.datamodule.completed = {record.client for record in read_records(self.run_folder)}
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunConfig):
+                callback.already_saved = True
 
     def before_fit(self) -> None:
         """Make an epoch of every client."""
@@ -103,8 +181,40 @@ def _as_seed(seed_everything: bool | int | None) -> int:
     return 0 if seed_everything is None or seed_everything is True else int(seed_everything)
 
 
+def _command_line(args: Sequence[str] | None = None) -> None:
+    versions = [f"lightning_recon=={__version__}"]
+    versions.append(f"pytorch_lightning=={version('pytorch_lightning')}")
+    commands = {
+        name: {
+            "usage": f"python cli.py {name} --config FILE [OPTION ...]",
+            "description": summary + _OPTIONS + (_RESUME if name == "test" else ""),
+            "dump_header": [*versions, header(name)],
+        }
+        for name, summary in LIGHTNING.items()
+    }
+    ReconCLI(
+        Attack,
+        AuditDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        seed_everything_default=0,
+        save_config_callback=RunConfig,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults=_TRAINER_DEFAULTS,
+        parser_kwargs={
+            "prog": "cli.py",
+            "exit_on_error": False,
+            "formatter_class": _HelpFormatter,
+            **commands,
+        },
+        args=None if args is None else list(args),
+    )
+
+
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run ``fit``, ``validate``, ``test``, ``predict`` or ``sweep``.
 
     Args:
         args: what stands after the program's name; null: ``sys.argv``.
@@ -116,50 +226,35 @@ def main(args: Sequence[str] | None = None) -> int:
     for noise in _NOISE:
         warnings.filterwarnings("ignore", message=noise)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    try:
-        ReconCLI(
-            Attack,
-            AuditDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            seed_everything_default=0,
-            save_config_callback=RunConfig,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults=_TRAINER_DEFAULTS,
-            parser_kwargs={"exit_on_error": False},
-            args=list(args) if args is not None else None,
-        )
-    except (InputError, ArgumentError, ValueError) as error:
-        message = _explain(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)  # noqa: T201
-        return 2
-    return 0
+    words = sys.argv[1:] if args is None else list(args)
+    with report_bad_input() as outcome:
+        if words[:1] == ["sweep"]:
+            from lightning_recon.sweep import main as sweep
+
+            sweep(words[1:])
+        else:
+            _command_line(args)
+    return outcome.exit_code
 
 
-def _explain(error: Exception) -> str | None:
-    """Return one line on what is wrong with the input; None if the error is not the input's."""
-    cause: BaseException | None = error
-    while cause is not None:  # jsonargparse wraps what a constructor raises
-        if isinstance(cause, InputError):
-            return " ".join(str(cause).split())
-        cause = cause.__cause__ or cause.__context__
-    if not isinstance(error, ArgumentError):
-        return None
-    text = str(error)
-    if "\n" not in text:
-        return text
-    keys = re.findall(r'Parser key "([\w.]+)"', text)
-    reasons = re.findall(r"\n\s*- (.*?)(?=\n\s*- |\n\s*Given value)", text, flags=re.DOTALL)
-    if reasons and "class_path" in reasons[0]:
-        reasons = reasons[:1]  # the class is the type that was meant
-    reason = re.sub(r'Parser key "[\w.]+": *', "", " or ".join(reasons) or text)
-    if found := re.search(r"Expected a dot import path string: (\S+)", text):
-        reason = (
-            f"there is no class {found[1]}; give the name of a class of lightning_recon or the "
-            "full import path of one"
-        )
-    return f"{'.'.join(dict.fromkeys(keys))}: {' '.join(reason.split())}"
+def completion_script(shell: str) -> str:
+    """Return the script that completes the command line at the Tab key.
+
+    Args:
+        shell: bash, zsh or tcsh.
+
+    Raises:
+        InputError: if the package shtab is not installed.
+    """
+    if find_spec("shtab") is None:
+        raise InputError("completion needs the package shtab: pip install shtab")
+    parser = capture_parser(_command_line)
+    commands = parser._subcommands_action
+    assert commands is not None
+    for name in LIGHTNING:
+        # the arguments of all strategies, and of theirs, would fill 80 MB
+        strategy = commands.choices[name]._option_string_actions["--trainer.strategy"]
+        strategy.choices = ["auto", *StrategyRegistry.available_strategies()]
+    add_commands(commands)
+    script: str = parser.get_completion_script(f"shtab-{shell}")
+    return script + _BASH_PYTHON if shell == "bash" else script

@@ -6,8 +6,10 @@ Tools may rely on the keys of ``results.json`` that the README names.
 import csv
 import io
 import json
+import math
 import platform
 import resource
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -15,13 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 
 from lightning_recon.attacks import Attack
+from lightning_recon.data import AuditDataModule, ClientDataModule
 from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.files import write_atomically
-from lightning_recon.scores import Row
+from lightning_recon.records import ClientRecord
+from lightning_recon.report import verdict
+from lightning_recon.scores import aggregate
 
+MAX_CURVES = 24  # of clients, that results.json keeps
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -77,19 +85,80 @@ def describe_attack(attack: Attack) -> dict[str, Any]:
     }
 
 
+def summarise(
+    attack: Attack, data: AuditDataModule | None, records: Sequence[ClientRecord]
+) -> dict[str, Any]:
+    """Return what ``results.json`` says of the attack, the data and the outcome.
+
+    Args:
+        attack: as it ran.
+        data: what it ran on, or None to leave it out.
+        records: of all clients, at least one.
+    """
+    rows = [row for record in records for row in record.rows]
+    failures = [record for record in records if record.failure]
+    curved = [record for record in records if record.curve][:MAX_CURVES]
+    results = {
+        **describe_attack(attack),
+        "num_clients": len(records),
+        "failures": [{"client": record.client, "reason": record.failure} for record in failures],
+        "clients_unrecovered": [
+            record.client
+            for record in records
+            if record.rows
+            and not record.failure
+            and not any(row["recovered"] for row in record.rows)
+        ],
+        **aggregate(rows, sum(record.num_reconstructions for record in records)),
+        "notes": [{"client": record.client, **record.notes} for record in records],
+        "curves": [
+            {
+                "client": record.client,
+                "iteration": [iteration for iteration, _ in record.curve],
+                "objective": [objective for _, objective in record.curve],
+            }
+            for record in curved
+        ],
+        "seconds_per_client": round(statistics.median(record.seconds for record in records), 3),
+    }
+    if isinstance(data, ClientDataModule):
+        results["data"] = {
+            "name": data.name,
+            "fallback": data.fallback,
+            "description": data.describe(),
+        }
+        results["masks"] = data.mask_summary()
+    for name in ("noise_only", "other_client"):
+        controls = [record.controls[name] for record in records if name in record.controls]
+        if controls:
+            results["null"][name] = {
+                "psnr": statistics.fmean(control["psnr"] for control in controls)
+            }
+            if all("recovered" in control for control in controls):
+                recovered = int(sum(control["recovered"] for control in controls))
+                results["null"][name]["recovered"] = recovered
+    return results
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` as JSON."""
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows under the names of their keys; none at all if there are no rows."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows under the names of their keys; NaN, None and missing are empty cells."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     if rows:
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     write_atomically(path, text.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    is_nan = isinstance(value, float) and math.isnan(value)
+    return "" if value is None or is_nan else value
 
 
 def device_name(device: torch.device) -> str:
@@ -97,3 +166,45 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def print_summary(results: Mapping[str, Any], folder: Path) -> None:
+    """Print the figures and where the outputs are."""
+    console = Console()
+    if results["num_images"]:
+        table = Table(title=f"{results['experiment']}: {verdict(results)}", title_style="bold")
+        table.add_column("over all images")
+        for name in ("mean", "median", "worst leak"):
+            table.add_column(name, justify="right")
+        for name, values in results["metrics"].items():
+            digits = 4 if name.startswith("mse") else 2 if "psnr" in name else 3
+            table.add_row(
+                name + (" (dB)" if "psnr" in name else ""),
+                *(f"{values[key]:.{digits}f}" for key in ("mean", "median", "worst")),
+            )
+        for name, values in results["null"].items():
+            table.add_row(f"null control: {name}, psnr (dB)", f"{values['psnr']:.2f}", "", "")
+        console.print(table)
+    for note in warnings(results):
+        console.print(note, style="bold red")
+    data = results.get("data", {})
+    console.print(f"data     {data.get('description', 'captured updates')}", highlight=False)
+    console.print(f"privacy  {results['privacy']['statement']}", highlight=False)
+    console.print(f"granted  {', '.join(results['oracles']) or 'nothing'} to the attacker")
+    console.print(f"outputs  {folder}/ (report.html, results.json, clients.csv, reconstructions/)")
+
+
+def warnings(results: Mapping[str, Any]) -> list[str]:
+    """Return what a reader of the figures must know: failures, and what stood in for data."""
+    notes = []
+    if results.get("failures"):
+        first = results["failures"][0]
+        notes.append(
+            f"THE ATTACK FAILED on {len(results['failures'])} of {results['num_clients']} clients, "
+            f"first on client {first['client']}: {first['reason']}"
+        )
+    if results.get("data", {}).get("fallback"):
+        notes.append("SAMPLE PHOTOGRAPHS were attacked: the data set was not found")
+    if results.get("masks", {}).get("method") == "grabcut":
+        notes.append("GRABCUT made the subject masks: no SAM checkpoint was found")
+    return notes

@@ -55,3 +55,12 @@ class Reconstruction(NamedTuple):
     """R: the attacker's own objective, lower is better; the only legal way to choose."""
     notes: dict[str, float]
     """Counts and estimates that the attack reports, such as the noise level it measured."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """(iteration, objective) pairs on the way here; empty for an analytic attack."""
+
+
+class Failure(NamedTuple):
+    """What stands in for a :class:`Reconstruction` where the attack on a client failed."""
+
+    reason: str
+    """One line."""

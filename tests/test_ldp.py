@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from lightning_recon.attacks import LDPAttack
-from lightning_recon.attacks.ldp import (
+from lightning_recon.attacks.ldp_payload import (
     NUM_ACTIVE_BIAS_INPUTS,
     image_statistics,
     laplace_thresholds,
@@ -94,6 +94,15 @@ class TestPayload:
         others[rows] = False
         assert weight[others].abs().max() == 0
         assert gain[others].abs().max() == 0
+
+    def test_bfloat16_of_the_model_does_not_reach_the_rows(self, public, batch):
+        attack = make_attack(public, std=0, clip=0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            update = attack.observe(batch, 0).update
+        gain = update["thresholds.weight"][:, :NUM_ACTIVE_BIAS_INPUTS].mean(1)
+        weight = update["rows.weight"].view(attack.num_bins, 2, 3, 32, 32)
+        for image, row in zip(batch.images, rows_of(attack, batch.images), strict=True):
+            assert torch.allclose(weight[row, 0] / gain[row], image, atol=1e-5)
 
     def test_zero_channels_and_idle_inputs_have_no_gradient(self, public, batch):
         update = make_attack(public, std=0).observe(batch, 0).update

@@ -1,6 +1,8 @@
 """Published attacks, one a file."""
 
-from lightning_recon.attacks.base import Attack, OptimizationAttack
+from lightning_recon.attacks.base import Attack
 from lightning_recon.attacks.ldp import LDPAttack
+from lightning_recon.attacks.optimization import OptimizationAttack
+from lightning_recon.attacks.spectral import SpectralLDPAttack
 
-__all__ = ["Attack", "LDPAttack", "OptimizationAttack"]
+__all__ = ["Attack", "LDPAttack", "OptimizationAttack", "SpectralLDPAttack"]

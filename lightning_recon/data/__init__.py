@@ -1,6 +1,6 @@
 """Data: fixed clients over image data sets, masks of the subjects, and captured updates."""
 
-from lightning_recon.data.base import AuditDataModule, ClientDataModule
+from lightning_recon.data.base import ClientDataModule
 from lightning_recon.data.caltech256 import Caltech256DataModule
 from lightning_recon.data.captured import CapturedUpdate, CapturedUpdatesDataModule
 from lightning_recon.data.cifar import CIFAR10DataModule, CIFAR100DataModule
@@ -9,6 +9,7 @@ from lightning_recon.data.folder import ImageFolderDataModule
 from lightning_recon.data.imagenet import ImageNetDataModule
 from lightning_recon.data.masks import MaskFolder, MaskSource, SubjectMasks
 from lightning_recon.data.samples import SampleImagesDataModule
+from lightning_recon.data.sharing import AuditDataModule
 from lightning_recon.data.sources import ArraySource, FileSource, ImageSource, SquareSource
 
 __all__ = [

@@ -1,16 +1,15 @@
 """Fixed clients over an image data set: who holds which images, and which client is next."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image
-from pytorch_lightning import LightningDataModule
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import track
@@ -18,75 +17,10 @@ from torch import Tensor
 
 from lightning_recon.data.masks import Crop, MaskSource
 from lightning_recon.data.photographs import PhotographSource
+from lightning_recon.data.sharing import AuditDataModule, ClientLoader
 from lightning_recon.data.sources import ImageSource
 from lightning_recon.errors import InputError
 from lightning_recon.structures import PrivateBatch
-
-
-class ClientLoader:
-    """A loader of client indices: each item is an int64 scalar.
-
-    Not a torch ``DataLoader``: there is nothing to collate, and Lightning leaves it as it is, so
-    that no sampler that pads can get in.
-
-    Args:
-        length: Number of items.
-        client_at: The client index at each place; asked anew for every item.
-    """
-
-    def __init__(self, length: int, client_at: Callable[[int], int]) -> None:
-        self.length = length
-        self.client_at = client_at
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for place in range(self.length):
-            yield torch.tensor(self.client_at(place))
-
-
-class AuditDataModule(LightningDataModule, ABC):
-    """What an audit needs of any data: a number of clients, spread over the processes."""
-
-    name: str
-    batch_size: int
-    """Largest number of images of one client."""
-    num_clients: int
-
-    @property
-    @abstractmethod
-    def image_shape(self) -> tuple[int, int, int]:
-        """C, H, W of every image."""
-
-    @abstractmethod
-    def public_images(self) -> Tensor:
-        """The server's own images, none of them a client's: N C H W in [0, 1]; N may be 0."""
-
-    def predict_dataloader(self) -> ClientLoader:
-        """This process' share of the clients."""
-        return self._share()
-
-    def _share(self) -> ClientLoader:
-        """Every ``world_size``-th client, beginning with this rank; nothing is padded.
-
-        Raises:
-            InputError: There are fewer clients than processes.
-        """
-        rank, world_size = self._place()
-        if self.num_clients < world_size:
-            raise InputError(
-                f"{self.num_clients} clients cannot be shared by {world_size} processes: "
-                f"use at most {self.num_clients} devices"
-            )
-        share = range(rank, self.num_clients, world_size)
-        return ClientLoader(len(share), share.__getitem__)
-
-    def _place(self) -> tuple[int, int]:
-        """Rank and world size; 0 and 1 without a Trainer."""
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
 
 
 class ClientDataModule(AuditDataModule):
@@ -157,7 +91,7 @@ class ClientDataModule(AuditDataModule):
         self.seed = seed
         self._source: ImageSource | None = None
         self._is_fallback = False
-        self._drawn: tuple[list[list[int]], list[int]] | None = None
+        self._drawn: tuple[list[list[int]], list[int], list[int]] | None = None
         self._mask_notes: dict[int, tuple[float, bool]] = {}
 
     @property
@@ -259,6 +193,31 @@ class ClientDataModule(AuditDataModule):
         images, _ = self._load(self._public)
         return images
 
+    def public_labels(self) -> Tensor:
+        """The labels of :meth:`public_images`, N, int64."""
+        return torch.tensor([self._label(place) for place in self._public], dtype=torch.int64)
+
+    def thumbnails(self, num_images: int, size: int) -> tuple[Tensor, Tensor]:
+        """Small pictures of clients and others: the candidates of an identification.
+
+        Args:
+            num_images: How many at most, in the order of the seed's permutation, in which the
+                clients come first.
+            size: Height and width, in pixels.
+
+        Returns:
+            Places in the data set, N, and whole images, N C size size in [0, 1]; those that cannot
+            be read are left out.
+        """
+        self.setup()
+        assert self._drawn is not None
+        _, _, order = self._drawn
+        chosen = list(islice(filter(self._is_readable, order), num_images))
+        images = torch.empty(len(chosen), 3, size, size)
+        for row, place in enumerate(chosen):
+            images[row] = F.adaptive_avg_pool2d(self._pixels(self.source.image(place)), size)
+        return torch.tensor(chosen), images
+
     def mask_summary(self) -> dict[str, str | float | int | None]:
         """How the clients' images are masked.
 
@@ -354,8 +313,8 @@ class ClientDataModule(AuditDataModule):
         self._is_fallback = True
         return PhotographSource()
 
-    def _draw(self) -> tuple[list[list[int]], list[int]]:
-        """Places in the data set of each client's images, and of the public ones."""
+    def _draw(self) -> tuple[list[list[int]], list[int], list[int]]:
+        """Places in the data set: each client's images, the public ones, all in drawn order."""
         total = self.batch_size * self.num_clients
         size = len(self.source)
         if total > size:
@@ -377,7 +336,9 @@ class ClientDataModule(AuditDataModule):
         clients = [
             private[start : start + self.batch_size] for start in range(0, total, self.batch_size)
         ]
-        return clients, list(islice(spare, self.num_public))
+        taken = set(private)
+        everyone = [*private, *(place for place in order if place not in taken)]
+        return clients, list(islice(spare, self.num_public)), everyone
 
     def _requested(self, size: int) -> list[int]:
         """The places that the user asked for, client after client, checked."""
@@ -430,6 +391,11 @@ class ClientDataModule(AuditDataModule):
     def _crop(self, picture: Image.Image, resample: Image.Resampling) -> Image.Image:
         return self.source.crop(picture, self.image_size, resample)
 
+    def _pixels(self, picture: Image.Image) -> Tensor:
+        """The cropped picture, C H W in [0, 1]."""
+        pixels = np.array(self._crop(picture, Image.Resampling.BILINEAR))
+        return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
     def _mask(self, place: int, picture: Image.Image | None = None) -> Tensor:
         """H W, bool."""
         if self.masks is None:
@@ -445,7 +411,6 @@ class ClientDataModule(AuditDataModule):
         masks = torch.empty(len(places), 1, *self.image_shape[1:], dtype=torch.bool)
         for row, place in enumerate(places):
             picture = self.source.image(place)
-            pixels = np.array(self._crop(picture, Image.Resampling.BILINEAR))
-            images[row] = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+            images[row] = self._pixels(picture)
             masks[row] = self._mask(place, picture)
         return images * masks, masks

@@ -6,7 +6,7 @@ from typing import Any, NoReturn, TypedDict
 import torch
 from torch import Tensor
 
-from lightning_recon.data.base import AuditDataModule
+from lightning_recon.data.sharing import AuditDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.structures import Update
 

@@ -1,16 +1,25 @@
 """What every defense is: a change of the update, and an honest word on what it guarantees."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lightning_recon.errors import InputError
 from lightning_recon.structures import Update
+
+CHUNK = 2**20
+"""Numbers that are worked on at once: bounds the memory that a defense takes."""
 
 
 class Defense(nn.Module, ABC):
     """One step of the chain that an update passes on the client before it is sent."""
+
+    citation: str
+    """Where the defense was published."""
 
     def bind(self, norm_bound: float | None) -> float | None:
         """Learn the L2 bound of what reaches this defense; return the bound of what leaves it.
@@ -38,10 +47,105 @@ class Defense(nn.Module, ABC):
     def guarantee(self) -> str:
         """What holds for one released update, or ``"no formal guarantee"``."""
 
+    @property
+    def claimed(self) -> dict[str, Any] | None:
+        """What the configuration claims of one release; None: nothing.
 
-def bind_chain(defenses: Sequence[Defense]) -> None:
-    """Tell every defense of a chain the L2 bound that the ones before it ensure."""
-    norm_bound: float | None = None
+        ``epsilon`` and ``rule``, and where they differ from these, ``level`` ("client"),
+        ``adjacency`` ("replace") and ``delta`` (that of the statement).
+        """
+        return None
+
+
+class LocalRandomizer(Defense):
+    """A defense whose output is epsilon-LDP by itself, whatever reaches it.
+
+    It brings the update into its own domain (a ball, a cube), so that it needs no bound in front,
+    and any two updates are as hard to tell apart as its epsilon says, with delta = 0: pure local
+    differential privacy, for replacement of all of the client's data.  The proofs are about real
+    numbers; floating-point numbers have gaps that an attacker of the least significant bits could
+    use (Mironov, CCS 2012).
+
+    Args:
+        epsilon: the privacy budget of one release, above 0.
+    """
+
+    domain: str
+    """The set that updates are brought into first, as it stands in the guarantee."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = positive(self, "epsilon", epsilon)
+
+    @property
+    def claimed(self) -> dict[str, Any]:
+        """The epsilon, which is what holds."""
+        rule = f"{type(self).__name__}: pure epsilon-LDP"
+        return {"epsilon": self.epsilon, "rule": rule, "delta": 0.0}
+
+    @property
+    def guarantee(self) -> str:
+        """What holds for one released update."""
+        return (
+            f"{self.epsilon:.3g}-LDP for one client's update ({type(self).__name__} on "
+            f"{self.domain}; replacement of all of the client's data, delta 0)"
+        )
+
+
+def positive(owner: Defense, name: str, value: float) -> float:
+    """Return ``value`` if it is a finite number above 0.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if not 0 < value < math.inf:
+        raise InputError(f"{type(owner).__name__}: {name} must be a number above 0, not {value}")
+    return float(value)
+
+
+def chunks(update: Update) -> Iterator[Tensor]:
+    """Yield all numbers of an update in order, as flat pieces that may be written in place.
+
+    A tensor that does not lie in memory in one piece is first replaced in ``update`` by a copy
+    that does.
+    """
+    for name, tensor in update.items():
+        if not tensor.is_contiguous():
+            update[name] = tensor = tensor.contiguous()
+        yield from torch.split(tensor.view(-1), CHUNK)
+
+
+def update_norm(update: Update, order: int = 2) -> float:
+    """Return the norm over all numbers of an update together, added up in float64.
+
+    Args:
+        update: any; it is not changed but for the layout of its tensors.
+        order: 1 or 2.
+
+    Raises:
+        InputError: if the norm is not finite: clipping would spread NaN over all numbers.
+    """
+    norms = [
+        torch.linalg.vector_norm(chunk, order, dtype=torch.float64) for chunk in chunks(update)
+    ]
+    if not norms:
+        return 0.0
+    norm = float(torch.linalg.vector_norm(torch.stack(norms), order))
+    if not math.isfinite(norm):
+        raise InputError(
+            f"the client's update has an L{order} norm of {norm} and cannot be clipped; check the "
+            "images, the target's weights and the precision"
+        )
+    return norm
+
+
+def bind_chain(defenses: Sequence[Defense], norm_bound: float | None = None) -> None:
+    """Tell every defense of a chain the L2 bound that the ones before it ensure.
+
+    Args:
+        defenses: in the order in which an update passes them.
+        norm_bound: the L2 norm that no update of the client exceeds, or None if there is none.
+    """
     for defense in defenses:
         norm_bound = defense.bind(norm_bound)
 

@@ -4,6 +4,7 @@ import torch
 
 from lightning_recon.defenses.base import Defense
 from lightning_recon.errors import InputError
+from lightning_recon.rowsparse import RowSparse
 from lightning_recon.structures import Update
 
 _CHUNK = 2**20  # numbers summed in one go: float32 loses a tenth of a norm over 10^8 of them
@@ -32,14 +33,20 @@ class ClipL2(Defense):
     def forward(self, update: Update, *, generator: torch.Generator) -> Update:
         """Return ``update * min(1, clip_norm / norm)``, in place."""
         norms = [
-            torch.linalg.vector_norm(chunk)
+            torch.linalg.vector_norm(chunk).double()
             for tensor in update.values()
+            if not isinstance(tensor, RowSparse)
             for chunk in torch.split(tensor.reshape(-1), _CHUNK)
         ]
-        norm = torch.linalg.vector_norm(torch.stack(norms).double()).item()
+        squares = [float(torch.stack(norms).square().sum())] if norms else []
+        squares += [t.squared_norm() for t in update.values() if isinstance(t, RowSparse)]
+        norm = sum(squares) ** 0.5
         if norm > self.clip_norm:
             for tensor in update.values():
-                tensor.mul_(self.clip_norm / norm)
+                if isinstance(tensor, RowSparse):
+                    tensor.scale_(self.clip_norm / norm)
+                else:
+                    tensor.mul_(self.clip_norm / norm)
         return update
 
     @property

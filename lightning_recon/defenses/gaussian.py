@@ -7,6 +7,7 @@ import torch
 from lightning_recon.defenses.base import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.privacy.gaussian import gaussian_epsilon
+from lightning_recon.rowsparse import RowSparse
 from lightning_recon.structures import Update
 
 _DELTA = 1e-5
@@ -101,6 +102,9 @@ class GaussianNoise(Defense):
         if self.std == 0:
             return update
         for name, tensor in update.items():
+            if isinstance(tensor, RowSparse):
+                tensor.add_noise_(self.std, generator)
+                continue
             tensor = tensor.contiguous()
             for chunk in torch.split(tensor.view(-1), _CHUNK):
                 noise = torch.randn(chunk.shape, generator=generator, device=chunk.device)

@@ -1,4 +1,4 @@
-"""How alike two images are: MSE, PSNR, SSIM and CW-SSIM, one value per image.
+"""How alike two images are: MSE, PSNR, SSIM, MS-SSIM and CW-SSIM, one value per image.
 
 Every function takes ``preds`` and ``target`` as B C H W in [0, 1] (float32 or float64) and an
 optional ``masks``, B 1 H W, bool, that restricts the comparison to the subject; it returns B
@@ -7,6 +7,8 @@ values.  No function clamps its inputs, keeps state or averages over the batch.
 Sources:
     SSIM: Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment: From Error Visibility to
     Structural Similarity", IEEE TIP 13(4), 2004.
+    MS-SSIM: Wang, Simoncelli, Bovik, "Multi-scale Structural Similarity for Image Quality
+    Assessment", Asilomar 2003.
     CW-SSIM: Sampat, Wang, Gupta, Bovik, Markey, "Complex Wavelet Structural Similarity: A New
     Image Similarity Index", IEEE TIP 18(11), 2009.
     Its wavelet: Portilla, Simoncelli, "A Parametric Texture Model Based on Joint Statistics of
@@ -19,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
@@ -28,6 +31,8 @@ _NUM_ORIENTATIONS = 6
 _MAX_SCALES = 4
 _WINDOW = 7
 _STABILITY = 0.01 / 255**2
+_SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_LEAST_SIDES = (7, 22, 44, 99, 176)  # pixels, for 1 to 5 scales of MS-SSIM
 
 
 def mse(preds: Tensor, target: Tensor, masks: Tensor | None = None) -> Tensor:
@@ -49,7 +54,7 @@ def mse(preds: Tensor, target: Tensor, masks: Tensor | None = None) -> Tensor:
         >>> mse(torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), 0.5))
         tensor([0.2500, 0.2500])
     """
-    _check(preds, target, masks)
+    check_images(preds, target, masks)
     error = (preds - target).square()
     if masks is None:
         return error.mean(dim=(1, 2, 3))
@@ -80,7 +85,7 @@ def psnr(preds: Tensor, target: Tensor, masks: Tensor | None = None, cap: float 
     """
     if masks is not None:
         return (-10.0 * torch.log10(mse(preds, target, masks))).clamp(max=cap)
-    _check(preds, target, masks)
+    check_images(preds, target, masks)
     value = peak_signal_noise_ratio(preds, target, data_range=1.0, reduction="none", dim=(1, 2, 3))
     return value.clamp(max=cap)
 
@@ -111,13 +116,56 @@ def ssim(preds: Tensor, target: Tensor, masks: Tensor | None = None) -> Tensor:
         >>> bool((ssim(1 - target, target) < 0).all())
         True
     """
-    _check(preds, target, masks)
+    check_images(preds, target, masks)
     _, similarity = structural_similarity_index_measure(
         preds, target, data_range=1.0, reduction="none", return_full_image=True
     )
     if masks is None:
         return similarity.mean(dim=(1, 2, 3))
     return _mean_within(similarity, masks)
+
+
+def ms_ssim(preds: Tensor, target: Tensor) -> Tensor:
+    """Return the multi-scale structural similarity of each image, for a data range of 1.
+
+    The product over scales of the mean contrast-structure terms, at the coarsest scale of the
+    mean SSIM, each to the power of its weight: .0448, .2856, .3001, .2363, .1333 from fine to
+    coarse (the paper's).  A scale is half as wide as the one before.  Negative terms count as 0.
+
+    Small images have fewer scales: as many as leave the window of 11 pixels room at the coarsest,
+    5 from 176 pixels on the shorter side on, 4 from 99, 3 from 44, 2 from 22 (32x32 has 2), else 1.
+    The weights of the scales that are left are divided by their sum, so that the value stays on
+    one footing; values of different sizes of image are still not comparable.
+
+    Args:
+        preds: B C H W in [0, 1], sides of at least 7 pixels.
+        target: B C H W in [0, 1].
+
+    Returns:
+        B values in [0, 1]; 1 for an exact copy.
+
+    Raises:
+        ValueError: If the shapes disagree or the images are too small.
+
+    Examples:
+        >>> import torch
+        >>> target = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        >>> ms_ssim(target, target)
+        tensor([1., 1.])
+    """
+    check_images(preds, target)
+    num_scales = sum(min(preds.shape[-2:]) >= side for side in _LEAST_SIDES)
+    if num_scales == 1:  # the library wants 11 pixels for it, SSIM does not
+        return ssim(preds, target).clamp(min=0.0)
+    weights = _SCALE_WEIGHTS[:num_scales]
+    return multiscale_structural_similarity_index_measure(
+        preds,
+        target,
+        data_range=1.0,
+        reduction="none",
+        betas=tuple(weight / sum(weights) for weight in weights),
+        normalize="relu",
+    ).to(preds.dtype)
 
 
 def cw_ssim(preds: Tensor, target: Tensor, masks: Tensor | None = None) -> Tensor:
@@ -165,10 +213,10 @@ def cw_ssim(preds: Tensor, target: Tensor, masks: Tensor | None = None) -> Tenso
         >>> bool((cw_ssim(target.flip(0), target) < 0.6).all())
         True
     """
-    _check(preds, target, masks)
+    check_images(preds, target, masks)
     height, width = preds.shape[-2:]
-    spectrum_x = torch.fft.fft2(_luma(preds))  # B H W
-    spectrum_y = torch.fft.fft2(_luma(target))
+    spectrum_x = torch.fft.fft2(luma(preds))  # B H W
+    spectrum_y = torch.fft.fft2(luma(target))
     total = preds.new_zeros(len(preds))
     num_scales = _num_scales(height, width)
     for scale in range(num_scales):
@@ -245,7 +293,7 @@ def _num_scales(height: int, width: int) -> int:
     return min(max(octaves + 1, 1), _MAX_SCALES)
 
 
-def _luma(images: Tensor) -> Tensor:
+def luma(images: Tensor) -> Tensor:
     """Return the luma, B H W, of B C H W: Rec. 601 for three channels, else their mean."""
     if images.shape[1] != 3:
         return images.mean(dim=1)
@@ -259,7 +307,7 @@ def _mean_within(values: Tensor, masks: Tensor) -> Tensor:
     return inside / (masks.sum(dim=(1, 2, 3)) * values.shape[1])
 
 
-def _check(preds: Tensor, target: Tensor, masks: Tensor | None) -> None:
+def check_images(preds: Tensor, target: Tensor, masks: Tensor | None = None) -> None:
     """Raise a ValueError that names the first thing wrong with the three arguments."""
     if preds.ndim != 4 or preds.shape != target.shape:
         raise ValueError(

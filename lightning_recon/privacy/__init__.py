@@ -1,1 +1,1 @@
-"""Calibration and accounting of differential privacy; knows nothing of training."""
+"""Calibration, accounting and limits of differential privacy; knows nothing of training."""

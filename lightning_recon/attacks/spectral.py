@@ -1,0 +1,341 @@
+"""The strongest reconstruction that we know under clipping and noise, by linear coding.
+
+The setting is that of You et al. (IEEE TIFS 20, 2025; :mod:`lightning_recon.attacks.ldp`): the
+malicious server puts rows in front of the model, every sample of the batch reaches one of them, and
+its gradient there is clipped and noised.  Here what stands in front of the rows is designed for
+that channel (:mod:`lightning_recon.attacks.spectral_code`): energy C^2 / B an image, white noise.
+
+- Rows are an embedding with one vector a row, all zero: they change no logit, and their gradient is
+  the code of the sample, times +1 / B or -1 / B for a model that is not yet sure of the label.
+- Of the budget nothing is spent on anything but the code and one number for its sign: the code's
+  filters are buffers, there is no statistics head and no bias, and the gain drowns the model's own
+  gradient.
+- All codes have the same norm.  The image's own norm travels in the number of the row: the rows'
+  thresholds are the quantiles of the norm's distribution (its logarithm is taken for logistic, with
+  moments from public images and a wider spread), so the samples spread over the rows.
+- Samples of one batch that fall into the same row move to the next free one, as in a hash table, so
+  none collide.  A client that computes every sample's gradient by itself defeats that, and then
+  collisions happen as often as chance has it.
+- A row counts as hit when the energy of its first columns exceeds what noise reaches in any of the
+  K rows with probability ``false_positive_rate``.  As all codes have the same energy, a row that
+  holds two samples shows by twice the energy, and is not returned.
+- The rows are never held: see :class:`lightning_recon.rowsparse.RowSparse`.
+
+The image of least expected squared error under the public spectrum (Wiener) is where the
+optimisation starts; its objective is the likelihood of the observation under the known noise and
+the priors given.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from scipy.stats import chi2
+from torch import Tensor, nn
+
+from lightning_recon.attacks.optimization import OptimizationAttack
+from lightning_recon.attacks.spectral_code import SpectralCode
+from lightning_recon.clients import Client
+from lightning_recon.defenses import ClipL2, Defense, GaussianNoise
+from lightning_recon.errors import InputError
+from lightning_recon.priors import Prior
+from lightning_recon.rowsparse import read_rows
+from lightning_recon.structures import Observation, Reconstruction
+from lightning_recon.targets import Target
+
+NUM_HEAD_COLUMNS = 2048  # those of the highest energy, by which rows are tested
+SIGN_STDS = 6.0  # size of the sign's number in standard deviations of the noise
+MAX_SIGN_SHARE = 0.01  # of an image's energy that the sign may take
+SPREAD = 1.5  # of the rows' thresholds over that of the public images: their tails are unknown
+COLLISION_ENERGY = 1.5  # of the median energy of a row
+MIN_NOISE = 1e-6  # of the clipping norm: the least noise that the code is made for
+
+
+class SpectralPayload(nn.Module):
+    """The model, and rows that change none of its logits.
+
+    Args:
+        model: the target.
+        code: the code in front of the rows.
+        num_bins: rows K.
+        gain: of the rows on the logits.
+        energy: squared norm of what a sample puts into its row, the sign's number included.
+        sign_size: the number that tells the sign.
+    """
+
+    class_sign: Tensor
+    thresholds: Tensor
+
+    def __init__(
+        self,
+        model: Target,
+        code: SpectralCode,
+        num_bins: int,
+        gain: float,
+        energy: float,
+        sign_size: float,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.code = code
+        self.gain = gain
+        self.sign_size = sign_size
+        self.scale = (energy - sign_size**2) ** 0.5
+        like = code.filter
+        quantile = torch.arange(1, num_bins, dtype=torch.float64) / num_bins
+        spread = SPREAD * max(code.log_norm_std, 1e-3) * 3**0.5 / math.pi
+        self.register_buffer(
+            "thresholds", (code.log_norm_mean + spread * quantile.logit()).to(like)
+        )
+        sign = torch.ones(model.num_classes)
+        sign[1::2] = -1
+        self.register_buffer("class_sign", sign.to(like))
+        num_columns = 1 + code.num_columns
+        num_head = min(num_columns, NUM_HEAD_COLUMNS)
+        self.head = nn.Parameter(like.new_zeros(num_bins, num_head))
+        # equal rows share their memory
+        self.rows = nn.Parameter(like.new_zeros(num_columns - num_head).expand(num_bins, -1))
+
+    @property
+    def num_bins(self) -> int:
+        """Rows K."""
+        return len(self.head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the model's logits of B 3 H W images; only the gradients know of the rows."""
+        logits: Tensor = self.model(images)
+        with torch.autocast(images.device.type, enabled=False):
+            with torch.no_grad():
+                code, log_norm = self.code.encode(images.to(self.class_sign.dtype))
+                sent = F.pad(self.scale * code, (1, 0), value=self.sign_size)
+                row = self.choose_rows(log_norm)
+            num_head = self.head.shape[1]
+            first = sent[:, :num_head] * F.embedding(row, self.head)
+            rest = sent[:, num_head:] * F.embedding(row, self.rows, sparse=True)
+            shift = self.gain * (first.sum(1) + rest.sum(1))
+            return logits.to(shift.dtype) + shift[:, None] * self.class_sign
+
+    def choose_rows(self, log_norm: Tensor) -> Tensor:
+        """Return the row of each sample, B: that of its norm, or the nearest one that is free."""
+        wanted, order = torch.bucketize(log_norm, self.thresholds).sort(stable=True)
+        place = torch.arange(len(wanted), device=wanted.device)
+        row = (wanted - place).cummax(0).values + place  # strictly ascending
+        row = torch.minimum(row, self.num_bins - len(row) + place)  # and inside
+        return torch.empty_like(row).scatter_(0, order, row)
+
+    def row_log_norm(self, row: Tensor) -> Tensor:
+        """Return the logarithm of the norm that a row stands for: its thresholds' middle."""
+        padded = torch.cat([self.thresholds[:1], self.thresholds, self.thresholds[-1:]])
+        return (padded[row] + padded[row + 1]) / 2
+
+
+class SpectralEvidence(NamedTuple):
+    """What was read from one update, for R rows that hold one sample each."""
+
+    received: Tensor
+    """R N: the code times the amplitude, plus noise."""
+    amplitude: Tensor
+    """R, signed."""
+    log_norm: Tensor
+    """R: the logarithm of the norm that the code was divided by."""
+    noise_std: float
+    """Of the noise on ``received``."""
+    code: SpectralCode
+    notes: dict[str, float]
+
+
+class SpectralLDPAttack(OptimizationAttack):
+    """The malicious server of You et al. with a code that is optimal for the noisy channel.
+
+    Args:
+        target: the model that the federation trains.
+        client: the clients' protocol; null: FedSGD, for which the attack is made.
+        defenses: the clients' defenses, in order.
+        num_bins: rows K; one image is held by each.
+        clip_norm: the clipping norm C that the code is made for; null: that of the defenses.
+        noise_std: the noise that the code is made for; null: that of the defenses.  What decodes
+            is measured on the update.
+        num_samples: batch size that the payload is made for; null: the data's.
+        gain: of the rows on the logits; large against the norm of the model's own gradient, so
+            that the clipping budget is the rows'.
+        false_positive_rate: probability that noise alone makes any row count as hit.
+        priors: what is known of images beside the observation.
+        iterations: steps on the dummy images; 0 returns the Wiener estimate.
+        optimizer: of the dummy images.
+        lr_scheduler: of the optimizer, or null.
+        seed: of all randomness.
+
+    Raises:
+        InputError: if an argument is out of its range.
+    """
+
+    threat_model = (
+        "a malicious server sends a modified model, knows the clipping norm and the noise's "
+        "level, and sees one protected update of the client"
+    )
+    oracles = ("num_samples",)
+    citation = (
+        "this project, after You et al., IEEE TIFS 20:1519-1534, 2025, and "
+        "Lee & Petersen, IEEE Trans. Communications 24, 1976"
+    )
+
+    def __init__(
+        self,
+        target: Target,
+        client: Client | None = None,
+        defenses: Sequence[Defense] = (),
+        num_bins: int = 1024,
+        clip_norm: float | None = None,
+        noise_std: float | None = None,
+        num_samples: int | None = None,
+        gain: float = 1e4,
+        false_positive_rate: float = 1e-3,
+        priors: Sequence[Prior] = (),
+        iterations: int = 1,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(target, client, defenses, iterations, optimizer, lr_scheduler, seed)
+        if not 0 < false_positive_rate < 1:
+            raise InputError(
+                "SpectralLDPAttack: false_positive_rate must lie between 0 and 1, not "
+                f"{false_positive_rate}"
+            )
+        if num_bins < 2 or gain <= 0:
+            raise InputError(
+                "SpectralLDPAttack: num_bins must be at least 2 and gain above 0, not "
+                f"{num_bins} and {gain}"
+            )
+        for name, value in (("clip_norm", clip_norm), ("noise_std", noise_std)):
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"SpectralLDPAttack: {name} must be above 0, not {value}")
+        clips = [defense.clip_norm for defense in defenses if isinstance(defense, ClipL2)]
+        noises = [defense.std for defense in defenses if isinstance(defense, GaussianNoise)]
+        self.clip_norm = clip_norm or min(clips, default=1.0)
+        self.noise_std = max(noise_std or math.hypot(*noises), MIN_NOISE * self.clip_norm)
+        self.num_bins = num_bins
+        self.num_samples = num_samples
+        self.gain = gain
+        self.false_positive_rate = false_positive_rate
+        self.priors = nn.ModuleList(priors).requires_grad_(False)
+        self.code: SpectralCode | None = None
+
+    # --- the server's part ---------------------------------------------------------------------
+
+    @property
+    def energy(self) -> float:
+        """What one sample of the batch may use of the squared clipping norm."""
+        num_samples: int = self.num_samples or self.data.batch_size
+        return self.clip_norm**2 / num_samples
+
+    @property
+    def sign_size(self) -> float:
+        """The number that tells the sign of a row."""
+        limit: float = (MAX_SIGN_SHARE * self.energy) ** 0.5
+        return min(SIGN_STDS * self.noise_std, limit)
+
+    def learn_public(self, images: Tensor) -> None:
+        """Make the code for the spectrum of public images, or for the stored one without any.
+
+        Raises:
+            InputError: if the images do not have three channels.
+        """
+        image_shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+        if image_shape[0] != 3:
+            raise InputError(f"SpectralLDPAttack takes images of 3 channels, not {image_shape[0]}")
+        with torch.no_grad():
+            energy = self.energy - self.sign_size**2
+            self.code = SpectralCode(images, image_shape, self.noise_std**2, energy)
+        self._payload = ()
+
+    def server_payload(self, model: Target) -> SpectralPayload:
+        """Return the target with the rows beside it.
+
+        Raises:
+            InputError: if there are too few rows to tell those that were hit from the others.
+        """
+        if self.code is None:
+            raise RuntimeError("learn_public() comes before server_payload()")
+        num_samples = self.num_samples or int(self.data.batch_size)
+        if self.num_bins < 4 * num_samples:
+            raise InputError(
+                f"SpectralLDPAttack: {num_samples} samples need at least {4 * num_samples} rows, "
+                f"not {self.num_bins}; raise num_bins"
+            )
+        return SpectralPayload(
+            model, self.code, self.num_bins, self.gain, self.energy, self.sign_size
+        )
+
+    # --- decoding ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def initialize(self, observation: Observation) -> tuple[Tensor, SpectralEvidence]:
+        """Find the rows that hold one sample each, and decode them."""
+        payload = observation.payload
+        assert isinstance(payload, SpectralPayload)
+        head = observation.update["head"]
+        num_head = head.shape[1]
+        energy = head.double().square().sum(1)
+        # most rows hold noise and nothing else
+        noise_std = float(energy.median() / chi2.median(num_head)) ** 0.5
+        critical = float(chi2.isf(self.false_positive_rate / self.num_bins, num_head))
+        hit = (energy > critical * noise_std**2).nonzero().squeeze(1)
+        hit = hit[energy[hit].argsort(descending=True)[: observation.num_samples]]
+
+        received = torch.cat([head[hit], read_rows(observation.update["rows"], hit)], dim=1)
+        num_columns = received.shape[1]
+        row_energy = received.double().square().sum(1) - num_columns * noise_std**2
+        row_energy = row_energy.clamp_min(noise_std**2).to(received.dtype)
+        is_single = row_energy < COLLISION_ENERGY * row_energy.median() if len(hit) else hit > 0
+        share = payload.scale / math.hypot(payload.scale, payload.sign_size)
+        amplitude = share * row_energy.sqrt() * received[:, 0].sign()
+        evidence = SpectralEvidence(
+            received=received[is_single, 1:],
+            amplitude=amplitude[is_single],
+            log_norm=payload.row_log_norm(hit[is_single]),
+            noise_std=noise_std,
+            code=payload.code,
+            notes={
+                "rows_hit": len(hit),
+                "rows_colliding": len(hit) - int(is_single.sum()),
+                "noise_std_estimate": noise_std,
+                "false_positive_rate": self.false_positive_rate,
+                "columns": num_columns,
+            },
+        )
+        return self._decode(evidence).clamp(0, 1), evidence
+
+    def _decode(self, evidence: SpectralEvidence) -> Tensor:
+        return evidence.code.decode(
+            evidence.received, evidence.amplitude, evidence.log_norm, evidence.noise_std**2
+        )
+
+    # --- refinement ----------------------------------------------------------------------------
+
+    def objective(self, dummy: Tensor, evidence: SpectralEvidence) -> dict[str, Tensor]:
+        """Return minus the logarithm of likelihood and priors, per coefficient."""
+        dummy = dummy[: len(evidence.received)]
+        size = dummy.shape[1:].numel()
+        scale = evidence.amplitude * (-evidence.log_norm).exp()
+        residual = scale[:, None] * evidence.code.filtered(dummy) - evidence.received
+        noise_std = max(evidence.noise_std, MIN_NOISE * self.clip_norm)
+        parts = {"observation": (residual / noise_std).square().sum(1) / (2 * size)}
+        for prior in self.priors:
+            assert isinstance(prior, Prior)
+            parts[type(prior).__name__] = prior(dummy)
+        return parts
+
+    def finish(self, dummy: Tensor, evidence: SpectralEvidence) -> Reconstruction:
+        """Return the images with their objective as the score."""
+        with torch.no_grad():
+            parts = self.objective(dummy, evidence)
+        return Reconstruction(
+            images=dummy.clamp(0, 1),
+            labels=None,
+            score=torch.stack(list(parts.values())).sum(0),
+            notes=evidence.notes,
+        )

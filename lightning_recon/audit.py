@@ -1,0 +1,183 @@
+"""The auditor: here, and only here, a reconstruction meets the truth.
+
+Beside the scores stand the null controls, without which a prior cannot be told from a leak:
+
+- ``mean_image``: the mean of the server's public images, for every image;
+- ``class_mean``: the mean of the public images of the true class, where there are any;
+- ``nearest_public``: the public image nearest to the truth, chosen with the truth's help: more
+  than any guess can reach;
+- ``noise_only``: the same attack on the update of a client that sent nothing but noise;
+- ``other_client``: the reconstruction from this client's update against the next client's images.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_recon.attacks import Attack
+from lightning_recon.data import ClientDataModule
+from lightning_recon.functional.image_quality import psnr
+from lightning_recon.matching import match
+from lightning_recon.records import ClientRecord
+from lightning_recon.scores import Row, score
+from lightning_recon.structures import Failure, PrivateBatch, Reconstruction
+
+THUMBNAIL_SIZE = 32  # pixels a side, of the pictures that are compared for identification
+
+
+class Auditor:
+    """Scores one client after the other; the same whatever process it runs in.
+
+    Args:
+        data: who holds what.
+        recovered_psnr: least PSNR, in dB, of an image that counts as recovered.
+        null_controls: whether the attack is run on a noise-only update of each client, too.
+        num_candidates: images among which a reconstruction is to be identified, the truth
+            included; 0: none, and no rate.
+    """
+
+    def __init__(
+        self,
+        data: ClientDataModule,
+        recovered_psnr: float = 19.0,
+        null_controls: bool = True,
+        num_candidates: int = 1000,
+    ) -> None:
+        self.data = data
+        self.recovered_psnr = recovered_psnr
+        self.null_controls = null_controls
+        self.public = data.public_images()
+        self.public_labels = data.public_labels()
+        shape = data.image_shape
+        self.mean_image = self.public.mean(0) if len(self.public) else torch.full(shape, 0.5)
+        """C H W: the guess of one who learned nothing."""
+        self._num_candidates = num_candidates
+        self._candidates: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def candidates(self) -> tuple[Tensor, Tensor]:
+        """Places in the data set, N, and thumbnails, N C h w, of the candidates."""
+        if self._candidates is None:
+            size = min(THUMBNAIL_SIZE, *self.data.image_shape[1:])
+            self._candidates = self.data.thumbnails(self._num_candidates, size)
+        return self._candidates
+
+    def audit(
+        self,
+        attack: Attack,
+        client: int,
+        outcome: Reconstruction | Failure,
+        seconds: float,
+    ) -> tuple[ClientRecord, Tensor]:
+        """Score the attack on one client.
+
+        Args:
+            attack: for the noise-only control.
+            client: its number.
+            outcome: what the attack gave back.
+            seconds: that the attack took.
+
+        Returns:
+            The record, and the reconstruction of each true image, B C H W, NaN where there is none.
+        """
+        truth = self.data.client(client)
+        is_failure = isinstance(outcome, Failure)
+        reconstruction = _nothing(truth) if isinstance(outcome, Failure) else _on_cpu(outcome)
+        rows = score(reconstruction, truth, self.mean_image, self.recovered_psnr)
+        aligned = _aligned(reconstruction.images, truth.images, rows)
+        self._add_controls(rows, truth)
+        self._add_identification(rows, aligned, truth)
+        for row in rows:
+            matched = int(row["matched"])
+            row["score"] = float(reconstruction.score[matched]) if matched >= 0 else torch.nan
+        record = ClientRecord(
+            client=client,
+            rows=[{"client": client, **row} for row in rows],
+            num_reconstructions=len(reconstruction.images),
+            notes=reconstruction.notes,
+            controls={} if is_failure else self._controls(attack, client, reconstruction, truth),
+            curve=list(reconstruction.curve),
+            seconds=round(seconds, 3),
+            failure=outcome.reason if isinstance(outcome, Failure) else None,
+        )
+        return record, aligned
+
+    def shown(self, images: Tensor, truth: Tensor) -> Tensor:
+        """Return for each true image its reconstruction, or the mean image, B C H W."""
+        row = match(images, truth).row
+        shown = self.mean_image.expand_as(truth).clone()
+        shown[row >= 0] = images[row[row >= 0]]
+        return shown
+
+    def _add_controls(self, rows: list[Row], truth: PrivateBatch) -> None:
+        """Add what the public images alone come to."""
+        for row, image, label in zip(rows, truth.images, truth.labels, strict=True):
+            row["psnr_class_mean"] = row["psnr_nearest_public"] = row["psnr_mean_image"]
+            if len(self.public) == 0:
+                continue
+            everyone = psnr(self.public, image.expand_as(self.public))
+            row["psnr_nearest_public"] = float(everyone.max())
+            same_class = self.public[self.public_labels == label]
+            if len(same_class):
+                row["psnr_class_mean"] = float(psnr(same_class.mean(0)[None], image[None]))
+
+    def _controls(
+        self, attack: Attack, client: int, reconstruction: Reconstruction, truth: PrivateBatch
+    ) -> dict[str, dict[str, float]]:
+        controls = {}
+        if self.null_controls:
+            null = attack.attack_noise(client).images.detach().cpu().float()
+            values = psnr(self.shown(null, truth.images), truth.images)
+            floor = psnr(self.mean_image.expand_as(truth.images), truth.images)
+            recovered = (values >= self.recovered_psnr) & (values > floor)
+            controls["noise_only"] = {
+                "psnr": float(values.mean()),
+                "recovered": int(recovered.sum()),
+            }
+        if self.data.num_clients > 1:
+            other = self.data.client((client + 1) % self.data.num_clients).images
+            values = psnr(self.shown(reconstruction.images, other), other)
+            controls["other_client"] = {"psnr": float(values.mean())}
+        return controls
+
+    def _add_identification(self, rows: list[Row], aligned: Tensor, truth: PrivateBatch) -> None:
+        """Add whether the true image is the nearest of all candidates; a tie is a miss.
+
+        Compared are thumbnails, within the subject's mask: the candidates have no masks, and
+        what lies outside must not help.
+        """
+        if self._num_candidates == 0:
+            return
+        places, thumbnails = self.candidates
+        area = F.adaptive_avg_pool2d(truth.masks.float(), thumbnails.shape[-1])  # B 1 h w
+        inside = (area > 0.99).float()
+        weight = torch.where(inside.sum((1, 2, 3), keepdim=True) > 0, inside, area)
+        small = F.adaptive_avg_pool2d(aligned, thumbnails.shape[-1])
+        for row, image, weights, place in zip(rows, small, weight, truth.indices, strict=True):
+            row["identified"] = 0
+            own = (places == place).nonzero().flatten()
+            if row["matched"] < 0 or len(own) == 0:
+                continue
+            distance = ((thumbnails - image).square() * weights).sum((1, 2, 3))
+            nearest = distance <= distance[own[0]]
+            row["identified"] = int(nearest.sum() == 1)
+
+
+def _on_cpu(reconstruction: Reconstruction) -> Reconstruction:
+    return reconstruction._replace(
+        images=reconstruction.images.detach().cpu().float(),
+        score=reconstruction.score.detach().cpu(),
+    )
+
+
+def _nothing(truth: PrivateBatch) -> Reconstruction:
+    images = truth.images
+    return Reconstruction(images[:0], labels=None, score=images.new_zeros(0), notes={})
+
+
+def _aligned(images: Tensor, truth: Tensor, rows: list[Row]) -> Tensor:
+    aligned = torch.full_like(truth, torch.nan)
+    for position, row in enumerate(rows):
+        if row["matched"] >= 0:
+            aligned[position] = images[int(row["matched"])]
+    return aligned

@@ -1,0 +1,97 @@
+"""How clients are spread over processes: every client once, none padded."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from lightning_recon.errors import InputError
+
+
+class ClientLoader:
+    """A loader of client indices: each item is an int64 scalar.
+
+    Not a torch ``DataLoader``: there is nothing to collate, and Lightning leaves it as it is, so
+    that no sampler that pads can get in.
+
+    Args:
+        length: Number of items.
+        client_at: The client index at each place; asked anew for every item.
+    """
+
+    def __init__(self, length: int, client_at: Callable[[int], int]) -> None:
+        self.length = length
+        self.client_at = client_at
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for place in range(self.length):
+            yield torch.tensor(self.client_at(place))
+
+
+def share_clients(
+    num_clients: int, completed: Collection[int], rank: int, world_size: int
+) -> ClientLoader:
+    """Return every ``world_size``-th of the clients to do, from this rank on; nothing is padded.
+
+    A resumed run with fewer clients left than processes does some again, to the same result.
+
+    Args:
+        num_clients: How many there are.
+        completed: Those that need not be attacked again.
+        rank: Of this process.
+        world_size: Number of processes.
+
+    Raises:
+        InputError: There are fewer clients than processes.
+    """
+    if num_clients < world_size:
+        raise InputError(
+            f"{num_clients} clients cannot be shared by {world_size} processes: "
+            f"use at most {num_clients} devices"
+        )
+    todo = [client for client in range(num_clients) if client not in completed]
+    todo += sorted(completed)[: max(0, world_size - len(todo))]
+    share = todo[rank::world_size]
+    return ClientLoader(len(share), share.__getitem__)
+
+
+class AuditDataModule(LightningDataModule, ABC):
+    """What an audit needs of any data: a number of clients, spread over the processes."""
+
+    name: str
+    batch_size: int
+    """Largest number of images of one client."""
+    num_clients: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.completed: set[int] = set()
+        """Clients that a resumed run need not attack again."""
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H, W of every image."""
+
+    @abstractmethod
+    def public_images(self) -> Tensor:
+        """The server's own images, none of them a client's: N C H W in [0, 1]; N may be 0."""
+
+    def predict_dataloader(self) -> ClientLoader:
+        """This process' share of the clients."""
+        return self._share()
+
+    def _share(self) -> ClientLoader:
+        """This process' share of the clients; see :func:`share_clients`."""
+        return share_clients(self.num_clients, self.completed, *self._place())
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and world size; 0 and 1 without a Trainer."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size

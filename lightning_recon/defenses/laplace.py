@@ -1,0 +1,44 @@
+"""Clipping to an L1 norm, and Laplace noise on every coordinate."""
+
+import torch
+
+from lightning_recon.defenses.base import LocalRandomizer, chunks, positive, update_norm
+from lightning_recon.structures import Update
+
+
+class Laplace(LocalRandomizer):
+    """Scales the update down to an L1 norm of ``clip_norm`` and adds Laplace noise.
+
+    Dwork, McSherry, Nissim & Smith, "Calibrating Noise to Sensitivity in Private Data Analysis",
+    TCC 2006: the scale is the L1 sensitivity over epsilon.  Any two updates in the L1 ball are at
+    most 2C apart, so that b = 2C / epsilon and the variance of each coordinate is 2 b^2.  Note
+    that the L1 norm of d numbers of equal size is sqrt(d) times their L2 norm.
+
+    Args:
+        epsilon: the privacy budget of one release, above 0.
+        clip_norm: the L1 norm C that no update exceeds afterwards, above 0.
+    """
+
+    citation = "Dwork et al., TCC 2006"
+
+    def __init__(self, epsilon: float, clip_norm: float) -> None:
+        super().__init__(epsilon)
+        self.clip_norm = positive(self, "clip_norm", clip_norm)
+        self.domain = f"the L1 ball of radius {self.clip_norm:g}"
+
+    @property
+    def scale(self) -> float:
+        """The b of the Laplace distribution: its standard deviation is sqrt(2) b."""
+        return 2 * self.clip_norm / self.epsilon
+
+    def forward(self, update: Update, *, generator: torch.Generator) -> Update:
+        """Return the update clipped and with noise, in place."""
+        norm = update_norm(update, order=1)
+        factor = min(1.0, self.clip_norm / norm) if norm else 1.0
+        for chunk in chunks(update):
+            # in float64: a float32 uniform variable would cut the tails off at 17 b
+            noise = torch.empty(chunk.shape, dtype=torch.float64, device=chunk.device)
+            noise.exponential_(generator=generator)
+            other = torch.empty_like(noise).exponential_(generator=generator)
+            chunk.mul_(factor).add_(noise.sub_(other).to(chunk.dtype), alpha=self.scale)
+        return update

@@ -1,0 +1,32 @@
+"""What every prior is: a penalty on images that do not look like photographs."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from lightning_recon.errors import InputError
+
+
+class Prior(nn.Module, ABC):
+    """Minus the logarithm of a prior density of images, up to a constant.
+
+    Args:
+        weight: what the penalty is multiplied by, at least 0.
+
+    Raises:
+        InputError: if the weight is negative.
+    """
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        if not weight >= 0:
+            raise InputError(f"{type(self).__name__}: weight must be at least 0, not {weight}")
+        self.weight = weight
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the weighted penalty of each image, R, per number of an image.
+
+        Args:
+            images: R 3 H W, about [0, 1].
+        """

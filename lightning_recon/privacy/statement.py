@@ -1,0 +1,278 @@
+"""What holds for what a client released: the figures that every run prints and stores.
+
+A chain of defenses is judged as one mechanism from the client's data to what is sent.  A step that
+guarantees something does so whatever came before it (a local randomizer) or for what was bounded
+before it (noise behind clipping), and no later step can undo it (post-processing).  Only what
+leaves the last step is seen, so that the best single guarantee counts and nothing adds up within
+a round; but Gaussian noise on Gaussian noise is Gaussian again, and their variances add.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lightning_recon.clients import Client
+from lightning_recon.defenses import (
+    ClipL2,
+    Defense,
+    DPSGDNoise,
+    GaussianNoise,
+    LocalRandomizer,
+)
+from lightning_recon.dpsgd import DPSGD
+from lightning_recon.errors import InputError
+from lightning_recon.privacy.gaussian import gaussian_epsilon
+from lightning_recon.privacy.reconstruction import rero_gaussian, rero_pure, rero_zcdp
+from lightning_recon.privacy.sensitivity import Adjacency, client_sensitivity
+from lightning_recon.privacy.zcdp import gaussian_rho, pure_rho
+
+_WHOSE = {"client": "all of one client's data", "record": "one record of the batch"}
+
+
+class _Gaussian(NamedTuple):
+    """Gaussian noise on a bounded update."""
+
+    bounds: dict[str, float]
+    """By level, client or record: how far adding or removing its data can move the update."""
+    std: float
+
+    def sensitivity(self, level: str, adjacency: Adjacency = "replace") -> float:
+        return client_sensitivity(self.bounds[level], adjacency)
+
+
+class _Chain(NamedTuple):
+    """What a walk along the defenses found."""
+
+    gaussians: list[_Gaussian]
+    randomizers: list[LocalRandomizer]
+    norm_bound: float | None
+    """The L2 bound that came last."""
+    std: float | None
+    """Standard deviation of the Gaussian noise that came last."""
+
+
+def privacy_statement(
+    defenses: Sequence[Defense],
+    client: Client | None = None,
+    num_samples: int | None = None,
+    num_rounds: int = 1,
+    delta: float = 1e-5,
+) -> dict[str, Any]:
+    """Return what is claimed, and what really holds, for what one client releases.
+
+    Args:
+        defenses: the chain, in the order in which an update passes it; bound.
+        client: the protocol; :class:`~lightning_recon.dpsgd.DPSGD` bounds the update itself.
+        num_samples: the client's batch size, for the record level of DP-SGD.
+        num_rounds: in how many rounds the client takes part with the same data.
+        delta: at which epsilon is given, in (0, 1).
+
+    Returns:
+        A dictionary for JSON:
+
+        ``clip_norm``, ``noise_std``
+            L2 bound and standard deviation of the Gaussian noise per coordinate, of the pair that
+            guarantees most; where nothing is guaranteed, the last of each.  Or None.
+        ``claimed``
+            ``epsilon``, ``rule``, ``level`` ("client" or "record"), ``adjacency`` and ``delta`` of
+            the smallest epsilon that the configuration claims, for one release.  Or None.
+        ``claim_holds``
+            Whether one release is as private as that, in those terms.  None without a claim.
+        ``actual``
+            ``epsilon``, ``delta``, ``adjacency``, ``rule`` of all rounds together, for replacement
+            of all of the client's data.  None: no formal guarantee.
+        ``record_level``
+            The same for replacement of one record of the batch, where the client clips per sample
+            and its batch size is given.  Or None.
+        ``zcdp_rho``
+            Of all rounds together, terms of ``actual``.  Or None.
+        ``rero_1000``
+            Bound on the probability with which an attack finds the right one of 1000 equally
+            likely candidates for the client's data, from all rounds together, terms of
+            ``actual``; 1 without a guarantee.
+        ``num_rounds``
+            As given.
+        ``statement``
+            One sentence for people.
+
+    Raises:
+        InputError: if delta or num_rounds is out of its range, or the noise of DP-SGD does not fit
+            the client's clipping norm or batch size.
+    """
+    if not 0 < delta < 1 or not num_rounds >= 1:
+        raise InputError(
+            "privacy_statement: delta must lie between 0 and 1 and num_rounds be at least 1, "
+            f"not {delta} and {num_rounds}"
+        )
+    chain = _walk(defenses, client, num_samples)
+    actual = _guarantee(chain, "client", num_rounds, delta)
+    has_records = isinstance(client, DPSGD) and num_samples is not None
+    record_level = _guarantee(chain, "record", num_rounds, delta) if has_records else None
+    best = min(chain.gaussians, key=lambda found: found.bounds["client"] / found.std, default=None)
+    results: dict[str, Any] = {
+        "clip_norm": best.bounds["client"] if best else chain.norm_bound,
+        "noise_std": best.std if best else chain.std,
+        **_claim(defenses, chain, delta),
+        "actual": actual,
+        "record_level": record_level,
+        "zcdp_rho": _rho(chain, num_rounds),
+        "rero_1000": _rero(chain, num_rounds),
+        "num_rounds": num_rounds,
+    }
+    return {**results, "statement": _sentence(results, defenses)}
+
+
+def _walk(defenses: Sequence[Defense], client: Client | None, num_samples: int | None) -> _Chain:
+    """Follow the bounds of the update along the chain, and the noise on it."""
+    gaussians: list[_Gaussian] = []
+    randomizers: list[LocalRandomizer] = []
+    bounds: dict[str, float] = {}  # of the update below the noise; empty: none
+    variance = 0.0  # of the noise on it
+    last_bound = last_std = None
+    if isinstance(client, DPSGD):
+        last_bound = client.clip_norm
+        bounds = {"client": last_bound, "record": last_bound / (num_samples or 1)}
+    for defense in defenses:
+        if isinstance(defense, GaussianNoise):
+            _check_fit(defense, client, num_samples)
+            variance += defense.std**2
+            last_std = math.sqrt(variance)
+            if bounds and variance:
+                gaussians.append(_Gaussian(bounds, last_std))
+        elif isinstance(defense, LocalRandomizer):
+            randomizers.append(defense)
+            bounds, variance = {}, 0.0
+        else:
+            norm_bound = defense.bind(None if variance else bounds.get("client"))
+            record = norm_bound
+            if norm_bound is not None and isinstance(defense, ClipL2) and not variance:
+                # a projection onto a ball: it moves no two updates apart
+                record = min(norm_bound, bounds.get("record", norm_bound))
+            bounds = {"client": norm_bound, "record": record} if norm_bound and record else {}
+            variance = 0.0
+            last_bound = norm_bound if norm_bound is not None else last_bound
+    return _Chain(gaussians, randomizers, last_bound, last_std)
+
+
+def _check_fit(noise: GaussianNoise, client: Client | None, num_samples: int | None) -> None:
+    """Make sure that the noise of DP-SGD was made for this client."""
+    if not isinstance(noise, DPSGDNoise) or not isinstance(client, DPSGD):
+        return
+    for name, made_for, actual in (
+        ("clip_norm", noise.clip_norm, client.clip_norm),
+        ("num_samples", noise.num_samples, num_samples),
+    ):
+        if actual is not None and made_for != actual:
+            raise InputError(
+                f"DPSGDNoise: {name} is {made_for:g}, but the client's is {actual:g}; "
+                "give both the same"
+            )
+
+
+def _guarantee(
+    chain: _Chain, level: str, num_rounds: int, delta: float, adjacency: Adjacency = "replace"
+) -> dict[str, Any] | None:
+    """Return the smallest epsilon that holds, or None."""
+    rounds = f" in each of {num_rounds} rounds" if num_rounds > 1 else ""
+    change = "replacement of" if adjacency == "replace" else "presence or absence of"
+    found: list[dict[str, Any]] = []
+    for gaussian in chain.gaussians:
+        sensitivity = gaussian.sensitivity(level, adjacency)
+        found.append(
+            {
+                "epsilon": gaussian_epsilon(sensitivity, gaussian.std, delta, num_rounds),
+                "delta": delta,
+                "rule": f"analytic Gaussian mechanism, exact for sensitivity {sensitivity:g} and "
+                f"standard deviation {gaussian.std:g}{rounds}",
+            }
+        )
+    for randomizer in chain.randomizers:
+        name, epsilon = type(randomizer).__name__, randomizer.epsilon
+        rule = f"{name}, {epsilon:g}-LDP{rounds}"
+        found.append({"epsilon": num_rounds * epsilon, "delta": 0.0, "rule": rule})
+        if num_rounds > 1:
+            from lightning_recon.privacy.accounting import pure_epsilon
+
+            composed = pure_epsilon(epsilon, delta, num_rounds)
+            rule += ", optimal composition"
+            found.append({"epsilon": composed, "delta": delta, "rule": rule})
+    if not found:
+        return None
+    best = min(found, key=lambda guarantee: guarantee["epsilon"])
+    return {**best, "adjacency": f"{level} level: {change} {_WHOSE[level]}"}
+
+
+def _claim(defenses: Sequence[Defense], chain: _Chain, delta: float) -> dict[str, Any]:
+    """Return the smallest epsilon that is claimed, and whether it holds."""
+    claims = [defense.claimed for defense in defenses]
+    made = [claim for claim in claims if claim is not None]
+    if not made:
+        return {"claimed": None, "claim_holds": None}
+    boldest = min(made, key=lambda claim: claim["epsilon"])
+    claimed = {"level": "client", "adjacency": "replace", "delta": delta, **boldest}
+    held = _guarantee(
+        chain,
+        claimed["level"],
+        num_rounds=1,
+        delta=claimed["delta"] or delta,  # a claim of delta = 0 is made for any
+        adjacency=claimed["adjacency"],
+    )
+    holds = held is not None and held["epsilon"] <= claimed["epsilon"] * (1 + 1e-9)
+    return {"claimed": claimed, "claim_holds": holds}
+
+
+def _rho(chain: _Chain, num_rounds: int) -> float | None:
+    rhos = [
+        gaussian_rho(gaussian.sensitivity("client"), gaussian.std, num_rounds)
+        for gaussian in chain.gaussians
+    ]
+    rhos += [pure_rho(randomizer.epsilon, num_rounds) for randomizer in chain.randomizers]
+    return min(rhos, default=None)
+
+
+def _rero(chain: _Chain, num_rounds: int) -> float:
+    bounds = [
+        rero_gaussian(gaussian.sensitivity("client"), gaussian.std, num_rounds=num_rounds)
+        for gaussian in chain.gaussians
+    ]
+    for randomizer in chain.randomizers:
+        bounds.append(rero_pure(num_rounds * randomizer.epsilon))
+        bounds.append(rero_zcdp(pure_rho(randomizer.epsilon, num_rounds)))
+    return min(bounds, default=1.0)
+
+
+def _sentence(results: dict[str, Any], defenses: Sequence[Defense]) -> str:
+    """Return the statement for people."""
+    rounds = f" over {results['num_rounds']} rounds" if results["num_rounds"] > 1 else ""
+    actual, record, claimed = (results[key] for key in ("actual", "record_level", "claimed"))
+    if actual is None:
+        text = f"no formal guarantee: {_reason(results, defenses)}"
+    else:
+        text = f"{_figure(actual)} for {_WHOSE['client']}{rounds} (replacement; {actual['rule']})"
+    if record is not None:
+        text += f"; {_figure(record)} for {_WHOSE['record']}{rounds} ({record['rule']})"
+    if claimed is not None:
+        verdict = "holds" if results["claim_holds"] else "is a label and does not hold"
+        text += (
+            f"; the claimed epsilon {claimed['epsilon']:.3g} of one release "
+            f"({claimed['rule']}) {verdict}"
+        )
+    return text
+
+
+def _figure(guarantee: dict[str, Any]) -> str:
+    if guarantee["delta"] == 0:
+        return f"{guarantee['epsilon']:.3g}-LDP"
+    return f"({guarantee['epsilon']:.3g}, {guarantee['delta']:g})-DP"
+
+
+def _reason(results: dict[str, Any], defenses: Sequence[Defense]) -> str:
+    """Return why a chain guarantees nothing."""
+    std, bound = results["noise_std"], results["clip_norm"]
+    if std:
+        when = "before it is clipped" if bound is not None else "and nothing bounds its norm"
+        return f"noise of standard deviation {std:g} is added to the update {when}"
+    if bound is not None:
+        return f"an L2 norm of at most {bound:g} hides nothing without noise"
+    names = ", ".join(type(defense).__name__ for defense in defenses)
+    return f"none is known of {names}" if names else "no defense"

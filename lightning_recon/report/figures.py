@@ -1,0 +1,133 @@
+"""The charts of a run: how its leakage is distributed, compares with controls, and came about."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_recon.report.charts import Chart, Dot, Mark, Series, histogram, ladder, lines
+from lightning_recon.report.folder import lookup
+from lightning_recon.report.page import count, is_number, share
+from lightning_recon.scores import Row
+
+NULLS = {
+    "mean_image": "mean image",
+    "class_mean": "class mean",
+    "nearest_public": "nearest public image",
+    "noise_only": "noise-only update",
+    "other_client": "other client's update",
+}
+"""Null control: its name for people, in the order of the pages."""
+
+_LINES = {
+    "this attack": "psnr",
+    "control: mean image": "psnr_mean_image",
+    "control: nearest public image": "psnr_nearest_public",
+}
+_MAX_POINTS = 150  # of a line
+
+
+def null_marks(results: Mapping[str, Any]) -> list[Mark]:
+    """Return the mean PSNR, in dB, of each null control that was run."""
+    values = [(label, lookup(results, "null", name, "psnr")) for name, label in NULLS.items()]
+    return [Mark(label, value) for label, value in values if is_number(value)]
+
+
+def distribution(results: Mapping[str, Any], rows: Sequence[Row]) -> list[Chart]:
+    """Return the histogram of PSNR, and the share of images at or above each PSNR."""
+    scored = [row for row in rows if math.isfinite(row.get("psnr", math.nan))]
+    if not scored:
+        return []
+    groups = [
+        (name, [row["psnr"] for row in scored if bool(row.get("recovered")) == is_recovered])
+        for name, is_recovered in (("recovered", True), ("not recovered", False))
+    ]
+    title = "Images by PSNR"
+    chart = histogram(title, groups, "PSNR of the image, dB", null_marks(results))
+    note = "Dashed: mean PSNR of the null controls, which know nothing of the client."
+    columns = {
+        label: [row[column] for row in scored if column in row] for label, column in _LINES.items()
+    }
+    return [
+        Chart(title, chart, note, [name for name, _ in groups]),
+        at_or_above(columns, _threshold_words(results)),
+    ]
+
+
+def leakage(results: Mapping[str, Any]) -> list[Chart]:
+    """Return the measured PSNR beside the null controls and what theory expects."""
+    psnr = lookup(results, "metrics", "psnr") or {}
+    if not is_number(psnr.get("mean")):
+        return []
+    mean, worst = psnr["mean"], psnr.get("worst")
+    dots = [Dot("This attack", mean, psnr.get("ci_low"), psnr.get("ci_high"), worst)]
+    expected = lookup(results, "privacy", "expected_psnr")
+    if is_number(expected):
+        dots.append(Dot("Expected without a prior", expected))
+    for name, label in NULLS.items():
+        null = lookup(results, "null", name) or {}
+        if is_number(null.get("psnr")):
+            low, high = null.get("ci_low"), null.get("ci_high")
+            dots.append(Dot(f"Control: {label}", null["psnr"], low, high, is_control=True))
+    title = "Measured leakage beside what leaks nothing"
+    note = (
+        "Point: mean over all images. Bar: 95 % interval. Thin line: up to the worst leak. What "
+        "lies to the right of the controls came out of the update."
+    )
+    return [Chart(title, ladder(title, dots, "PSNR, dB"), note)]
+
+
+def objective_curves(results: Mapping[str, Any]) -> list[Chart]:
+    """Return the attack's objective against its iterations, a line per client."""
+    series = []
+    for curve in results.get("curves") or []:
+        pairs = zip(curve.get("iteration") or [], curve.get("objective") or [], strict=False)
+        points = _thinned([(step, value) for step, value in pairs if is_number(value)])
+        if len(points) > 1:
+            series.append(Series(f"client {curve.get('client')}", *zip(*points, strict=True)))
+    if not series:
+        return []
+    values = [value for one in series for value in one.y]
+    is_log = min(values) > 0 and max(values) > 20 * min(values)
+    title = "Objective of the attack"
+    chart = lines(title, series, "iteration", "objective", is_y_log=is_log)
+    note = f"The attacker's own objective on {count(len(series), 'client')}; lower is better."
+    return [Chart(title, chart, note, [one.label for one in series] if len(series) <= 7 else [])]
+
+
+def at_or_above(columns: Mapping[str, Sequence[float]], note: str = "") -> Chart:
+    """Return the share of images at or above each PSNR.
+
+    Args:
+        columns: What each line stands for, and the PSNR of its images in dB.
+        note: Put below.
+    """
+    series = []
+    for label, column in columns.items():
+        values = sorted(value for value in column if math.isfinite(value))
+        total = len(values)
+        points = [(value, 100 * (total - i) / total) for i, value in enumerate(values)]
+        if points:
+            series.append(Series(label, *zip(*_thinned(points), strict=True)))
+    title = "Share of images at or above a PSNR"
+    chart = lines(title, series, "PSNR, dB", "share of images, %")
+    return Chart(title, chart, note, [one.label for one in series])
+
+
+def _threshold_words(results: Mapping[str, Any]) -> str:
+    """Return the share of images that reach each threshold, beside that of the mean image."""
+    shares = lookup(results, "thresholds", "psnr") or {}
+    nulls = lookup(results, "thresholds", "psnr_mean_image") or {}
+    words = [
+        f"at {level} dB {share(value)}"
+        + (f" (mean image {share(nulls[level])})" if level in nulls else "")
+        for level, value in shares.items()
+    ]
+    return f"Of all images, {', '.join(words)}." if words else ""
+
+
+def _thinned(points: list[Any]) -> list[Any]:
+    """Return at most :data:`_MAX_POINTS` of the points, the first and the last among them."""
+    if len(points) <= _MAX_POINTS:
+        return points
+    step = (len(points) - 1) / (_MAX_POINTS - 1)
+    return [points[round(i * step)] for i in range(_MAX_POINTS)]

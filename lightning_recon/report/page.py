@@ -1,0 +1,150 @@
+"""What all pages have in common: templates, numbers for people, tables.
+
+A page is one file: style, script, pictures and charts are inside, nothing is fetched, and its
+content security policy lets no other script run.  All text is escaped by the templates.
+"""
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lightning_recon import __version__
+from lightning_recon.files import write_atomically
+
+DASH = "\N{EN DASH}"
+"""Shown in place of a value that is not there."""
+
+MAX_TABLE_ROWS = 1500
+"""Lines that a table on a page holds at most; the files beside the page hold all."""
+
+METRICS = {
+    "psnr": ("PSNR", "dB", 1),
+    "ssim": ("SSIM", "", 3),
+    "cw_ssim": ("CW-SSIM", "", 3),
+    "ms_ssim": ("MS-SSIM", "", 3),
+    "lpips": ("LPIPS", "", 3),
+    "dists": ("DISTS", "", 3),
+    "mse": ("MSE", "", 4),
+}
+"""Metric: its name for people, its unit and the decimals shown, in the order of the tables."""
+
+_TEMPLATES = Path(__file__).with_name("templates")
+
+
+class Table(NamedTuple):
+    """A table; a sortable one can be filtered, too, by any text and by the columns in facets."""
+
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    is_sortable: bool = False
+    facets: Sequence[str] = ()
+
+
+def write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
+    """Fill a template and write it.
+
+    Args:
+        path: The page's; its folder is made.
+        template: Name of a file in ``templates``.
+        content: What the template needs.
+
+    Returns:
+        The path.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = (_TEMPLATES / "page.css").read_text(encoding="utf-8")
+    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+    page = environment.get_template(template).render(
+        **content,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        version=__version__,
+    )
+    write_atomically(path, page)
+    return path
+
+
+def number(value: Any, decimals: int | None = None, unit: str = "") -> str:
+    """Return a number for people: fixed decimals, or three significant digits without them.
+
+    Args:
+        value: None and NaN become a dash; what is no number is returned as text.
+        decimals: After the point.
+        unit: Put behind it.
+    """
+    if value is None or value == "" or value != value:
+        return DASH
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if math.isinf(value):
+        text = "∞" if value > 0 else "-∞"
+    elif decimals is not None:
+        text = f"{round(value, decimals) + 0.0:,.{decimals}f}"  # + 0.0: no minus before a zero
+    else:
+        text = f"{float(f'{value:.3g}'):,g}"
+        for long, short in (("e+0", "e"), ("e+", "e"), ("e-0", "e-")):
+            text = text.replace(long, short)
+    return f"{text} {unit}" if unit else text
+
+
+def share(value: Any) -> str:
+    """Return a share as a percentage that never rounds to 0 % or 100 % what is not."""
+    if not is_number(value):
+        return DASH
+    percent = 100 * value
+    text = f"{percent:.0f}"
+    if (text == "0" and percent > 0) or (text == "100" and percent < 100):
+        text = f"{min(max(percent, 0.1), 99.9):.1f}"
+    return f"{text} %"
+
+
+def interval(low: Any, high: Any, decimals: int = 1) -> str:
+    """Return a confidence interval in words, or a dash where there is none."""
+    if low is None or high is None:
+        return DASH
+    return f"{number(low, decimals)} to {number(high, decimals)}"
+
+
+def metric_label(name: str) -> tuple[str, str, int]:
+    """Return a metric's name for people, its unit and the decimals to show."""
+    base = name.removesuffix("_subject")
+    label, unit, decimals = METRICS.get(base, (base, "", 3))
+    return (label if base == name else f"{label}, subject"), unit, decimals
+
+
+def metric_names(names: Sequence[str]) -> list[str]:
+    """Return the metrics in the order of the tables: known ones, subject-only ones, others."""
+    order = [*METRICS, *(f"{name}_subject" for name in METRICS)]
+    known = [name for name in order if name in names]
+    return known + [name for name in names if name not in order]
+
+
+def count(number_of: int, noun: str) -> str:
+    """Return "1 image", "2,000 images"."""
+    return f"{number_of:,} {noun}" if number_of == 1 else f"{number_of:,} {noun}s"
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether the value is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def shorten(text: str, length: int) -> str:
+    """Return a text of at most that many characters, saying so where some are left out."""
+    if len(text) <= length:
+        return text
+    return f"{text[:length]}\n... {len(text) - length:,} more characters in the file"

@@ -1,0 +1,396 @@
+"""Sweeps: the product of some axes, run as the clients of one evaluation.
+
+A sweep's YAML names a configuration to start from and the axes::
+
+    base: ../ldp_imagenet.yaml          # relative to this file
+    axes:
+      noise_std: {key: model.init_args.defenses.1.init_args.noise_std, values: [.002, .02]}
+      attack:                            # a label for every set of changes
+        faithful: {}
+        spectral: {config: ../ldp_spectral.yaml}
+    set: {data.init_args.num_clients: 4} # changes to every cell
+    trainer: {devices: 1}
+
+A key is a path through the configuration, numbers count entries of lists, and ``config`` takes
+another configuration in the place of the base.  Every pair of cell and client is one item, and the
+items are spread over the devices; each is on disk once it is done.
+"""
+
+import copy
+import itertools
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.cli import LightningArgumentParser
+from pytorch_lightning.loggers import CSVLogger
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lightning_recon.attacks import Attack, OptimizationAttack
+from lightning_recon.audit import Auditor
+from lightning_recon.callbacks import Audit
+from lightning_recon.data import ClientDataModule
+from lightning_recon.data.sharing import ClientLoader, share_clients
+from lightning_recon.errors import InputError
+from lightning_recon.files import write_atomically
+from lightning_recon.outputs import summarise, versions, write_csv, write_json
+from lightning_recon.records import ClientRecord, append_record, read_records
+from lightning_recon.report import write_sweep_report
+
+_TRAINER_DEFAULTS: dict[str, Any] = {
+    "devices": 1,
+    "logger": False,
+    "use_distributed_sampler": False,
+    "inference_mode": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+}
+
+
+class Cell(NamedTuple):
+    """One point of the product."""
+
+    labels: dict[str, Any]
+    """What the cell is called on each axis."""
+    config: dict[str, Any]
+    """The whole configuration: model, data, audit and seed."""
+
+
+class BuiltCell(NamedTuple):
+    """A cell's objects."""
+
+    attack: Attack
+    data: ClientDataModule
+    auditor: Auditor
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """Return the cells of a sweep's YAML, the last axis running fastest.
+
+    Raises:
+        InputError: if the file or one it names cannot be read, or a key leads nowhere.
+    """
+    content = _read_yaml(path)
+    unknown = set(content) - {"base", "axes", "set", "trainer"}
+    if unknown or not isinstance(content.get("axes"), Mapping) or not content["axes"]:
+        wrong = f"unknown key {min(unknown)}" if unknown else "no axes"
+        raise InputError(f"{path}: {wrong}; a sweep has base, axes, and maybe set and trainer")
+    axes = [_options(path, name, axis) for name, axis in content["axes"].items()]
+    cells = []
+    for combination in itertools.product(*axes):
+        labels, changes = {}, dict(content.get("set") or {})
+        for name, label, change in combination:
+            labels[name] = label
+            changes |= change
+        base = changes.pop("config", content.get("base"))
+        if base is None:
+            raise InputError(f"{path}: give base, the configuration that the sweep starts from")
+        config = _read_yaml(path.parent / str(base))
+        for key, value in changes.items():
+            _set(config, str(key), copy.deepcopy(value), path)
+        cells.append(Cell(labels, config))
+    return cells
+
+
+def _options(path: Path, name: str, axis: Any) -> list[tuple[str, Any, dict[str, Any]]]:
+    """Return (axis, label, changes) of every value of an axis."""
+    if isinstance(axis, Mapping) and set(axis) == {"key", "values"} and axis["values"]:
+        return [(name, value, {axis["key"]: value}) for value in axis["values"]]
+    if isinstance(axis, Mapping) and axis and all(isinstance(v, Mapping) for v in axis.values()):
+        return [(name, label, dict(changes)) for label, changes in axis.items()]
+    raise InputError(
+        f"{path}: axis {name} needs either a key and values, or for each label what it changes"
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path.absolute()} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path.absolute()} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path.absolute()} holds no keys")
+    return content
+
+
+def _set(config: dict[str, Any], key: str, value: Any, path: Path) -> None:
+    """Set the value at a dotted key in place; numbers count entries of lists."""
+    *parents, last = key.split(".")
+    place: Any = config
+    try:
+        for name in parents:
+            place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
+        place[int(last) if isinstance(place, list) else last] = value
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: {key} leads nowhere in the configuration") from error
+
+
+def cell_parser() -> LightningArgumentParser:
+    """Return the parser of a cell's configuration."""
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_argument("--seed_everything", type=int, default=0)
+    parser.add_lightning_class_args(Attack, "model", subclass_mode=True)
+    parser.add_lightning_class_args(ClientDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(Audit, "audit")
+    parser.link_arguments("seed_everything", "model.init_args.seed")
+    parser.link_arguments("seed_everything", "data.init_args.seed")
+    return parser
+
+
+class Sweep(LightningModule):
+    """Runs items, each a client of a cell.
+
+    Args:
+        cells: of the sweep.
+        folder: that records are written to.
+    """
+
+    def __init__(self, cells: Sequence[Cell], folder: Path) -> None:
+        super().__init__()
+        self.cells = list(cells)
+        self.folder = folder
+        self.parser = cell_parser()
+        names = ("seed_everything", "model", "data", "audit")
+        self.parsed = []
+        for cell in self.cells:
+            known = {name: cell.config[name] for name in names if name in cell.config}
+            # the parser writes into what it is given
+            self.parsed.append(self.parser.parse_object(copy.deepcopy(known)))
+        self.items = [
+            (number, client)
+            for number, parsed in enumerate(self.parsed)
+            for client in range(parsed.data.init_args.num_clients)
+        ]
+        self._built: tuple[int, str, BuiltCell] | None = None
+
+    def on_test_start(self) -> None:
+        """Agree on the folder: processes that started at different times would not."""
+        self.folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
+        path = self.folder / "sweep.yaml"
+        if self.trainer.is_global_zero and not path.exists():
+            write_atomically(path, yaml.safe_dump(_description(self.cells), sort_keys=False))
+
+    def build(self, number: int) -> BuiltCell:
+        """Return the objects of a cell; the last one's are kept, and its data if they are alike."""
+        if self._built is not None and self._built[0] == number:
+            return self._built[2]
+        parsed = self.parsed[number]
+        fingerprint = repr((parsed.data, parsed.audit))
+        objects = self.parser.instantiate_classes(parsed)
+        attack, data, audit = objects.model, objects.data, objects.audit
+        if self._built is not None and self._built[1] == fingerprint:
+            data, auditor = self._built[2].data, self._built[2].auditor
+        else:
+            data.prepare_data()
+            auditor = Auditor(data, audit.recovered_psnr, audit.null_controls, audit.num_candidates)
+        attack.trainer = self.trainer
+        attack.data = data
+        attack.records_failures = True
+        attack.to(self.device)
+        attack.setup("test")
+        attack.start_run()
+        self._built = number, fingerprint, BuiltCell(attack, data, auditor)
+        return self._built[2]
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Attack one client of one cell; ``batch`` is the item's number."""
+        item = int(batch)
+        number, client = self.items[item]
+        attack, _, auditor = self.build(number)
+        started = time.monotonic()
+        outcome = attack.test_step(torch.tensor(client), batch_idx)
+        record, _ = auditor.audit(attack, client, outcome, time.monotonic() - started)
+        append_record(self.folder, self.global_rank, record._replace(client=item))
+
+    def estimate_seconds(self, number: int) -> float:
+        """Return about how long one client of a cell takes, from one measured iteration."""
+        attack, data, auditor = self.build(number)
+        started = time.monotonic()
+        with attack.computing():
+            observation = attack.observe(data.client(0), 0)
+            if not isinstance(attack, OptimizationAttack):
+                attack.reconstruct(observation)
+                iterations = 0.0
+            else:
+                iterations = attack.measure_iteration(observation) * attack.iterations
+        seconds = time.monotonic() - started + iterations
+        return seconds * (2 if auditor.null_controls else 1)
+
+
+class _Items(LightningDataModule):
+    """The numbers of the items that are still to do."""
+
+    def __init__(self, num_items: int, completed: set[int]) -> None:
+        super().__init__()
+        self.num_items = num_items
+        self.completed = completed
+
+    def test_dataloader(self) -> ClientLoader:
+        """This process' share."""
+        assert self.trainer is not None
+        return share_clients(
+            self.num_items, self.completed, self.trainer.global_rank, self.trainer.world_size
+        )
+
+
+def write_results(sweep: Sweep, records: Sequence[ClientRecord]) -> list[dict[str, Any]]:
+    """Write ``results.csv``, one row per cell that has records, and return the rows."""
+    by_cell: dict[int, list[ClientRecord]] = {}
+    for record in records:
+        by_cell.setdefault(sweep.items[record.client][0], []).append(record)
+    table = []
+    for number, cell_records in sorted(by_cell.items()):
+        objects = sweep.parser.instantiate_classes(sweep.parsed[number])
+        summary = summarise(objects.model, None, cell_records)
+        table.append({**sweep.cells[number].labels, **_tidy(summary, cell_records)})
+    write_csv(sweep.folder / "results.csv", table)
+    return table
+
+
+def _tidy(summary: Mapping[str, Any], records: Sequence[ClientRecord]) -> dict[str, Any]:
+    """Return the figures of one cell; None where there is none."""
+    metrics, null, privacy = summary["metrics"], summary["null"], summary["privacy"]
+    return {
+        "psnr": metrics["psnr"]["mean"],
+        "psnr_ci_low": metrics["psnr"].get("ci_low"),
+        "psnr_ci_high": metrics["psnr"].get("ci_high"),
+        "psnr_worst": metrics["psnr"]["worst"],
+        "psnr_subject": metrics["psnr_subject"]["mean"],
+        "ssim": metrics["ssim"]["mean"],
+        "cw_ssim": metrics["cw_ssim"]["mean"],
+        "mse": metrics["mse"]["mean"],
+        "recovered": summary["recovered"],
+        "recall": summary["recall"],
+        "precision": summary["precision"],
+        "identification": (summary.get("identification") or {}).get("rate"),
+        **{f"null_{name}": values["psnr"] for name, values in null.items()},
+        "clip_norm": privacy["clip_norm"],
+        "noise_std": privacy["noise_std"],
+        "epsilon_claimed": (privacy["claimed"] or {}).get("epsilon"),
+        "epsilon_actual": (privacy["actual"] or {}).get("epsilon"),
+        "num_images": summary["num_images"],
+        "num_failed": len(summary["failures"]),
+        "seconds": sum(record.seconds for record in records) / len(records),
+    }
+
+
+def run_sweep(
+    config: Path, trainer: Trainer, resume: Path | None = None, *, is_dry_run: bool = False
+) -> Path | None:
+    """Run a sweep, or what is missing of one, and write its results.
+
+    Args:
+        config: the sweep's YAML.
+        trainer: without a logger.
+        resume: the folder of a sweep that was interrupted.
+        is_dry_run: list the cells and estimate the time; attack nothing.
+
+    Returns:
+        The sweep's folder; None after a dry run.
+
+    Raises:
+        InputError: if the configuration cannot be used, or is not that of the resumed sweep.
+    """
+    cells = read_cells(config)
+    completed = set()
+    if resume is not None:
+        _check_same(cells, config, resume)
+        completed = {record.client for record in read_records(resume)}
+    sweep = Sweep(
+        cells, resume or Path(CSVLogger("lightning_logs", f"sweep_{config.stem}").log_dir)
+    )
+    if is_dry_run:
+        _list_cells(sweep, trainer)
+        return None
+    trainer.test(sweep, _Items(len(sweep.items), completed), verbose=False)
+    trainer.strategy.barrier()
+    if trainer.is_global_zero:
+        table = write_results(sweep, read_records(sweep.folder))
+        command = shlex.join(["python", *sys.argv])
+        write_json(sweep.folder / "run.json", {"command": command, "versions": versions()})
+        write_sweep_report(sweep.folder)
+        _print_table(sweep, table)
+    return sweep.folder
+
+
+def _description(cells: Sequence[Cell]) -> dict[str, Any]:
+    return {"cells": [cell._asdict() for cell in cells]}
+
+
+def _check_same(cells: Sequence[Cell], config: Path, resume: Path) -> None:
+    path = resume.absolute() / "sweep.yaml"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: {resume} is no sweep to resume")
+    if yaml.safe_load(path.read_text()) != _description(cells):
+        raise InputError(f"{path} lists other cells than {config}; run the sweep anew")
+
+
+def _list_cells(sweep: Sweep, trainer: Trainer) -> None:
+    """Print every cell with the time it will take."""
+    sweep.trainer = trainer
+    table = Table(title=f"{len(sweep.cells)} cells, {len(sweep.items)} clients")
+    for name in (*sweep.cells[0].labels, "clients", "seconds"):
+        table.add_column(name)
+    total = 0.0
+    for number, cell in enumerate(sweep.cells):
+        clients = sum(item[0] == number for item in sweep.items)
+        seconds = sweep.estimate_seconds(number) * clients
+        total += seconds
+        table.add_row(*map(str, cell.labels.values()), str(clients), f"{seconds:.1f}")
+    console = Console()
+    console.print(table)
+    minutes = total / trainer.world_size / 60
+    console.print(f"about {minutes:.1f} minutes on {trainer.world_size} devices")
+
+
+def _print_table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> None:
+    shown = (*sweep.cells[0].labels, "psnr", "null_mean_image", "recall", "num_failed")
+    table = Table(title=f"{len(rows)} cells")
+    for name in shown:
+        table.add_column(name, justify="right")
+    for row in rows:
+        values = [row.get(name) for name in shown]
+        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in values))
+    console = Console()
+    console.print(table)
+    console.print(f"outputs  {sweep.folder}/ (report.html, results.csv, records/)", highlight=False)
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command ``sweep``.
+
+    Args:
+        args: what stands after the command.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        InputError: see :func:`run_sweep`.
+    """
+    parser = LightningArgumentParser(
+        prog="python cli.py sweep", description="Run the product of some axes.", exit_on_error=False
+    )
+    parser.add_argument("--config", type=Path, required=True, help="the sweep's YAML")
+    parser.add_argument("--resume", type=Path | None, help="folder of an interrupted sweep")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells and their time")
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False)
+    parser.set_defaults({f"trainer.{name}": value for name, value in _TRAINER_DEFAULTS.items()})
+    found = [args[i + 1] for i, arg in enumerate(args[:-1]) if arg == "--config"]
+    if found:  # what the file says stands behind what the command line says
+        section = _read_yaml(Path(found[-1])).get("trainer") or {}
+        parser.set_defaults({f"trainer.{name}": value for name, value in section.items()})
+    config = parser.parse_args(list(args))
+    trainer = Trainer(**parser.instantiate_classes(config).trainer.as_dict())
+    run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run)
+    return 0

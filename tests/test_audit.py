@@ -1,0 +1,116 @@
+"""What the auditor says of one client."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_recon.attacks import LDPAttack
+from lightning_recon.audit import Auditor
+from lightning_recon.data import SampleImagesDataModule
+from lightning_recon.functional.image_quality import psnr
+from lightning_recon.structures import Failure, Reconstruction
+from lightning_recon.targets import ConvNet
+
+
+@pytest.fixture(scope="module")
+def data():
+    module = SampleImagesDataModule(batch_size=4, num_clients=2, image_size=32, num_public=8)
+    module.setup()
+    return module
+
+
+def attack():
+    return LDPAttack(ConvNet(num_classes=20, width=8), num_samples=4)
+
+
+def result(images):
+    score = torch.arange(len(images), dtype=torch.float32)
+    return Reconstruction(images, None, score, {"rows_hit": 4.0}, ((0, 3.0),))
+
+
+def audit(data, outcome, client=0, **settings):
+    auditor = Auditor(data, null_controls=False, **settings)
+    return auditor.audit(attack(), client, outcome, 1.5)
+
+
+def test_perfect_reconstruction(data):
+    truth = data.client(0).images
+    record, aligned = audit(data, result(truth.flip(0)))
+    assert torch.equal(aligned, truth)
+    assert [row["matched"] for row in record.rows] == [3, 2, 1, 0]
+    assert [row["score"] for row in record.rows] == [3.0, 2.0, 1.0, 0.0]
+    assert all(row["identified"] == 1 and row["recovered"] == 1 for row in record.rows)
+    assert record.failure is None
+    assert record.seconds == 1.5
+    assert record.curve == [(0, 3.0)]
+
+
+def test_reconstruction_of_other_images_identifies_nobody(data):
+    record, _ = audit(data, result(data.client(1).images))
+    assert all(row["identified"] == 0 for row in record.rows)
+    # the control compares with the next client: here that is whom the images belong to
+    assert record.controls["other_client"]["psnr"] == pytest.approx(100.0)
+
+
+def test_two_equal_candidates_identify_nobody(data):
+    truth = data.client(0)
+    auditor = Auditor(data, null_controls=False)
+    places, thumbnails = auditor.candidates
+    own = int((places == truth.indices[0]).nonzero())
+    thumbnails[(own + 1) % len(places)] = thumbnails[own]
+    record, _ = auditor.audit(attack(), 0, result(truth.images), 0.0)
+    assert record.rows[0]["identified"] == 0
+    assert all(row["identified"] == 1 for row in record.rows[2:])
+
+
+def test_nothing_outside_the_subject_identifies(data):
+    """A reconstruction that is right outside of the subject only is not of that image."""
+    truth = data.client(0)
+    masks = torch.zeros_like(truth.masks)
+    masks[..., 8:24, 8:24] = True
+    wrong = truth.images.roll(1, 0) * masks + truth.images * ~masks
+    auditor = Auditor(data, null_controls=False)
+    rows = [{"matched": float(i)} for i in range(4)]
+    auditor._add_identification(rows, wrong, truth._replace(masks=masks))
+    assert [row["identified"] for row in rows] == [0, 0, 0, 0]
+
+
+def test_controls_of_the_public_images(data):
+    auditor = Auditor(data, null_controls=False)
+    truth = data.client(0)
+    record, _ = auditor.audit(attack(), 0, result(truth.images), 0.0)
+    for row, image, label in zip(record.rows, truth.images, truth.labels, strict=True):
+        nearest = max(float(psnr(public[None], image[None])) for public in auditor.public)
+        assert row["psnr_nearest_public"] == pytest.approx(nearest)
+        same = [p for p, n in zip(auditor.public, auditor.public_labels, strict=True) if n == label]
+        expected = row["psnr_mean_image"]
+        if same:
+            expected = float(psnr(torch.stack(same).mean(0)[None], image[None]))
+        assert row["psnr_class_mean"] == pytest.approx(expected)
+
+
+def test_failed_client_counts_with_the_mean_image(data):
+    record, aligned = audit(data, Failure("the update is not finite"))
+    assert record.failure == "the update is not finite"
+    assert record.num_reconstructions == 0
+    assert aligned.isnan().all()
+    for row in record.rows:
+        assert row["psnr"] == pytest.approx(row["psnr_mean_image"])
+        assert row["recovered"] == row["identified"] == 0
+        assert math.isnan(row["score"])
+
+
+def test_no_candidates_no_rate(data):
+    record, _ = audit(data, result(data.client(0).images), num_candidates=0)
+    assert all("identified" not in row for row in record.rows)
+
+
+def test_noise_only_control_is_that_of_the_attack(data):
+    class Copycat(LDPAttack):
+        def attack_noise(self, client):
+            return result(data.client(client).images)
+
+    copycat = Copycat(ConvNet(num_classes=20, width=8), num_samples=4)
+    record, _ = Auditor(data).audit(copycat, 1, result(data.client(1).images), 0.0)
+    assert record.controls["noise_only"] == {"psnr": pytest.approx(100.0), "recovered": 4}

@@ -1,0 +1,143 @@
+"""A sweep is the product of its axes, each cell being the run that it stands for."""
+
+import csv
+import json
+
+import pytest
+import yaml
+
+from lightning_recon import main as cli
+from lightning_recon import sweep
+from lightning_recon.errors import InputError
+from lightning_recon.records import read_records, records_file
+
+TINY = {
+    "model": {
+        "class_path": "LDPAttack",
+        "init_args": {
+            "target": {"class_path": "ConvNet", "init_args": {"num_classes": 20, "width": 8}},
+            "defenses": [
+                {"class_path": "ClipL2", "init_args": {"clip_norm": 10.0}},
+                {"class_path": "GaussianNoise", "init_args": {"noise_std": 0.005}},
+            ],
+            "num_bins": 256,
+            "iterations": 4,
+            "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.02}},
+        },
+    },
+    "data": {
+        "class_path": "SampleImagesDataModule",
+        "init_args": {"batch_size": 4, "num_clients": 2, "image_size": 32},
+    },
+}
+NOISE = "model.init_args.defenses.1.init_args.noise_std"
+AXES = {
+    "noise_std": {"key": NOISE, "values": [0.005, 0.5]},
+    "bins": {"few": {"model.init_args.num_bins": 32}, "many": {}},
+}
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+
+    def write(**content):
+        path = tmp_path / "sweep.yaml"
+        path.write_text(
+            yaml.safe_dump({"base": "tiny.yaml", "axes": AXES} | content, sort_keys=False)
+        )
+        return path
+
+    return write
+
+
+def table(folder):
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_product_in_order(config):
+    cells = sweep.read_cells(config())
+    assert [tuple(cell.labels.values()) for cell in cells] == [
+        (0.005, "few"),
+        (0.005, "many"),
+        (0.5, "few"),
+        (0.5, "many"),
+    ]
+    arguments = [cell.config["model"]["init_args"] for cell in cells]
+    assert [a["num_bins"] for a in arguments] == [32, 256, 32, 256]
+    assert [a["defenses"][1]["init_args"]["noise_std"] for a in arguments] == [0.005] * 2 + [
+        0.5
+    ] * 2
+
+
+def test_cells_share_nothing(config):
+    """What one cell changes within ``set`` must not reach the next."""
+    defenses = TINY["model"]["init_args"]["defenses"]
+    cells = sweep.read_cells(config(set={"model.init_args.defenses": defenses}))
+    noise = [c.config["model"]["init_args"]["defenses"][1]["init_args"] for c in cells]
+    assert [n["noise_std"] for n in noise] == [0.005, 0.005, 0.5, 0.5]
+
+
+def test_cell_equals_the_run_it_stands_for(config, tmp_path):
+    assert sweep.main(["--config", str(config()), *QUIET]) == 0
+    folder = tmp_path / "lightning_logs/sweep_sweep/version_0"
+    rows = table(folder)
+    assert len(rows) == 4
+    assert {row["num_images"] for row in rows} == {"8"}
+    args = ["test", "--config", "tiny.yaml", *QUIET]
+    args += ["--model.init_args.num_bins", "32"]
+    assert cli.main(args) == 0
+    results = json.loads((tmp_path / "lightning_logs/version_0/results.json").read_text())
+    assert float(rows[0]["psnr"]) == pytest.approx(results["metrics"]["psnr"]["mean"], abs=1e-6)
+    assert int(rows[0]["recovered"]) == results["recovered"]
+    assert float(rows[1]["psnr"]) > float(rows[3]["psnr"]) + 5  # a hundred times the noise
+    assert (folder / "report.html").is_file()
+
+
+def test_resumed_equals_uninterrupted(config, tmp_path):
+    path = config()
+    sweep.main(["--config", str(path), *QUIET])
+    folder = tmp_path / "lightning_logs/sweep_sweep/version_0"
+    whole = table(folder)
+    records = records_file(folder, 0)
+    lines = records.read_text().splitlines(keepends=True)
+    records.write_text("".join(lines[:3]) + lines[3][:40])
+    (folder / "results.csv").unlink()
+    sweep.main(["--config", str(path), "--resume", str(folder), *QUIET])
+    assert [record.client for record in read_records(folder)] == list(range(8))
+    assert len(records.read_text().splitlines()) == 8  # and only the missing ones were done
+    for before, after in zip(whole, table(folder), strict=True):
+        assert before | {"seconds": ""} == after | {"seconds": ""}
+
+
+def test_dry_run_attacks_nothing(config, tmp_path, capsys):
+    assert sweep.main(["--config", str(config()), "--dry-run", *QUIET]) == 0
+    assert "4 cells, 8 clients" in capsys.readouterr().out
+    assert not (tmp_path / "lightning_logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"axes": {}}, "no axes"),
+        ({"axes": {"a": 3}}, "axis a needs"),
+        ({"nonsense": 1}, "unknown key nonsense"),
+        ({"base": "missing.yaml"}, "missing.yaml cannot be read"),
+        ({"set": {"model.init_args.defenses.7.init_args.x": 1}}, "leads nowhere"),
+    ],
+)
+def test_bad_sweeps(config, content, message):
+    with pytest.raises(InputError, match=message):
+        sweep.read_cells(config(**content))
+
+
+def test_resume_of_another_sweep(config, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(InputError, match=r"sweep.yaml is missing"):
+        sweep.main(["--config", str(config()), "--resume", "elsewhere", *QUIET])
+    (tmp_path / "elsewhere/sweep.yaml").write_text("cells: []")
+    with pytest.raises(InputError, match="lists other cells"):
+        sweep.main(["--config", str(config()), "--resume", "elsewhere", *QUIET])
