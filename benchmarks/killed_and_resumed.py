@@ -1,8 +1,10 @@
-"""Kill a batch evaluation half-way, resume it, and compare it with one that was never stopped.
+r"""Kill a batch evaluation half-way, resume it, and compare it with one that was never stopped.
 
-    python benchmarks/killed_and_resumed.py --root data/cifar10 --num-clients 200 --devices 2
+    python benchmarks/killed_and_resumed.py --root data/cifar10 --num-clients 200 --devices 2 \
+        --data.init_args.split train
 
-Prints how many rows were compared and the largest difference, and exits with 1 if there is any.
+Further options go to ``test``.  Prints how many rows were compared and the largest difference, and
+exits with 1 if there is any.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from pathlib import Path
 PROJECT = Path(__file__).parents[1]
 
 
-def command(arguments: argparse.Namespace, logs: Path, *extra: str) -> list[str]:
+def command(arguments: argparse.Namespace, logs: Path) -> list[str]:
     """Return the command line of the evaluation."""
     return [
         sys.executable,
@@ -29,7 +31,7 @@ def command(arguments: argparse.Namespace, logs: Path, *extra: str) -> list[str]
         *("--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"),
         *("--trainer.devices", str(arguments.devices)),
         *("--trainer.default_root_dir", str(logs)),
-        *extra,
+        *arguments.extra,
     ]
 
 
@@ -64,7 +66,7 @@ def main() -> int:
     parser.add_argument("--num-clients", type=int, default=200)
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("lightning_logs/killed_and_resumed"))
-    arguments = parser.parse_args()
+    arguments, arguments.extra = parser.parse_known_args()
     folder = arguments.folder.absolute()
     if folder.exists():
         parser.error(f"{folder} exists; remove it or give another --folder")

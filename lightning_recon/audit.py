@@ -10,14 +10,17 @@ Beside the scores stand the null controls, without which a prior cannot be told 
 - ``other_client``: the reconstruction from this client's update against the next client's images.
 """
 
+from collections.abc import Mapping
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_recon.attacks import Attack
 from lightning_recon.data import ClientDataModule
+from lightning_recon.functional.identification import nearest_candidate
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.matching import match
+from lightning_recon.metrics import PerImageMetric
 from lightning_recon.records import ClientRecord
 from lightning_recon.scores import Row, score
 from lightning_recon.structures import Failure, PrivateBatch, Reconstruction
@@ -33,7 +36,8 @@ class Auditor:
         recovered_psnr: least PSNR, in dB, of an image that counts as recovered.
         null_controls: whether the attack is run on a noise-only update of each client, too.
         num_candidates: images among which a reconstruction is to be identified, the truth
-            included; 0: none, and no rate.
+            included, fewer if the data set ends; 0: none, and no rate.
+        extra_metrics: further scores of each image, by the name of their column.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Auditor:
         recovered_psnr: float = 19.0,
         null_controls: bool = True,
         num_candidates: int = 1000,
+        extra_metrics: Mapping[str, PerImageMetric] | None = None,
     ) -> None:
         self.data = data
         self.recovered_psnr = recovered_psnr
@@ -51,7 +56,8 @@ class Auditor:
         shape = data.image_shape
         self.mean_image = self.public.mean(0) if len(self.public) else torch.full(shape, 0.5)
         """C H W: the guess of one who learned nothing."""
-        self._num_candidates = num_candidates
+        self.num_candidates = min(num_candidates, len(data.source))
+        self.extra_metrics = dict(extra_metrics or {})
         self._candidates: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -59,7 +65,7 @@ class Auditor:
         """Places in the data set, N, and thumbnails, N C h w, of the candidates."""
         if self._candidates is None:
             size = min(THUMBNAIL_SIZE, *self.data.image_shape[1:])
-            self._candidates = self.data.thumbnails(self._num_candidates, size)
+            self._candidates = self.data.thumbnails(self.num_candidates, size)
         return self._candidates
 
     def audit(
@@ -87,6 +93,7 @@ class Auditor:
         aligned = _aligned(reconstruction.images, truth.images, rows)
         self._add_controls(rows, truth)
         self._add_identification(rows, aligned, truth)
+        self._add_metrics(rows, aligned, truth)
         for row in rows:
             matched = int(row["matched"])
             row["score"] = float(reconstruction.score[matched]) if matched >= 0 else torch.nan
@@ -146,21 +153,22 @@ class Auditor:
         Compared are thumbnails, within the subject's mask: the candidates have no masks, and
         what lies outside must not help.
         """
-        if self._num_candidates == 0:
+        if self.num_candidates == 0:
             return
         places, thumbnails = self.candidates
-        area = F.adaptive_avg_pool2d(truth.masks.float(), thumbnails.shape[-1])  # B 1 h w
-        inside = (area > 0.99).float()
-        weight = torch.where(inside.sum((1, 2, 3), keepdim=True) > 0, inside, area)
-        small = F.adaptive_avg_pool2d(aligned, thumbnails.shape[-1])
-        for row, image, weights, place in zip(rows, small, weight, truth.indices, strict=True):
-            row["identified"] = 0
-            own = (places == place).nonzero().flatten()
-            if row["matched"] < 0 or len(own) == 0:
-                continue
-            distance = ((thumbnails - image).square() * weights).sum((1, 2, 3))
-            nearest = distance <= distance[own[0]]
-            row["identified"] = int(nearest.sum() == 1)
+        nearest = nearest_candidate(aligned, thumbnails, truth.masks)
+        for row, candidate, place in zip(rows, nearest.tolist(), truth.indices, strict=True):
+            row["identified"] = int(candidate >= 0 and places[candidate] == place)
+
+    def _add_metrics(self, rows: list[Row], aligned: Tensor, truth: PrivateBatch) -> None:
+        """Add the further metrics; the mean image stands where there is no reconstruction."""
+        shown = torch.where(aligned.isnan(), self.mean_image, aligned).clamp(0, 1)
+        for name, metric in self.extra_metrics.items():
+            metric.reset()
+            metric.update(shown, truth.images)
+            for row, value in zip(rows, metric.per_image().tolist(), strict=True):
+                row[name] = value
+            metric.reset()
 
 
 def _on_cpu(reconstruction: Reconstruction) -> Reconstruction:

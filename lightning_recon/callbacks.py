@@ -18,6 +18,7 @@ from lightning_recon.audit import Auditor
 from lightning_recon.data import ClientDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
+from lightning_recon.metrics import PerImageMetric
 from lightning_recon.outputs import (
     IMPORT_MEMORY_BYTES,
     device_name,
@@ -42,6 +43,8 @@ class Audit(Callback):
         recovered_psnr: least PSNR, in dB, of an image that counts as recovered.
         null_controls: whether the attack is run on a noise-only update of each client, too.
         num_candidates: images among which a reconstruction is to be identified; 0: none.
+        extra_metrics: further metrics of each image, by the name of their column, such as
+            ``lpips: {class_path: LPIPS, init_args: {weights: FILE}}``.
         num_pictured_clients: clients, by number, whose pictures are written.
         on_failure: what ``test`` does about a client whose attack fails: end, or record it (its
             images then count with the mean image) and go on.
@@ -55,6 +58,7 @@ class Audit(Callback):
         recovered_psnr: float = 19.0,
         null_controls: bool = True,
         num_candidates: int = 1000,
+        extra_metrics: dict[str, PerImageMetric] | None = None,
         num_pictured_clients: int = 50,
         on_failure: Literal["stop", "record"] = "stop",
         psnr_every: int = 20,
@@ -73,6 +77,7 @@ class Audit(Callback):
         self.recovered_psnr = recovered_psnr
         self.null_controls = null_controls
         self.num_candidates = num_candidates
+        self.extra_metrics = extra_metrics
         self.num_pictured_clients = num_pictured_clients
         self.on_failure = on_failure
         self.psnr_every = psnr_every
@@ -93,9 +98,13 @@ class Audit(Callback):
         self._started = self._client_started = time.monotonic()
         data = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, ClientDataModule):
-            self._auditor = Auditor(
-                data, self.recovered_psnr, self.null_controls, self.num_candidates
-            )
+            self._auditor = self.auditor(data)
+
+    def auditor(self, data: ClientDataModule) -> Auditor:
+        """Return the auditor of some data, with this audit's settings."""
+        return Auditor(
+            data, self.recovered_psnr, self.null_controls, self.num_candidates, self.extra_metrics
+        )
 
     def _record(
         self, trainer: Trainer, attack: Attack, client: int, outcome: Reconstruction | Failure
@@ -289,7 +298,9 @@ class Audit(Callback):
         seconds = self._seconds_before + time.monotonic() - self._started
         results = {
             "experiment": self.experiment or type(attack).__name__,
-            **summarise(attack, data, records),
+            **summarise(
+                attack, data, records, self._auditor.num_candidates if self._auditor else 0
+            ),
             "recovered_psnr": self.recovered_psnr,
             "wall_seconds": round(seconds, 3),
             "peak_memory_bytes": peak,

@@ -179,28 +179,16 @@ def _run(command: str, options: Namespace) -> int:
     elif command == "compare":
         from lightning_recon.comparison import compare_runs
 
-        if len(options.runs) < 2:
-            raise InputError("compare needs at least two runs")
-        print(compare_runs([_finished(run) for run in options.runs], options.output))  # noqa: T201
+        print(compare_runs(options.runs, options.output))  # noqa: T201
     elif command == "report":
         from lightning_recon.report import write_report
 
-        print(write_report(_finished(options.run)))  # noqa: T201
+        print(write_report(options.run))  # noqa: T201
     else:
         from lightning_recon.main import completion_script
 
         print(completion_script(options.shell))  # noqa: T201
     return 0
-
-
-def _finished(folder: Path) -> Path:
-    """Return the folder if it is that of a run that was finished."""
-    if not (folder / "results.json").is_file():
-        raise InputError(
-            f"no results.json in {folder.absolute()}; give the folder of a finished run, such as "
-            "lightning_logs/version_0"
-        )
-    return folder
 
 
 def _list_classes(kind: str, *, as_json: bool) -> None:

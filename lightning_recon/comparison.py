@@ -6,7 +6,7 @@ under two attacks or defenses does not.  So all differences here are paired.
 
 import itertools
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +21,9 @@ from lightning_recon.report.cards import (
     place,
     within_budget,
 )
-from lightning_recon.report.charts import Chart, Dot, Mark, Series, histogram, ladder, lines
-from lightning_recon.report.figures import at_or_above, null_marks
-from lightning_recon.report.folder import Run, lookup, read_run
+from lightning_recon.report.charts import MAX_LINES, Chart, Mark, histogram
+from lightning_recon.report.figures import against_privacy, at_or_above, means
+from lightning_recon.report.folder import Run, epsilons, lookup, read_run
 from lightning_recon.report.page import (
     DASH,
     Table,
@@ -35,7 +35,6 @@ from lightning_recon.report.page import (
     share,
     write_page,
 )
-from lightning_recon.report.run import epsilons
 from lightning_recon.report.settings import differing_settings
 from lightning_recon.scores import Row
 from lightning_recon.statistics import PairedDifference, paired_difference
@@ -104,7 +103,7 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
         if len(sides) <= 4 or first is sides[0]
     ]
     cards, note = _cards(sides)
-    figures = [_means(sides), *_against_privacy(sides)]
+    results = {side.label: side.run.results for side in sides}
     clients = {row.get("client", 0) for row in sides[0].rows}
     shared = f"{count(len(sides[0].rows), 'image')} of {count(len(clients), 'client')}"
     content = {
@@ -112,7 +111,7 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
         "kind": "Privacy audits of federated learning, side by side",
         "heading": f"Comparison of {len(sides)} runs",
         "about": " · ".join(side.label for side in sides),
-        "is_leak": any(row.get("recovered") for side in sides for row in side.rows),
+        "is_leak": any(row.get("recovered") == 1 for side in sides for row in side.rows),
         "status": f"{shared} shared",
         "verdict": _verdict(sides),
         "caveat": (
@@ -132,7 +131,11 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
         "figures": _figures(sides),
         "differences": _differences(pairs),
         "difference_charts": [_histogram(pair) for pair in pairs if pair.first is sides[0]][:3],
-        "leakage": [*figures, at_or_above({s.label: _column(s, "psnr") for s in sides[:7]})],
+        "leakage": [
+            means(results),
+            *against_privacy(results),
+            at_or_above({side.label: _column(side, "psnr") for side in sides[:MAX_LINES]}),
+        ],
         "cards": cards,
         "pictures_note": note,
         "settings": differing_settings({side.label: side.run.config for side in sides}),
@@ -158,12 +161,14 @@ def _sides(runs: Sequence[Run]) -> list[_Side]:
         raise InputError(
             f"no image is in all of {names}; compare runs on the same data, clients and seed"
         )
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        names = [run.folder.resolve().name for run in runs]
+    titles = [run.name for run in runs]
+    if len(set(titles)) < len(titles):
+        titles = [run.folder.resolve().name for run in runs]
     return [
-        _Side(letter, run, f"{letter} {name}", [rows[key] for key in shared])
-        for letter, run, name, rows in zip(string.ascii_uppercase, runs, names, keyed, strict=False)
+        _Side(letter, run, f"{letter} {title}", [rows[key] for key in shared])
+        for letter, run, title, rows in zip(
+            string.ascii_uppercase, runs, titles, keyed, strict=False
+        )
     ]
 
 
@@ -339,54 +344,6 @@ def _histogram(pair: _Pair) -> Chart:
     return Chart(title, chart, note)
 
 
-def _means(sides: Sequence[_Side]) -> Chart:
-    """Return the mean PSNR of every run with its interval."""
-    dots = []
-    for side in sides:
-        psnr = lookup(side.run.results, "metrics", "psnr") or {}
-        if is_number(psnr.get("mean")):
-            ends = psnr.get("ci_low"), psnr.get("ci_high")
-            dots.append(Dot(side.label, psnr["mean"], *ends, worst=psnr.get("worst")))
-    title = "PSNR of each run"
-    note = (
-        "Point: mean over all images of the run. Bar: 95 % interval. Thin line: up to the worst "
-        f"leak. Dashed: null controls of {sides[0].letter}."
-    )
-    return Chart(title, ladder(title, dots, "PSNR, dB", null_marks(sides[0].run.results)), note)
-
-
-def _against_privacy(sides: Sequence[_Side]) -> list[Chart]:
-    """Return PSNR against the actual epsilon, and against the noise, where the runs differ."""
-    axes: dict[str, Callable[[Run], Any]] = {
-        "actual ε of one update": lambda run: epsilons(run.results)[0],
-        "standard deviation of the noise": lambda run: lookup(run.results, "privacy", "noise_std"),
-    }
-    charts = []
-    for label, find in axes.items():
-        series = []
-        for side in sides:
-            x, psnr = find(side.run), lookup(side.run.results, "metrics", "psnr") or {}
-            if is_number(x) and x > 0 and is_number(psnr.get("mean")):
-                ends = [psnr.get("ci_low")], [psnr.get("ci_high")]
-                has_ends = all(is_number(end[0]) for end in ends)
-                spread = ends if has_ends else ((), ())
-                series.append(Series(side.label, [x], [psnr["mean"]], *spread))
-        places = {one.x[0] for one in series}
-        if len(places) > 1:
-            title = f"PSNR against the {label}"
-            chart = lines(
-                *(title, series, label, "PSNR, dB"),
-                marks=null_marks(sides[0].run.results)[:1],
-                is_x_log=max(places) > 8 * min(places),
-                has_points=True,
-                is_joined=False,
-            )
-            left = len(sides) - len(series)
-            note = f"{count(left, 'run')} without it left out." if left else ""
-            charts.append(Chart(title, chart, note, [one.label for one in series]))
-    return charts
-
-
 def _cards(sides: Sequence[_Side]) -> tuple[list[Card], str]:
     """Return the reconstructions of the same images side by side, worst leak first."""
     groups = [
@@ -411,16 +368,16 @@ def _card(sides: Sequence[_Side], rows: Sequence[Row], size: int) -> Card:
     for side, row in zip(sides, rows, strict=True):
         label = f"{side.letter} {number(row.get('psnr'), 1, 'dB')}"
         if not side.has_pictures(row):
-            pictures.append(Picture(f"{label}: no picture was kept"))
+            pictures.append(Picture(f"{label} (not kept)"))
             continue
         pair = load_pictures(side.run.pictures, *place(row))
         if not any(one.label == "Truth" for one in pictures):
             pictures.insert(0, picture(pair.truth, "Truth", f"{name}, the truth", size))
         if pair.reconstruction is None:
-            pictures.append(Picture(f"{label}: no reconstruction"))
+            pictures.append(Picture(f"{label} (none)"))
         else:
             words = f"{name}, reconstruction of {side.label}"
             pictures.append(picture(pair.reconstruction, label, words, size))
-    finders = [s.letter for s, row in zip(sides, rows, strict=True) if row.get("recovered")]
+    finders = [s.letter for s, row in zip(sides, rows, strict=True) if row.get("recovered") == 1]
     badge = f"in {', '.join(finders)}" if finders else "not recovered"
     return Card(name, badge, bool(finders), pictures, {})

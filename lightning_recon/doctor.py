@@ -101,7 +101,8 @@ def check_packages(requirements: str) -> list[Finding]:
             continue
         use = _OPTIONAL.get(requirement.name)
         bad: Literal["missing", "BROKEN"] = "BROKEN" if use is None else "missing"
-        advice = f"for {use or reason or 'every audit'}: pip install -r requirements.txt"
+        why = f"only for {use}" if use else reason or "every audit needs it"
+        advice = f"pip install -r requirements.txt ({why})"
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:

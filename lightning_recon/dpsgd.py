@@ -80,14 +80,12 @@ class DPSGD(Client):
     @torch.no_grad()
     def _add_clipped(self, update: Update, gradients: Update, num_samples: int) -> None:
         """Add the clipped gradients, n x shape each, to the mean."""
-        norms = torch.stack(
-            [
-                torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64)
-                for gradient in gradients.values()
-                for chunk in torch.split(gradient.reshape(len(gradient), -1), _CHUNK, dim=1)
-            ]
-        )
-        norms = torch.linalg.vector_norm(norms, dim=0)
+        some = next(iter(gradients.values()))
+        squares = torch.zeros(len(some), dtype=torch.float64, device=some.device)
+        for gradient in gradients.values():
+            for chunk in torch.split(gradient.reshape(len(gradient), -1), _CHUNK, dim=1):
+                squares += torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64).square()
+        norms = squares.sqrt()
         if not bool(norms.isfinite().all()):
             raise InputError(
                 "DPSGD: the gradient of a sample is not finite and cannot be clipped; check the "

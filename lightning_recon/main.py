@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jsonargparse import DefaultHelpFormatter, capture_parser
+from jsonargparse.typing import register_type
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -248,11 +249,13 @@ def completion_script(shell: str) -> str:
     """
     if find_spec("shtab") is None:
         raise InputError("completion needs the package shtab: pip install shtab")
+    # else an option that may be a tensor, such as lr, offers what tensors are made from: 80 MB
+    register_type(torch.Tensor, fail_already_registered=False)
     parser = capture_parser(_command_line)
     commands = parser._subcommands_action
     assert commands is not None
     for name in LIGHTNING:
-        # the arguments of all strategies, and of theirs, would fill 80 MB
+        # by name: the classes' arguments, and theirs in turn, are thousands
         strategy = commands.choices[name]._option_string_actions["--trainer.strategy"]
         strategy.choices = ["auto", *StrategyRegistry.available_strategies()]
     add_commands(commands)

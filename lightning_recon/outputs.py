@@ -86,7 +86,10 @@ def describe_attack(attack: Attack) -> dict[str, Any]:
 
 
 def summarise(
-    attack: Attack, data: AuditDataModule | None, records: Sequence[ClientRecord]
+    attack: Attack,
+    data: AuditDataModule | None,
+    records: Sequence[ClientRecord],
+    num_candidates: int | None = None,
 ) -> dict[str, Any]:
     """Return what ``results.json`` says of the attack, the data and the outcome.
 
@@ -94,6 +97,7 @@ def summarise(
         attack: as it ran.
         data: what it ran on, or None to leave it out.
         records: of all clients, at least one.
+        num_candidates: among how many images each was to be identified.
     """
     rows = [row for record in records for row in record.rows]
     failures = [record for record in records if record.failure]
@@ -109,7 +113,7 @@ def summarise(
             and not record.failure
             and not any(row["recovered"] for row in record.rows)
         ],
-        **aggregate(rows, sum(record.num_reconstructions for record in records)),
+        **aggregate(rows, sum(record.num_reconstructions for record in records), num_candidates),
         "notes": [{"client": record.client, **record.notes} for record in records],
         "curves": [
             {

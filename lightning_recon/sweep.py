@@ -192,7 +192,7 @@ class Sweep(LightningModule):
             data, auditor = self._built[2].data, self._built[2].auditor
         else:
             data.prepare_data()
-            auditor = Auditor(data, audit.recovered_psnr, audit.null_controls, audit.num_candidates)
+            auditor = audit.auditor(data)
         attack.trainer = self.trainer
         attack.data = data
         attack.records_failures = True

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -17,7 +18,7 @@ class Browser:
     """One page of a browser; ``errors`` collects what its console complains about."""
 
     def __init__(self, timeout=60):
-        self.errors = []
+        self.errors, self.requests = [], []
         self._last = 0
         self._profile = tempfile.mkdtemp()
         commands, self._to = os.pipe()
@@ -43,7 +44,6 @@ class Browser:
         self._session = session["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._send(f"{domain}.enable")
-        self.requests = []
 
     def open(self, path, width=1280, height=900, dark=False):
         """Show a file as on a screen of that width, in pixels."""
@@ -53,7 +53,7 @@ class Browser:
         )
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._send("Emulation.setEmulatedMedia", features=[theme])
-        self._loaded = False
+        self.errors, self.requests, self._loaded = [], [], False
         self._send("Page.navigate", url=path.as_uri())
         while not self._loaded:
             self._read()
@@ -107,6 +107,8 @@ class Browser:
 
     def _read(self):
         while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._from], [], [], self._timeout)
+            assert ready, "the browser does not answer"
             part = os.read(self._from, 1 << 20)
             assert part, "the browser has ended"
             self._buffer += part
@@ -126,8 +128,8 @@ class Browser:
         return message
 
 
-@pytest.fixture(scope="session")
-def browser():
-    one = Browser()
-    yield one
-    one.close()
+def open_browser():
+    """Make a fixture of it: ``browser = pytest.fixture(open_browser, scope="module")``."""
+    browser = Browser()
+    yield browser
+    browser.close()

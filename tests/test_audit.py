@@ -9,6 +9,7 @@ from lightning_recon.attacks import LDPAttack
 from lightning_recon.audit import Auditor
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.functional.image_quality import psnr
+from lightning_recon.metrics import MSE
 from lightning_recon.structures import Failure, Reconstruction
 from lightning_recon.targets import ConvNet
 
@@ -104,6 +105,15 @@ def test_failed_client_counts_with_the_mean_image(data):
 def test_no_candidates_no_rate(data):
     record, _ = audit(data, result(data.client(0).images), num_candidates=0)
     assert all("identified" not in row for row in record.rows)
+
+
+def test_extra_metrics_score_the_mean_image_where_nothing_came_back(data):
+    truth = data.client(0).images
+    auditor = Auditor(data, null_controls=False, extra_metrics={"mse_again": MSE()})
+    record, _ = auditor.audit(attack(), 0, result(truth[1:] * 0.5), 0.0)
+    assert [row["matched"] >= 0 for row in record.rows].count(False) == 1
+    for row in record.rows:
+        assert row["mse_again"] == pytest.approx(row["mse"], rel=1e-5)
 
 
 def test_noise_only_control_is_that_of_the_attack(data):

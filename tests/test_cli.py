@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import compress
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_recon import commands
 from lightning_recon.attacks import Attack
 from lightning_recon.data import AuditDataModule
 from lightning_recon.main import ReconCLI, main
@@ -59,8 +61,15 @@ class TestFit:
         names = {path.name for path in run.iterdir()}
         assert {"config.yaml", "clients.csv", "results.json", "report.html"} <= names
         assert any(name.startswith("events.out") for name in names)
-        pictures = sorted(path.name for path in (run / "reconstructions").iterdir())
-        assert len(pictures) == 2 + 8
+        pictures = {path.name for path in (run / "reconstructions").iterdir()}
+        grids = {f"client{client:05d}.png" for client in range(2)}
+        rows = rows_of(run)
+        names = [f"client0000{row['client']}_image00{row['image']}" for row in rows]
+        truths = {f"{name}_truth.png" for name in names}
+        matched = [int(row["matched"]) >= 0 for row in rows]
+        found = {f"{name}_reconstruction.png" for name in compress(names, matched)}
+        assert len(found) >= 6
+        assert pictures == grids | truths | found
         assert not [path for path in run.rglob("*") if path.name.startswith(".")]
 
     def test_results(self, run):
@@ -80,7 +89,7 @@ class TestFit:
     def test_a_row_for_every_image(self, run):
         rows = rows_of(run)
         assert [(row["client"], row["image"]) for row in rows] == [
-            (f"{client:.1f}", str(image)) for client in range(2) for image in range(4)
+            (str(client), str(image)) for client in range(2) for image in range(4)
         ]
         mean = sum(float(row["psnr"]) for row in rows) / 8
         results = json.loads((run / "results.json").read_text())
@@ -129,6 +138,20 @@ class TestResume:
         checkpoint = str(fitted / "checkpoints/last.ckpt")
         assert main(["validate", "--config", TINY, "--ckpt_path", checkpoint]) == 0
         assert figures(latest()) == figures(fitted)[4:]  # the checkpoint holds the last client
+
+
+class TestPages:
+    def test_report_is_built_anew(self, run):
+        page = run / "report.html"
+        text = page.read_text()
+        page.unlink()
+        assert commands.main(["report", str(run)]) == 0
+        assert page.read_text() == text
+
+    def test_compare(self, run, capsys):
+        assert commands.main(["compare", str(run), str(run), "--output", "both.html"]) == 0
+        assert capsys.readouterr().out == "both.html\n"
+        assert "LDPAttack" in Path("both.html").read_text()
 
 
 class TestPredict:
@@ -289,7 +312,7 @@ def instantiate(arguments: list[str]) -> ReconCLI:
     )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_config_can_be_built(path):
     cli = instantiate(["--config", str(path), "--trainer.accelerator", "cpu"])
     assert isinstance(cli.model, Attack)

@@ -104,9 +104,9 @@ class TestBadCommand:
             (["doctor", "--frob"], "unrecognized arguments: --frob"),
             (["attacks", "more"], "unrecognized arguments: more"),
             (["compare"], "compare.runs; see --help"),
-            (["compare", "one"], "compare needs at least two runs"),
-            (["compare", "one", "two"], "no results.json in"),
-            (["report", "nowhere"], "no results.json in"),
+            (["compare", "one"], "compare takes 2 to 26 runs"),
+            (["compare", "one", "two"], "one holds no results.json"),
+            (["report", "nowhere"], "nowhere holds no results.json"),
             (["completion", "cmd"], "'cmd' (choose from"),
             (["doctor", "--configs", "nowhere"], "no folder"),
         ],
@@ -195,9 +195,9 @@ class TestDoctor:
         assert [finding.status for finding in findings] == ["ok", "BROKEN", "BROKEN", "missing"]
         assert findings[0] == Finding("ok", f"numpy {installed}")
         assert f"numpy {installed}, but <1000,>=999 is needed" in findings[1].text
-        assert findings[1].advice == "for for its speed: pip install -r requirements.txt"
+        assert findings[1].advice == "pip install -r requirements.txt (for its speed)"
         assert "no-such-package-at-all>=1 is not installed" in findings[2].text
-        assert findings[3].advice == "for the checks: pip install -r requirements.txt"
+        assert findings[3].advice == "pip install -r requirements.txt (only for the checks)"
 
     def test_data_and_checkpoints(self, tmp_path):
         masks = {"class_path": "SubjectMasks", "init_args": {"checkpoint": "in/sam.pth"}}
@@ -285,17 +285,19 @@ def write_config(name: str, data: str, root: str, **init_args: object) -> None:
     path.write_text(yaml.safe_dump({"data": section}))
 
 
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    """What ``completion bash`` prints."""
+    pytest.importorskip("shtab")
+    done = run_cli("completion", "bash")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path_factory.mktemp("completion") / "script.bash"
+    path.write_text(done.stdout)
+    return path
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 class TestCompletion:
-    @pytest.fixture(scope="class")
-    def script(self, tmp_path_factory):
-        pytest.importorskip("shtab")
-        done = run_cli("completion", "bash")
-        assert done.returncode == 0, done.stderr
-        path = tmp_path_factory.mktemp("completion") / "script.bash"
-        path.write_text(done.stdout)
-        return path
-
     @pytest.mark.parametrize(
         ("line", "expected"),
         [

@@ -61,6 +61,7 @@ def test_what_is_not_finite_is_nobody(value):
     queries = torch.tensor([[1.0, value], [1.0, 1.0]])
     assert nearest_neighbour(queries, torch.eye(2) * 3 + 1).tolist() == [-1, -1]
     assert nearest_neighbour(queries, torch.tensor([[0.0, 0.0], [1.0, 2.0]])).tolist() == [-1, 1]
+    assert nearest_neighbour(queries, torch.zeros(1, 2)).tolist() == [-1, 0]
 
 
 def test_thumbnails_are_means_over_areas():
@@ -99,6 +100,16 @@ def test_masked_reconstructions_are_compared_within_the_mask():
         for i in small[:, ::-1]  # colours exchanged: the answer is no longer obvious
     ]
     assert nearest_candidate(images.flip(1), candidates, masks).tolist() == shaken
+
+
+def test_thumbnail_pixels_across_the_edge_of_the_mask_do_not_count():
+    truth = rand(1, 3, 64, 64)
+    masks = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    masks[:, :, 5:41, 11:41] = True  # odd: half of the outermost thumbnail pixels is outside
+    other = (truth + 0.02) * masks  # not the same picture, but black where the subject ends
+    candidates = torch.cat([other, truth])
+    assert nearest_candidate(truth * masks, candidates, masks).tolist() == [1]
+    assert nearest_candidate(truth * masks, candidates).tolist() == [0]
 
 
 def test_masks_of_few_pixels_and_of_none():

@@ -109,12 +109,32 @@ def test_registration_never_lowers_the_value(fit_colours, masked):
     assert registered_psnr(target, target, cap=60.0).tolist() == [60.0] * 8
 
 
-def test_pixels_outside_the_mask_count_for_the_shift_alone():
+@pytest.mark.parametrize("masked", [False, True])
+def test_with_fitted_colours_no_move_is_a_choice_too(masked):
+    wide = textures(count=60, size=16)
+    target, preds = window(wide), window(wide).roll(1, dims=0)
+    masks = torch.zeros(60, 1, 16, 16, dtype=torch.bool)
+    masks[..., 4:9, 3:12] = True
+    masks = masks if masked else None
+    unmoved = psnr(match_colours(preds, target, masks), target, masks)
+    assert (registered_psnr(preds, target, masks, 7, fit_colours=True) >= unmoved - 1e-9).all()
+
+
+def test_pixels_outside_the_mask_do_not_count():
     target = window(textures())
     masks, preds = block_masks(target), noisy(window(textures()), 0.1)
-    changed = torch.where(masks, preds, preds + 0.01)
+    changed = torch.where(masks, preds, 0.0)
     assert torch.equal(
         registered_psnr(changed, target, masks, max_shift=0), psnr(preds, target, masks)
+    )
+    # moves of up to 3 pixels bring in what lies that near the mask, and nothing else
+    masks[:] = False
+    masks[..., 12:20, 12:20] = True
+    changed = preds.clone()
+    changed[..., :9, :] = changed[..., 23:, :] = changed[..., :9] = changed[..., 23:] = 0.0
+    assert torch.equal(
+        registered_psnr(changed, target, masks, max_shift=3),
+        registered_psnr(preds, target, masks, max_shift=3),
     )
 
 

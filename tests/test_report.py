@@ -1,299 +1,428 @@
 import base64
 import io
+import json
 import os
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from browser import needs_chromium, open_browser
 from PIL import Image
+from run_folders import EVIL, Page, make_results, make_rows, truth_of, write_rows, write_run
 
-from lightning_recon.report import MAX_PICTURES, save_grid, verdict, write_report
-from lightning_recon.scores import METRICS, aggregate
+from lightning_recon.errors import InputError
+from lightning_recon.pictures import DIFFERENCE_GAIN, save_pictures
+from lightning_recon.report import verdict, write_report
 
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class _Page(HTMLParser):
-    """Collects a page's tags and text, and demands that every tag is closed in order."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.attributes, self.text, self._open = [], [], "", []
-        self.feed(path.read_text(encoding="utf-8"))
-        assert self._open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def of(self, tag):
-        return [attributes for name, attributes in self.attributes if name == tag]
+browser = pytest.fixture(open_browser, scope="module")
 
 
-def _audit(count, size=8, recovered=lambda i: i % 2 == 0):
-    generator = torch.Generator().manual_seed(0)
-    rows, images = [], []
-    for i in range(count):
-        row = {"image": i, "index": 100 + i, "label": i % 3, "recovered": int(recovered(i))}
-        row |= {"matched": i if recovered(i) else -1, "mask_area": 0.25, "psnr_mean_image": 12.0}
-        row |= {name: 20.0 + i if name.startswith("psnr") else 0.5 for name in METRICS}
-        truth = torch.rand(3, size, size, generator=generator)
-        shown = truth * 0.5 if recovered(i) else None
-        rows.append(row)
-        images.append({"truth": truth, "reconstruction": shown, "row": row})
-    return rows, images
-
-
-def _results(rows, **more):
-    results = {
-        "experiment": "ldp_imagenet",
-        "attack": "LDPAttack",
-        "threat_model": "The server sees the update after its defenses.",
-        "oracles": ["labels"],
-        "defenses": ["ClipL2(10)", "GaussianNoise(0.002)"],
-        "data": {"name": "ImageNet", "fallback": None, "description": "validation set"},
-        "masks": {"method": "sam", "mean_area": 0.31, "replaced": 2},
-        "privacy": {
-            "clip_norm": 10.0,
-            "noise_std": 0.002,
-            "claimed": {"epsilon": 10.0, "rule": "record_mean"},
-            "actual": {"epsilon": 48213.7, "delta": 1e-5},
-            "statement": "Not a theorem about what is released.",
-        },
-        "wall_seconds": 312.4,
-        "peak_memory_bytes": 3 * 2**30,
-        "import_memory_bytes": 2**29,
-        "seed": 7,
-        "versions": {"torch": "2.15.0"},
-        "command": "python cli.py fit --config configs/ldp_imagenet.yaml",
-        **aggregate(rows, len(rows)),
-    }
-    results["null"]["noise_only"] = {"psnr": 9.9, "recovered": 0}
-    return results | more
+def _page(folder):
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    return Page(path)
 
 
 def test_the_page_tells_the_whole_audit(tmp_path):
-    rows, images = _audit(4)
-    path = write_report(tmp_path / "version_0", _results(rows), rows, images)
-    assert path == tmp_path / "version_0" / "report.html"
-    assert os.listdir(path.parent) == ["report.html"]
-    page = _Page(path)
+    rows = make_rows(5)
+    results = make_results(rows)
+    page = _page(write_run(tmp_path, rows, results))
+    low, high = results["recall_ci_low"], results["recall_ci_high"]
+    psnr = results["metrics"]["psnr"]
     for text in (
-        "2 of 4 images recovered, at 21.0 dB on average (mean image: 12.0 dB).",
+        verdict(results),
+        f"50 %; interval {100 * low:.0f} % to {100 * high:.0f} %",
+        f"interval {psnr['ci_low']:.1f} to {psnr['ci_high']:.1f} dB",
+        "chance 0.1 %, among 1,000",
         "The server sees the update after its defenses.",
         "labels",
-        "GaussianNoise(0.002)",
+        "GaussianNoise",
         "sam, 31 % of the image on average, 2 implausible and replaced",
         "ε = 10 (record_mean)",
-        "ε = 48,200 at δ = 1e-05",
-        "The actual ε is 4,820 times the claimed one",
+        "ε = 48,200 at δ = 1e-5",
+        "The actual ε is 4,800 times the claimed one",
+        "LDPAttack; You et al., 2025",
         "python cli.py fit --config configs/ldp_imagenet.yaml",
-        "2.15.0",
-        "312.40 s",
+        "torch 2.15.0",
+        "312.4 s",
         "3.00 GiB",
-        "Scored with the mean image.",
-        "no reconstruction matched",
-        "9.9",
+        "No reconstruction was matched: scored with the mean image",
+        "at 30 dB",
+        "seed: 7",
+        "The attacker's own objective on 2 clients",
+        "noise-only update 9.9",
     ):
         assert text in page.text, text
     assert "Read this first" not in page.text
-    assert page.text.count("not recovered") >= 2
 
 
 def test_the_page_is_self_contained_and_accessible(tmp_path):
-    rows, images = _audit(4)
-    path = write_report(tmp_path, _results(rows), rows, images)
-    text, page = path.read_text(), _Page(path)
-    assert not re.search(r"https?:|//cdn|@import|url\(|<script|<link|\son\w+=", text)
-    assert all(image["src"].startswith("data:image/png;base64,") for image in page.of("img"))
-    assert all(image["alt"] for image in page.of("img"))
-    assert page.of("html") == [{"lang": "en"}]
-    assert page.tags.count("h1") == page.tags.count("main") == 1
-    assert all(head["scope"] in ("row", "col") for head in page.of("th"))
-    assert "prefers-color-scheme: dark" in text
-    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.of("meta")
-    identifiers = [attributes["id"] for _, attributes in page.attributes if "id" in attributes]
-    assert len(identifiers) == len(set(identifiers))
-    labels = [attributes["aria-labelledby"] for attributes in page.of("section")]
-    assert set(labels) <= set(identifiers)
-    scrolling = [a for a in page.of("div") if a.get("class") == "scroll"]
-    assert scrolling
-    assert all(a["tabindex"] == "0" and a["aria-label"] for a in scrolling)
+    page = _page(write_run(tmp_path, make_rows(5)))
+    page.must_be_self_contained_and_accessible()
+    assert "prefers-color-scheme: dark" in page.source
+    viewport = {"name": "viewport", "content": "width=device-width, initial-scale=1"}
+    assert viewport in page.of("meta")
 
 
 def test_pictures_show_truth_reconstruction_and_difference(tmp_path):
-    rows, images = _audit(1)
-    page = _Page(write_report(tmp_path, _results(rows), rows, images))
+    rows = make_rows(1, batch=1)
+    page = _page(write_run(tmp_path, rows))
     shown = [
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))))
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1])))).astype(int)
         for image in page.of("img")
     ]
-    truth = images[0]["truth"].permute(1, 2, 0).numpy() * 255
-    for picture, expected in zip(shown, (truth, truth / 2, truth / 2), strict=True):
-        assert np.abs(picture - expected).max() <= 0.51
+    truth = truth_of(rows[0]).permute(1, 2, 0).numpy() * 255
+    assert np.abs(shown[0] - truth).max() <= 0.51
+    assert np.abs(shown[1] - truth / 2).max() <= 0.51
+    assert (shown[2] == np.minimum(255, DIFFERENCE_GAIN * np.abs(shown[0] - shown[1]))).all()
 
 
 def test_the_worst_leak_comes_first(tmp_path):
-    rows, images = _audit(5)
-    order = re.findall(r"<h3>Image (\d)", write_report(tmp_path, {}, rows, images).read_text())
-    assert order == ["4", "2", "0", "3", "1"]
+    rows = make_rows(1, batch=5)
+    for row, psnr in zip(rows, (20.0, 40.0, 31.0, 13.0, 25.0), strict=True):
+        row["psnr"] = psnr  # 0, 2 and 4 are recovered
+    page = _page(write_run(tmp_path, rows))
+    assert [image for _, image in page.cards] == ["2", "4", "0", "1", "3"]
 
 
-def test_a_non_finite_score_does_not_break_the_page(tmp_path):
-    rows, images = _audit(3)
-    rows[2]["psnr"] = float("nan")
-    images[0]["reconstruction"][:] = float("nan")
-    write_report(tmp_path, _results(rows), rows, images)
+def test_failed_and_unrecovered_clients_are_named_at_the_top(tmp_path):
+    rows = make_rows(5, is_recovered=lambda client, image: client not in (1, 3))
+    results = make_results(
+        rows,
+        failures=[{"client": 1, "reason": "the update holds NaN"}],
+        clients_unrecovered=[3],
+    )
+    page = _page(write_run(tmp_path, rows, results))
+    top = page.text[: page.text.index("Images recovered")]
+    assert "The attack failed on 1 of 5 clients (client 1: the update holds NaN)" in top
+    assert "No image was recovered of client 3." in top
+    assert {"class": "warning", "aria-label": "Warning"} in page.of("aside")
 
 
-def test_many_images_are_thinned_and_the_page_says_so(tmp_path):
-    rows, images = _audit(MAX_PICTURES + 6, recovered=lambda i: True)
-    path = write_report(tmp_path, _results(rows), rows, images)
-    shown = [int(i) for i in re.findall(r"<h3>Image (\d+)", path.read_text())]
-    assert shown == [*range(69, 37, -1), *range(31, -1, -1)]
-    page = _Page(path)
-    assert "Of 70 images, the 32 worst leaks and the 32 least are shown" in page.text
-    assert "All 70 images as a table" in page.text
+def test_many_failed_clients_are_counted(tmp_path):
+    rows = make_rows(40, is_recovered=lambda client, image: False)
+    failures = [{"client": client, "reason": "x" * 9000} for client in range(20)]
+    results = make_results(rows, failures=failures, clients_unrecovered=list(range(20, 40)))
+    page = _page(write_run(tmp_path, rows, results))
+    assert "failed on 20 of 40 clients (client 0: xxx" in page.text
+    assert "clients 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31 and 8 more" in page.text
+    assert page.text.count("client 11: x") == 1
+    assert "client 12: x" not in page.text
+    assert "x" * 201 not in page.source
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"data": {"name": "ImageNet", "fallback": "samples"}}, "ImageNet was not found"),
+        ({"data": {"name": "imagenet", "fallback": "samples"}}, "imagenet was not found"),
         ({"masks": {"method": "grabcut"}}, "GrabCut fallback"),
         ({"null": {"noise_only": {"recovered": 3}}}, "recovers 3 image(s) from noise alone"),
+        ({"null": {"other_client": {"psnr": 99.0}}}, "other client's update (99.0 dB)"),
     ],
 )
-def test_what_weakens_the_figures_is_said_in_red(tmp_path, more, message):
-    rows, images = _audit(2)
-    page = _Page(write_report(tmp_path, _results(rows, **more), rows, images))
-    assert message in page.text
-    assert {"class": "warning", "aria-label": "Warning"} in page.of("aside")
+def test_what_weakens_the_figures_is_said_at_the_top(tmp_path, more, message):
+    rows = make_rows(2)
+    page = _page(write_run(tmp_path, rows, make_results(rows, **more)))
+    assert message in page.text[: page.text.index("Images recovered")]
+
+
+def test_an_older_run_is_completed_from_its_rows(tmp_path):
+    rows = make_rows(6, is_recovered=lambda client, image: client != 2)
+    results = make_results(rows)
+    whole = _page(write_run(tmp_path / "whole", rows, results))
+    for key in ("recall_ci_low", "recall_ci_high", "thresholds", "identification"):
+        del results[key]
+    del results["clients_unrecovered"], results["failures"], results["curves"]
+    for metric in results["metrics"].values():
+        del metric["ci_low"], metric["ci_high"]
+    results["null"] = {"mean_image": {"psnr": results["null"]["mean_image"]["psnr"]}}
+    older = _page(write_run(tmp_path / "older", rows, results))
+    assert "No image was recovered of client 2." in older.text
+    for text in re.findall(r"interval [\d.]+ (?:% )?to [\d.]+(?: %)?", whole.text):
+        assert text in older.text
+    assert "nearest public image 14" in older.text
+
+
+@pytest.mark.parametrize("missing", ["everything", *sorted(make_results(make_rows(2))), "nested"])
+def test_missing_keys_leave_gaps_and_not_errors(tmp_path, missing):
+    rows = make_rows(2)
+    results = make_results(rows)
+    if missing == "everything":
+        results = {"experiment": None}
+    elif missing == "nested":
+        nested = ("data", "masks", "privacy", "null", "metrics", "versions", "thresholds", "curves")
+        results |= dict.fromkeys(nested) | {"oracles": None, "defenses": None, "failures": None}
+    else:
+        del results[missing]
+    page = _page(write_run(tmp_path / "with_rows", rows, results))
+    assert len(page.cards) == 8
+    page = _page(write_run(tmp_path / "without", [], results, config=""))
+    assert "No pictures were kept." in page.text
+
+
+def test_empty_cells_and_further_metrics(tmp_path):
+    rows = make_rows(2)
+    for i, row in enumerate(rows):
+        row["lpips"] = 0.123 if i else float("nan")
+    rows[3]["psnr"] = float("nan")
+    page = _page(write_run(tmp_path, rows, {"experiment": "x", "num_images": 8, "recovered": 4}))
+    assert "LPIPS" in page.text
+    assert "0.123" in page.text
+    assert "nan" not in page.text
 
 
 def test_all_text_is_escaped(tmp_path):
-    evil = '<img src=x onerror="alert(1)">&</script>${style}'
-    rows, images = _audit(2)
-    rows[0] |= {"label": evil, "index": evil, "image": evil, "client": evil}
-    results = _results(
+    rows = make_rows(2)
+    results = make_results(
         rows,
-        experiment=evil,
-        attack=evil,
-        threat_model=evil,
-        oracles=[evil],
-        defenses=[evil],
-        data={"name": evil, "fallback": evil, "description": evil},
-        masks={"method": evil, "mean_area": 0.1, "replaced": evil},
-        privacy={"statement": evil, "claimed": {"epsilon": 1.0, "rule": evil}},
-        versions={evil: evil},
-        command=evil,
-        seed=evil,
+        **dict.fromkeys(
+            ("experiment", "attack", "citation", "threat_model", "target", "command", "seed"), EVIL
+        ),
+        **dict.fromkeys(("device", "trainer_precision", "num_processes"), EVIL),
+        oracles=[EVIL],
+        defenses=[EVIL],
+        data={"name": EVIL, "fallback": EVIL, "description": EVIL},
+        masks={"method": EVIL, "mean_area": 0.1, "replaced": EVIL},
+        privacy={"statement": EVIL, "claimed": {"epsilon": 1.0, "rule": EVIL}},
+        versions={EVIL: EVIL},
+        failures=[{"client": EVIL, "reason": EVIL}],
+        clients_unrecovered=[EVIL],
+        curves=[{"client": EVIL, "iteration": [1, 2], "objective": [2.0, 1.0]}],
     )
-    path = write_report(tmp_path, results, [], images)
-    page = _Page(path)
-    assert not {"script", "svg"} & set(page.tags)
-    assert all("onerror" not in attributes for _, attributes in page.attributes)
-    assert all(image["src"].startswith("data:") for image in page.of("img"))
-    assert "<img src=x" not in path.read_text()
-    assert page.text.count(evil) >= 12
+    page = _page(write_run(tmp_path, rows, results, config=EVIL))
+    assert page.must_not_run(EVIL) >= 22
 
 
-@pytest.mark.parametrize(
-    "missing",
-    ["everything", *sorted(_results([])), "nested"],
-)
-def test_missing_keys_leave_gaps_and_not_errors(tmp_path, missing):
-    rows, images = _audit(2)
-    results = _results(rows)
-    if missing == "everything":
-        results = {}
-    elif missing == "nested":
-        nested = ("data", "masks", "privacy", "null", "metrics", "versions")
-        results |= dict.fromkeys(nested) | {"oracles": None, "defenses": None}
-    else:
-        del results[missing]
-    _Page(write_report(tmp_path, results, rows, images))
-    _Page(write_report(tmp_path, results, [], []))
+@pytest.mark.slow
+def test_a_page_of_many_clients_stays_small_and_says_what_is_missing(tmp_path):
+    rows = make_rows(400, batch=16)
+    rows[-1] |= {"psnr": 50.0, "recovered": 1, "matched": 1}
+    results = make_results(rows)
+    steps = list(range(4000))
+    results["curves"] = [
+        {"client": c, "iteration": steps, "objective": [1.0 / (s + 1) for s in steps]}
+        for c in range(24)
+    ]
+    folder = write_run(tmp_path, rows, results, pictured_clients=0, config="key: value\n" * 200_000)
+    noise = torch.rand(64, 3, 300, 300, generator=torch.Generator().manual_seed(0))
+    for row in rows[:64]:  # noise: the hardest pictures to pack
+        place = row["client"], row["image"]
+        image = noise[row["client"] * 16 + row["image"]]
+        save_pictures(folder / "reconstructions", *place, image, image.flip(0))
+    page = _page(folder)
+    assert os.path.getsize(folder / "report.html") < 5_000_000
+    assert len(page.cards) == 48
+    assert (
+        "Of the 64 images with pictures, the 36 worst leaks and the 12 least are shown" in page.text
+    )
+    assert "Of 6,336 of 6,400 images no picture was kept." in page.text
+    assert "The worst leak of all is among them: client 399, image 15, 50.0 dB." in page.text
+    assert "The 1,500 worst leaks of 6,400 images; clients.csv holds all." in page.text
+    assert "more characters in the file" in page.text
+    assert page.source.count("<tr>") < 1600
+
+
+def test_the_picture_budget_shrinks_the_pictures(tmp_path, monkeypatch):
+    folder = write_run(tmp_path, make_rows(2), size=48)
+    before = [len(image["src"]) for image in _page(folder).of("img")]
+    monkeypatch.setattr("lightning_recon.report.cards.MAX_BYTES", sum(before) // 3)
+    monkeypatch.setattr("lightning_recon.report.cards._SIDES", (256, 24, 16))
+    after = [len(image["src"]) for image in _page(folder).of("img")]
+    assert len(after) == len(before)
+    assert sum(after) <= sum(before) // 3
 
 
 def test_verdict():
-    rows, _ = _audit(4)
-    assert verdict({}) == "No image was audited."
-    assert verdict(_results(rows)).startswith("2 of 4 images recovered, at 21.5 dB")
-    rows, _ = _audit(1, recovered=lambda i: False)
-    assert verdict(_results(rows), rows) == (
-        "None of 1 image recovered: PSNR 20.0 dB on average (mean image: 12.0 dB)."
+    rows = make_rows(5)
+    results = make_results(rows)
+    low, high = (f"{100 * results[f'recall_ci_{end}']:.0f} %" for end in ("low", "high"))
+    psnr, null = results["metrics"]["psnr"]["mean"], results["null"]["mean_image"]["psnr"]
+    assert verdict(results) == (
+        f"10 of 20 images of 5 clients recovered (50 %; 95 % interval {low} to {high}); PSNR "
+        f"{psnr:.1f} dB on average, where guessing the mean image gives {null:.1f} dB."
     )
+    assert verdict({}) == "No image was audited."
+    alone = make_rows(1, batch=1, is_recovered=lambda client, image: False)
+    assert verdict(make_results(alone)).startswith(
+        "None of 1 image of 1 client recovered (a single client gives no interval); PSNR "
+    )
+    none = make_rows(20, is_recovered=lambda client, image: False)
+    assert "None of 80 images of 20 clients recovered (95 % interval 0 % to 17 %)" in verdict(
+        make_results(none)
+    )
+    almost = make_rows(20, batch=50, is_recovered=lambda client, image: client + image > 0)
+    assert "999 of 1,000 images of 20 clients recovered (99.9 %;" in verdict(make_results(almost))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("results.json", None, r"holds no results\.json; name the folder of a finished run"),
+        ("results.json", "{", r"results\.json is no JSON"),
+        ("results.json", "[1]", r"results\.json holds no object"),
+        ("clients.csv", "client,psnr\n0,12\n0,high\n", r"clients\.csv, line 3 is no row"),
+        ("clients.csv", "client,psnr\n0,12,13\n", r"clients\.csv, line 2 is no row"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, name, content, message):
+    write_run(tmp_path, make_rows(2))
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        write_report(tmp_path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_failed_write_keeps_the_old_report(tmp_path, monkeypatch):
-    rows, images = _audit(1)
-    path = write_report(tmp_path, _results(rows), rows, images)
-    before = path.read_bytes()
+    folder = write_run(tmp_path, make_rows(1))
+    before = write_report(folder).read_bytes()
 
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
+    (folder / "results.json").write_text(json.dumps({"experiment": "other"}))
     with pytest.raises(OSError, match="disk full"):
-        write_report(tmp_path, _results(rows, experiment="other"), rows, images)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["report.html"]
+        write_report(folder)
+    assert (folder / "report.html").read_bytes() == before
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("count", [1, 8, 11])
-def test_grid_of_pairs(tmp_path, channels, count):
-    truth = torch.rand(count, channels, 10, 12, generator=torch.Generator().manual_seed(0))
-    reconstruction = 1 - truth
-    reconstruction[0] = float("nan")
-    path = tmp_path / "reconstructions" / "grid.png"
-    save_grid(path, truth, reconstruction)
-    assert os.listdir(path.parent) == ["grid.png"]
-    grid = np.asarray(Image.open(path).convert("RGB")).astype(float) / 255
-    found = 0
-    for image in [*truth, *reconstruction[1:]]:  # every picture is somewhere on the grid
-        patch = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
-        windows = np.lib.stride_tricks.sliding_window_view(grid, (10, 12, 3))
-        found += (np.abs(windows - patch).max(axis=(-1, -2, -3)) < 0.003).any()
-    assert found == 2 * count - 1
+# in a browser
 
 
-def test_grid_of_nothing_or_of_two_shapes_is_refused(tmp_path):
-    images = torch.rand(2, 3, 8, 8)
-    with pytest.raises(ValueError, match="one shape"):
-        save_grid(tmp_path / "grid.png", images, images[:1])
-    with pytest.raises(ValueError, match="one shape"):
-        save_grid(tmp_path / "grid.png", images[:0], images[:0])
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory, browser):
+    """A page of 12 clients, one of them failed, and the browser that shows it."""
+    rows = make_rows(12, is_recovered=lambda client, image: image % 2 == 0 and client != 5)
+    failures = [{"client": 5, "reason": "the update holds NaN"}]
+    results = make_results(rows, failures=failures, threat_model="word" * 60, command="x" * 300)
+    path = write_report(write_run(tmp_path_factory.mktemp("run"), rows, results))
+    browser.open(path)
+    return path
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-def test_the_page_renders_in_a_browser(tmp_path):
-    rows, images = _audit(3)
-    path = write_report(tmp_path / "run", _results(rows), rows, images)
-    shot = tmp_path / "page.png"
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-quic"]
-    subprocess.run(
-        [
-            *("chromium", *flags, f"--user-data-dir={tmp_path / 'profile'}"),
-            *(f"--screenshot={shot}", "--window-size=1200,1600", path.as_uri()),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=60,
+@needs_chromium
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_no_error_no_network_and_no_sideways_scroll(browser, shown, width, dark):
+    browser.open(shown, width=width, dark=dark)
+    browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    assert browser.errors == []
+    assert [url for url in browser.requests if not url.startswith("data:")] == [shown.as_uri()]
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run("[...document.images].every((one) => one.naturalWidth > 0)")
+    page = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", page))) < 200) == dark
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_stands_out_from_its_page(browser, shown, dark):
+    browser.open(shown, dark=dark)
+    colours = browser.run(
+        """Object.fromEntries(["--ink", "--soft", "--leak", "--calm", "--card", "--page", "--s0",
+        "--s1", "--s2", "--s3", "--s4", "--s5", "--s6", "--s7"].map((name) => {
+          const probe = document.createElement("i");
+          probe.style.color = `var(${name})`;
+          document.body.append(probe);
+          return [name, getComputedStyle(probe).color.match(/\\d+/g).map(Number)];
+        }))"""
     )
-    pixels = np.asarray(Image.open(shot).convert("RGB"))
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+    def luminance(colour):
+        parts = np.array(colour) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722] + 0.05
+
+    for name, colour in colours.items():
+        for ground in ("--card", "--page"):
+            if name not in ("--card", "--page"):
+                pair = sorted((luminance(colour), luminance(colours[ground])))
+                least = 3 if name.startswith("--s") and name != "--soft" else 4.5  # WCAG 2.2
+                assert pair[1] / pair[0] >= least, (name, ground)
+
+
+def _column(browser, head):
+    """The visible cells below a heading of the table of images."""
+    return browser.run(
+        f"""(() => {{
+          const table = document.getElementById("images-table");
+          const heads = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
+          return [...table.tBodies[0].rows].filter((row) => !row.hidden)
+            .map((row) => row.cells[heads.indexOf({head!r})].textContent);
+        }})()"""
+    )
+
+
+@needs_chromium
+def test_the_table_sorts_from_the_keyboard(browser, shown):
+    browser.open(shown)
+    heads = "[...document.querySelectorAll('#images-table th')]"
+    head = f"{heads}.find((one) => one.textContent === 'PSNR')"
+    browser.run(f"{head}.querySelector('button').focus()")
+    browser.press("Enter", 13)
+    assert browser.run(f"{head}.getAttribute('aria-sort')") == "descending"
+    values = [float(text) for text in _column(browser, "PSNR")]
+    assert values == sorted(values, reverse=True)
+    browser.press("Enter", 13)
+    assert browser.run(f"{head}.getAttribute('aria-sort')") == "ascending"
+    assert [float(text) for text in _column(browser, "PSNR")] == values[::-1]
+    assert browser.run("document.querySelectorAll('[aria-sort]').length") == 1
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert browser.run(outline) == "solid"
+
+
+@needs_chromium
+def test_the_table_filters(browser, shown):
+    browser.open(shown)
+    assert browser.run("document.querySelector('.filters output').textContent") == "48 of 48 shown"
+    choose = """(label, value) => {
+      const field = [...document.querySelectorAll('.filters label')]
+        .find((one) => one.firstChild.textContent === label).querySelector('select, input');
+      field.value = value;
+      field.dispatchEvent(new Event('input', {bubbles: true}));
+    }"""
+    browser.run(f"({choose})('Recovered', 'yes')")
+    assert set(_column(browser, "Recovered")) == {"yes"}
+    browser.run(f"({choose})('Client', '3')")
+    assert _column(browser, "Client") == ["3", "3"]
+    assert browser.run("document.querySelector('.filters output').textContent") == "2 of 48 shown"
+    browser.run(f"({choose})('Search', 'nothing like this')")
+    assert _column(browser, "Client") == []
+
+
+@needs_chromium
+def test_pictures_enlarge_and_text_is_copied(browser, shown):
+    browser.open(shown)
+    width = "document.querySelector('.card img').getBoundingClientRect().width"
+    before = browser.run(width)
+    browser.run("document.querySelector('[data-enlarge]').focus()")
+    browser.press("Enter", 13)
+    assert browser.run(width) > 2 * before
+    assert browser.run("document.activeElement.getAttribute('aria-pressed')") == "true"
+    browser.run("document.querySelector('[data-copy=command]').click()")
+    label = "document.querySelector('[data-copy=command]').textContent"
+    browser.run("new Promise((done) => setTimeout(done, 200))")
+    copied = browser.run(label) == "Copied"
+    assert copied or browser.run("getSelection().toString()").startswith("xxx")
+
+
+@needs_chromium
+def test_an_injected_script_does_not_run(browser, shown, tmp_path):
+    path = tmp_path / "report.html"
+    text = shown.read_text().replace("<main", "<script>window.injected = 1</script><main", 1)
+    path.write_text(text)
+    browser.open(path)
+    assert browser.run("window.injected === undefined")
+    assert any("Content Security Policy" in error for error in browser.errors)
+
+
+def test_rows_without_results_of_their_own(tmp_path):
+    write_run(tmp_path, make_rows(1), {"experiment": "x"})
+    write_rows(tmp_path / "clients.csv", [{"client": 0, "image": 0, "psnr": 12.0}])
+    page = _page(tmp_path)
+    assert "No image was audited." in page.text
+    assert "One line for every true image" in page.text

@@ -1,6 +1,7 @@
 import doctest
 import importlib
 import itertools
+import json
 import math
 import pkgutil
 
@@ -13,6 +14,7 @@ from skimage.metrics import structural_similarity
 import lightning_recon.functional
 from lightning_recon.functional.image_quality import cw_ssim, mse, psnr, ssim
 from lightning_recon.scores import METRICS, aggregate, score
+from lightning_recon.statistics import bootstrap_interval, share_interval
 from lightning_recon.structures import PrivateBatch, Reconstruction
 
 MEASURES = [mse, psnr, ssim, cw_ssim]
@@ -411,6 +413,24 @@ def test_a_mean_image_of_another_shape_is_refused():
         score(_reconstruction(truth.images), truth, torch.zeros(1, 32, 32))
 
 
+def _rows(num_clients, batch=4, seed=0, **more):
+    random = np.random.default_rng(seed)
+    return [
+        {
+            "client": client,
+            "image": image,
+            "index": client * batch + image,
+            "recovered": int(random.random() < 0.7),
+            **{name: float(random.normal(20, 3)) for name in METRICS},
+            "score": float(random.random()),
+            "psnr_mean_image": float(random.normal(12, 1)),
+            **{name: function(random) for name, function in more.items()},
+        }
+        for client in range(num_clients)
+        for image in range(batch)
+    ]
+
+
 def test_aggregate_of_known_rows():
     rows = []
     for value, recovered in ((0.1, 0), (0.2, 1), (0.6, 1)):
@@ -423,13 +443,86 @@ def test_aggregate_of_known_rows():
     assert result["precision"] == 0.5
     assert result["recall"] == pytest.approx(2 / 3)
     assert set(result["metrics"]) == set(METRICS)
-    assert result["metrics"]["psnr"] == pytest.approx({"mean": 0.3, "median": 0.2, "worst": 0.6})
+    one_client = {"ci_low": None, "ci_high": None}
+    psnrs = {"mean": 0.3, "median": 0.2, "worst": 0.6}
+    assert result["metrics"]["psnr"] == pytest.approx(psnrs | one_client)
     assert result["metrics"]["cw_ssim_subject"]["worst"] == 0.6
     assert result["metrics"]["mse"]["worst"] == 0.1
     assert result["metrics"]["mse_subject"]["worst"] == 0.1
-    assert result["null"]["mean_image"] == pytest.approx({"psnr": 3.0})
+    assert result["null"] == {"mean_image": pytest.approx({"psnr": 3.0} | one_client)}
+    assert result["recall_ci_low"] is result["recall_ci_high"] is None
+    assert result["identification"] is None
+
+
+def test_aggregate_resamples_clients():
+    rows = _rows(6)
+    result = aggregate(rows, len(rows))
+    clients = [row["client"] for row in rows]
+    for name in METRICS:
+        low, high = bootstrap_interval([row[name] for row in rows], clients)
+        assert (result["metrics"][name]["ci_low"], result["metrics"][name]["ci_high"]) == (
+            low,
+            high,
+        )
+        assert low < result["metrics"][name]["mean"] < high
+    recovered = share_interval([row["recovered"] for row in rows], clients)
+    assert (result["recall_ci_low"], result["recall_ci_high"]) == recovered
+    null = bootstrap_interval([row["psnr_mean_image"] for row in rows], clients)
+    found = result["null"]["mean_image"]
+    assert (found["ci_low"], found["ci_high"]) == null
+
+
+def test_aggregate_counts_the_images_at_thresholds():
+    rows = _rows(3, lpips=lambda random: float(random.random()))
+    result = aggregate(rows, 1)["thresholds"]
+    assert {name: list(levels) for name, levels in result.items()} == {
+        "psnr": ["15", "19", "25", "30"],
+        "psnr_mean_image": ["15", "19", "25", "30"],
+        "lpips": ["0.1", "0.2", "0.4"],
+    }
+    assert result["psnr"]["19"] == np.mean([row["psnr"] >= 19 for row in rows])
+    assert result["psnr_mean_image"]["15"] == np.mean(
+        [row["psnr_mean_image"] >= 15 for row in rows]
+    )
+    assert result["lpips"]["0.4"] == np.mean([row["lpips"] <= 0.4 for row in rows])
+
+
+def test_aggregate_of_further_columns():
+    rows = _rows(
+        4,
+        lpips=lambda random: float(random.random()),
+        identified=lambda random: int(random.random() < 0.5),
+        psnr_class_mean=lambda random: float(random.normal(13)),
+        psnr_nearest_public=lambda random: float(random.normal(14)),
+        mask_area=lambda random: 0.3,
+    )
+    result = aggregate(rows, 16, num_candidates=1000)
+    assert set(result["metrics"]) == {*METRICS, "lpips"}
+    assert result["metrics"]["lpips"]["worst"] == min(row["lpips"] for row in rows)
+    assert set(result["null"]) == {"mean_image", "class_mean", "nearest_public"}
+    nearest = np.mean([row["psnr_nearest_public"] for row in rows])
+    assert result["null"]["nearest_public"]["psnr"] == pytest.approx(nearest)
+    identification = result["identification"]
+    assert identification["rate"] == np.mean([row["identified"] for row in rows])
+    assert identification["num_candidates"] == 1000
+    assert identification["ci_low"] < identification["rate"] < identification["ci_high"]
+
+
+def test_aggregate_leaves_out_what_was_not_computed():
+    rows = _rows(2, lpips=lambda random: float("nan"), dists=lambda random: 0.5)
+    del rows[3]["dists"]
+    rows[4]["psnr"] = float("nan")
+    result = aggregate(rows, 8)
+    assert "lpips" not in result["metrics"]
+    assert "lpips" not in result["thresholds"]
+    assert result["metrics"]["dists"]["mean"] == 0.5
+    expected = np.mean([row["psnr"] for row in rows if not math.isnan(row["psnr"])])
+    assert result["metrics"]["psnr"]["mean"] == pytest.approx(expected)
+    json.dumps(result, allow_nan=False)
 
 
 def test_aggregate_of_nothing():
     result = aggregate([], 0)
     assert (result["num_images"], result["precision"], result["recall"]) == (0, 0.0, 0.0)
+    assert (result["recall_ci_low"], result["recall_ci_high"]) == (None, None)
+    assert result["metrics"] == result["null"] == result["thresholds"] == {}

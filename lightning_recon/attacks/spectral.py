@@ -27,7 +27,7 @@ the priors given.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,6 +42,8 @@ from lightning_recon.clients import Client
 from lightning_recon.defenses import ClipL2, Defense, GaussianNoise
 from lightning_recon.errors import InputError
 from lightning_recon.priors import Prior
+from lightning_recon.priors.shrinkage import MIN_IMAGES, LocalShrinkage
+from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.rowsparse import read_rows
 from lightning_recon.structures import Observation, Reconstruction
 from lightning_recon.targets import Target
@@ -162,6 +164,8 @@ class SpectralLDPAttack(OptimizationAttack):
         gain: of the rows on the logits; large against the norm of the model's own gradient, so
             that the clipping budget is the rows'.
         false_positive_rate: probability that noise alone makes any row count as hit.
+        shrinkage_steps: training steps of the local shrinkage on public images that were sent
+            through the same channel (once a run); 0 decodes by Wiener's filter alone.
         priors: what is known of images beside the observation.
         iterations: steps on the dummy images; 0 returns the Wiener estimate.
         optimizer: of the dummy images.
@@ -193,6 +197,7 @@ class SpectralLDPAttack(OptimizationAttack):
         num_samples: int | None = None,
         gain: float = 1e4,
         false_positive_rate: float = 1e-3,
+        shrinkage_steps: int = 600,
         priors: Sequence[Prior] = (),
         iterations: int = 1,
         optimizer: OptimizerCallable = torch.optim.Adam,
@@ -205,10 +210,10 @@ class SpectralLDPAttack(OptimizationAttack):
                 "SpectralLDPAttack: false_positive_rate must lie between 0 and 1, not "
                 f"{false_positive_rate}"
             )
-        if num_bins < 2 or gain <= 0:
+        if num_bins < 2 or gain <= 0 or shrinkage_steps < 0:
             raise InputError(
-                "SpectralLDPAttack: num_bins must be at least 2 and gain above 0, not "
-                f"{num_bins} and {gain}"
+                "SpectralLDPAttack: num_bins must be at least 2, gain above 0 and shrinkage_steps "
+                f"at least 0, not {num_bins}, {gain} and {shrinkage_steps}"
             )
         for name, value in (("clip_norm", clip_norm), ("noise_std", noise_std)):
             if value is not None and not 0 < value < math.inf:
@@ -221,8 +226,11 @@ class SpectralLDPAttack(OptimizationAttack):
         self.num_samples = num_samples
         self.gain = gain
         self.false_positive_rate = false_positive_rate
+        self.shrinkage_steps = shrinkage_steps
         self.priors = nn.ModuleList(priors).requires_grad_(False)
         self.code: SpectralCode | None = None
+        # a tuple hides it from Lightning, as the payload
+        self._shrinkage: tuple[LocalShrinkage, ...] = ()
 
     # --- the server's part ---------------------------------------------------------------------
 
@@ -247,10 +255,28 @@ class SpectralLDPAttack(OptimizationAttack):
         image_shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
         if image_shape[0] != 3:
             raise InputError(f"SpectralLDPAttack takes images of 3 channels, not {image_shape[0]}")
-        with torch.no_grad():
-            energy = self.energy - self.sign_size**2
+        energy = self.energy - self.sign_size**2
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             self.code = SpectralCode(images, image_shape, self.noise_std**2, energy)
+            self._shrinkage = ()
+            if self.shrinkage_steps and len(images) >= MIN_IMAGES:
+                shrinkage = LocalShrinkage(self.code.opponent, derive_seed(self.seed, "shrinkage"))
+                shrinkage.fit(self._rehearse(self.code, images, energy), self.shrinkage_steps)
+                self._shrinkage = (shrinkage,)
         self._payload = ()
+
+    def _rehearse(
+        self, code: SpectralCode, images: Tensor, energy: float
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Send public images through the channel: yield each as it is decoded, and as it is."""
+        generator = make_generator(self.seed, "rehearsal", device=images.device)
+        amplitude = images.new_full((1,), energy**0.5)
+        for image in images[:, None]:
+            sent, log_norm = code.encode(image)
+            noise = torch.randn(sent.shape, generator=generator, device=sent.device)
+            received = amplitude * sent + self.noise_std * noise.to(sent)
+            decoded = code.decode(received, amplitude, log_norm, self.noise_std**2)
+            yield decoded[0].clamp(0, 1), image[0]
 
     def server_payload(self, model: Target) -> SpectralPayload:
         """Return the target with the rows beside it.
@@ -307,12 +333,16 @@ class SpectralLDPAttack(OptimizationAttack):
                 "columns": num_columns,
             },
         )
-        return self._decode(evidence).clamp(0, 1), evidence
+        return self._decode(evidence), evidence
 
     def _decode(self, evidence: SpectralEvidence) -> Tensor:
-        return evidence.code.decode(
+        """Return the images by Wiener's filter, and by what was learned of its errors."""
+        images = evidence.code.decode(
             evidence.received, evidence.amplitude, evidence.log_norm, evidence.noise_std**2
-        )
+        ).clamp(0, 1)
+        for shrinkage in self._shrinkage:
+            images = shrinkage(images).clamp(0, 1)
+        return images
 
     # --- refinement ----------------------------------------------------------------------------
 

@@ -125,12 +125,12 @@ def update_norm(update: Update, order: int = 2) -> float:
     Raises:
         InputError: if the norm is not finite: clipping would spread NaN over all numbers.
     """
+    # as floats at once: a list of tiny tensors would break up the memory that the pieces free
     norms = [
-        torch.linalg.vector_norm(chunk, order, dtype=torch.float64) for chunk in chunks(update)
+        float(torch.linalg.vector_norm(chunk, order, dtype=torch.float64))
+        for chunk in chunks(update)
     ]
-    if not norms:
-        return 0.0
-    norm = float(torch.linalg.vector_norm(torch.stack(norms), order))
+    norm = math.hypot(*norms) if order == 2 else math.fsum(norms)
     if not math.isfinite(norm):
         raise InputError(
             f"the client's update has an L{order} norm of {norm} and cannot be clipped; check the "

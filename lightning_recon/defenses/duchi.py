@@ -22,7 +22,8 @@ def duchi(values: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
     uniform = torch.rand(
         values.shape, generator=generator, device=values.device, dtype=torch.float64
     )
-    return torch.where(uniform < 0.5 + values / (2 * bound), bound, -bound)
+    sign = torch.where(uniform < 0.5 + values / (2 * bound), 1.0, -1.0)
+    return bound * sign.to(torch.float64)
 
 
 class Duchi(CoordinateSampling):

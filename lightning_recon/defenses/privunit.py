@@ -98,6 +98,8 @@ class CapRandomizer(LocalRandomizer):
 
     def forward(self, update: Update, *, generator: torch.Generator) -> Update:
         """Return the estimate of the update clipped to ``clip_norm``, in place."""
+        if not any(tensor.numel() for tensor in update.values()):
+            return update
         norm = update_norm(update)
         to_unit = 1 / max(norm, self.clip_norm)
         extra = math.sqrt(max(0.0, 1 - (norm * to_unit) ** 2))

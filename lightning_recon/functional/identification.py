@@ -70,7 +70,8 @@ def nearest_neighbour(
 ) -> Tensor:
     """Return the point nearest to each query, by squared Euclidean distance.
 
-    Distances are taken in float64 by subtraction, one query and 1024 points at a time.
+    Distances are taken in float64 by subtraction, one query and 1024 points at a time, so that no
+    more than R N of them and some tens of MB are held.
 
     Args:
         queries: R D.
@@ -98,13 +99,10 @@ def nearest_neighbour(
         )
     if len(points) == 0:
         raise ValueError("there are no candidates to choose from")
-    points = points.to(queries.device)
+    queries = queries.double()
+    parts = [_distances(queries, part.to(queries), weights) for part in torch.split(points, _CHUNK)]
     nearest = torch.full((len(queries),), -1, dtype=torch.int64, device=queries.device)
-    for place, query in enumerate(queries.double()):
-        weight = None if weights is None else weights[place].double()
-        distances = torch.cat(
-            [_distances(query, part, weight) for part in torch.split(points, _CHUNK)]
-        )
+    for place, distances in enumerate(torch.cat(parts, dim=1)):
         if allowed is not None:
             distances = distances.where(allowed[place].to(distances.device), torch.inf)
         least = distances.min()
@@ -136,7 +134,10 @@ def thumbnails(images: Tensor, size: int = 32) -> Tensor:
     return torch.cat(small)
 
 
-def _distances(query: Tensor, points: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the weighted squared distances, N, float64, of one query, D, to N points."""
-    squares = (points.double() - query).square()
-    return squares.sum(dim=1) if weight is None else squares @ weight
+def _distances(queries: Tensor, points: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the weighted squared distances, R N, of R D queries to N D points."""
+    rows = queries.new_empty(len(queries), len(points))
+    for place, query in enumerate(queries):
+        squares = (points - query).square_()
+        rows[place] = squares.sum(dim=1) if weights is None else squares @ weights[place].to(query)
+    return rows

@@ -175,7 +175,7 @@ def _published(name: str) -> dict[str, Tensor]:
     path = Path(torchmetrics.__file__).parent / "functional" / "image" / name
     if not path.is_file():
         raise InputError(
-            f"this torchmetrics, {torchmetrics.__version__}, does not carry {name}; install 1.7 or later"
+            f"torchmetrics {torchmetrics.__version__} does not carry {name}; install 1.7 or later"
         )
     tensors: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
     return tensors

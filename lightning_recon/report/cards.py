@@ -52,7 +52,7 @@ class Card(NamedTuple):
 def leak(row: Row) -> tuple[bool, float]:
     """Return the key by which images are sorted; larger is a worse leak."""
     psnr = row.get("psnr", math.nan)
-    return bool(row.get("recovered")), psnr if math.isfinite(psnr) else -math.inf
+    return row.get("recovered") == 1, psnr if math.isfinite(psnr) else -math.inf
 
 
 def image_name(row: Row) -> str:
@@ -120,7 +120,7 @@ def _card(row: Row, pair: Pair, side: int) -> Card:
             _, unit, decimals = metric_label(metric)
             scores[label] = number(row[metric], decimals, unit)
     scores["Mean image"] = number(row.get("psnr_mean_image"), 1, "dB")
-    is_recovered = bool(row.get("recovered"))
+    is_recovered = row.get("recovered") == 1
     return Card(
         name, "recovered" if is_recovered else "not recovered", is_recovered, pictures, scores
     )

@@ -13,6 +13,9 @@ from markupsafe import Markup
 NUM_COLOURS = 8
 """Of series; the last one is a neutral grey, for controls."""
 
+MAX_LINES = NUM_COLOURS - 1
+"""Series that a chart can tell apart."""
+
 _WIDTH, _HEIGHT = 420, 250
 _LEFT, _RIGHT, _BOTTOM = 50, 12, 42  # margins
 _LINE = 15  # height of a line of text
@@ -166,7 +169,7 @@ def ladder(title: str, dots: Sequence[Dot], x_label: str, marks: Sequence[Mark] 
 
     Args:
         title: For those who do not see the chart.
-        dots: From top to bottom; at least one.
+        dots: From top to bottom; at least one.  More than there are colours have one colour.
         x_label: What the values are.
         marks: Values to compare with.
     """
@@ -178,8 +181,8 @@ def ladder(title: str, dots: Sequence[Dot], x_label: str, marks: Sequence[Mark] 
     colour = 0
     for i, dot in enumerate(dots):
         y = top + spacing * i + 29
-        kind = NUM_COLOURS - 1 if dot.is_control else colour % (NUM_COLOURS - 1)
-        colour += not dot.is_control
+        kind = NUM_COLOURS - 1 if dot.is_control else colour
+        colour += not dot.is_control and len(dots) <= MAX_LINES
         words = f"{dot.value:.1f}"
         if dot.worst is not None:
             parts.append(
@@ -250,9 +253,9 @@ def _nice(step: float) -> float:
 
 def _short(value: float) -> str:
     """Return a number in few characters: 0.002, 25, 5e7."""
+    if value == round(value) and abs(value) < 1e5:
+        return f"{value:.0f}"
     text = f"{0.0 if abs(value) < 1e-12 else value:.3g}"
-    if "e" in text and 1e3 <= abs(value) < 1e5:
-        return f"{float(text):.0f}"
     mantissa, _, exponent = text.partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else text
 

@@ -1,11 +1,20 @@
 """The charts of a run: how its leakage is distributed, compares with controls, and came about."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning_recon.report.charts import Chart, Dot, Mark, Series, histogram, ladder, lines
-from lightning_recon.report.folder import lookup
+from lightning_recon.report.charts import (
+    MAX_LINES,
+    Chart,
+    Dot,
+    Mark,
+    Series,
+    histogram,
+    ladder,
+    lines,
+)
+from lightning_recon.report.folder import epsilons, lookup
 from lightning_recon.report.page import count, is_number, share
 from lightning_recon.scores import Row
 
@@ -38,7 +47,7 @@ def distribution(results: Mapping[str, Any], rows: Sequence[Row]) -> list[Chart]
     if not scored:
         return []
     groups = [
-        (name, [row["psnr"] for row in scored if bool(row.get("recovered")) == is_recovered])
+        (name, [row["psnr"] for row in scored if (row.get("recovered") == 1) == is_recovered])
         for name, is_recovered in (("recovered", True), ("not recovered", False))
     ]
     title = "Images by PSNR"
@@ -91,7 +100,60 @@ def objective_curves(results: Mapping[str, Any]) -> list[Chart]:
     title = "Objective of the attack"
     chart = lines(title, series, "iteration", "objective", is_y_log=is_log)
     note = f"The attacker's own objective on {count(len(series), 'client')}; lower is better."
-    return [Chart(title, chart, note, [one.label for one in series] if len(series) <= 7 else [])]
+    return [
+        Chart(title, chart, note, [one.label for one in series] if len(series) <= MAX_LINES else [])
+    ]
+
+
+def means(runs: Mapping[str, Mapping[str, Any]]) -> Chart:
+    """Return the mean PSNR of several runs, by their label, with its interval.
+
+    The null controls are those of the first run.
+    """
+    dots = []
+    for label, results in runs.items():
+        psnr = lookup(results, "metrics", "psnr") or {}
+        if is_number(psnr.get("mean")):
+            low, high, worst = psnr.get("ci_low"), psnr.get("ci_high"), psnr.get("worst")
+            dots.append(Dot(label, psnr["mean"], low, high, worst))
+    title = "PSNR of each run"
+    note = (
+        "Point: mean over all images of the run. Bar: 95 % interval. Thin line: up to the worst "
+        f"leak. Dashed: null controls of {next(iter(runs))}."
+    )
+    marks = null_marks(next(iter(runs.values())))
+    return Chart(title, ladder(title, dots, "PSNR, dB", marks), note)
+
+
+def against_privacy(runs: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
+    """Return PSNR against the actual epsilon, and against the noise, where runs differ in them."""
+    axes: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+        "actual ε of one update": lambda results: epsilons(results)[0],
+        "standard deviation of the noise": lambda results: lookup(results, "privacy", "noise_std"),
+    }
+    charts = []
+    for axis, find in axes.items():
+        series = []
+        for label, results in runs.items():
+            x, psnr = find(results), lookup(results, "metrics", "psnr") or {}
+            if is_number(x) and x > 0 and is_number(psnr.get("mean")):
+                low, high = psnr.get("ci_low"), psnr.get("ci_high")
+                ends = ([low], [high]) if is_number(low) and is_number(high) else ((), ())
+                series.append(Series(label, [x], [psnr["mean"]], *ends))
+        places = {one.x[0] for one in series}
+        if len(places) > 1:
+            title = f"PSNR against the {axis}"
+            chart = lines(
+                *(title, series, axis, "PSNR, dB"),
+                marks=null_marks(next(iter(runs.values())))[:1],
+                is_x_log=max(places) > 8 * min(places),
+                has_points=True,
+                is_joined=False,
+            )
+            left = len(runs) - len(series)
+            note = f"{count(left, 'run')} without it left out." if left else ""
+            charts.append(Chart(title, chart, note, [one.label for one in series]))
+    return charts
 
 
 def at_or_above(columns: Mapping[str, Sequence[float]], note: str = "") -> Chart:

@@ -20,7 +20,7 @@ class Run(NamedTuple):
     results: dict[str, Any]
     """``results.json``; figures that it lacks are computed from the rows."""
     rows: list[Row]
-    """One per true image; an empty cell is a missing key.  None at all without ``clients.csv``."""
+    """One per true image; NaN for an empty cell.  None at all without ``clients.csv``."""
     config: str
     """The text of ``config.yaml``, empty where there is none."""
 
@@ -67,7 +67,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a table of numbers such as ``clients.csv``; an empty cell is a missing key.
+    """Read a table of numbers such as ``clients.csv``; an empty cell is NaN.
 
     Args:
         path: The file; one that is not there has no rows.
@@ -81,7 +81,7 @@ def read_rows(path: Path) -> list[Row]:
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         for line, cells in enumerate(csv.DictReader(file), 2):
             try:
-                row = {name: float(cell) for name, cell in cells.items() if cell}
+                row = {name: float(cell or "nan") for name, cell in cells.items()}
             except (TypeError, ValueError) as error:
                 raise InputError(
                     f"{path}, line {line} is no row of numbers under the header's names; run the "
@@ -106,9 +106,16 @@ def lookup(results: Mapping[str, Any] | None, *keys: str) -> Any:
     return value
 
 
+def epsilons(results: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the actual and the claimed epsilon, None where there is none."""
+    privacy = lookup(results, "privacy")
+    return lookup(privacy, "actual", "epsilon"), lookup(privacy, "claimed", "epsilon")
+
+
 def _completed(results: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
     """Return the results with the figures that an older file lacks, from the rows."""
-    if not rows or any("recovered" not in row for row in rows):
+    is_complete = "recall_ci_low" in results
+    if is_complete or not rows or any(row.get("recovered") not in (0, 1) for row in rows):
         return results
     computed = aggregate(rows, int(lookup(results, "num_reconstructions") or 0))
     computed["clients_unrecovered"] = sorted(

@@ -15,7 +15,7 @@ from lightning_recon.report.figures import (
     null_marks,
     objective_curves,
 )
-from lightning_recon.report.folder import lookup, read_run
+from lightning_recon.report.folder import epsilons, lookup, read_run
 from lightning_recon.report.page import (
     DASH,
     MAX_TABLE_ROWS,
@@ -129,12 +129,6 @@ def verdict(results: Mapping[str, Any]) -> str:
         f"{f'{recovered:,}' if recovered else 'None'} of {images} recovered ({certainty}); PSNR "
         f"{psnr} dB on average, where guessing the mean image gives {null} dB."
     )
-
-
-def epsilons(results: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return the actual and the claimed epsilon."""
-    privacy = lookup(results, "privacy")
-    return lookup(privacy, "actual", "epsilon"), lookup(privacy, "claimed", "epsilon")
 
 
 def _status(results: Mapping[str, Any]) -> str:
@@ -336,8 +330,8 @@ def _image_table(rows: Sequence[Row]) -> Table:
     ordered = sorted(rows, key=leak, reverse=True)[:MAX_TABLE_ROWS]
     body = [
         [
-            *(f"{row[name]:g}" if name in row else DASH for name in whole),
-            *({1: "yes", 0: "no"}.get(int(row.get(name, -1)), DASH) for name in flags),
+            *(str(row[name]) for name in whole),
+            *({1: "yes", 0: "no"}.get(row[name], DASH) for name in flags),
             *(number(row.get(name), metric_label(name)[2]) for name in metrics),
             *(number(row.get(f"psnr_{name}"), 1) for name in nulls),
         ]

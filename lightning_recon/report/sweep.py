@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lightning_recon.errors import InputError
-from lightning_recon.report.charts import Chart, Dot, Mark, Series, ladder, lines
+from lightning_recon.report.charts import MAX_LINES, Chart, Dot, Mark, Series, ladder, lines
 from lightning_recon.report.folder import lookup
 from lightning_recon.report.page import (
     DASH,
@@ -30,7 +30,6 @@ Cell = dict[str, str]
 """A line of ``results.csv``: texts by column, an empty one where there is no figure."""
 
 _MAX_CHARTS = 24
-_MAX_LINES = 7  # of a chart, as many as there are colours
 _MAX_DOTS = 24
 _MAX_NAMED = 12
 _MAX_CONFIG = 100_000  # characters
@@ -54,6 +53,7 @@ _LABELS = {
     "epsilon_actual": "Actual ε",
     "num_images": "Images",
     "num_failed": "Failed clients",
+    **{name: name.capitalize() for name in ("recovered", *_SHARES, "seconds")},
 }
 
 
@@ -203,10 +203,11 @@ def _warnings(cells: Sequence[Cell], axes: Sequence[str], plan: str) -> list[str
     done = {tuple(cell[axis] for axis in axes) for cell in cells}
     missing = [labels for labels in planned if tuple(labels.get(axis) for axis in axes) not in done]
     if missing:
-        names = [", ".join(f"{k} {v}" for k, v in labels.items()) for labels in missing]
+        names = [
+            ", ".join(f"{axis} {labels.get(axis, DASH)}" for axis in axes) for labels in missing
+        ]
         messages.append(
-            f"{len(missing)} of {count(len(planned), 'cell')} have no results yet "
-            f"({_listed(names)})."
+            f"Without results: {len(missing)} of {count(len(planned), 'cell')} ({_listed(names)})."
         )
     return messages
 
@@ -242,7 +243,7 @@ def _axis_charts(cells: Sequence[Cell], axes: Sequence[str]) -> tuple[list[Chart
         if axis == _REPLICATES or not _is_numeric(cells, axis):
             continue
         others = [other for other in varying if other not in (axis, _REPLICATES)]
-        few = [other for other in others if len(_distinct(cells, other)) <= _MAX_LINES]
+        few = [other for other in others if len(_distinct(cells, other)) <= MAX_LINES]
         by = max(few, key=lambda other: len(_distinct(cells, other)), default=None)
         fixed = [other for other in others if other != by]
         for setting in itertools.product(*(_distinct(cells, other) for other in fixed)):
@@ -309,7 +310,7 @@ def _line(cells: Sequence[Cell], axis: str, label: str) -> Series:
 def _against_privacy(cells: Sequence[Cell], axes: Sequence[str]) -> list[Chart]:
     """Return all cells by the epsilon that holds, or else by the noise."""
     words = [axis for axis in axes if not _is_numeric(cells, axis)]
-    by = next((axis for axis in words if 1 < len(_distinct(cells, axis)) <= _MAX_LINES), None)
+    by = next((axis for axis in words if 1 < len(_distinct(cells, axis)) <= MAX_LINES), None)
     for column, label in (
         ("epsilon_actual", "actual ε of one update"),
         ("noise_std", "standard deviation of the noise"),
@@ -348,7 +349,7 @@ def _ranking(cells: Sequence[Cell], axes: Sequence[str]) -> Chart:
         return Chart(title, ladder(title, [Dot("no score", 0.0)], "PSNR, dB"))
     dots = [
         Dot(
-            _name(cell, varying),
+            ", ".join(cell[axis] for axis in varying) or "the only cell",
             _value(cell, "psnr") or 0.0,
             _value(cell, "psnr_ci_low"),
             _value(cell, "psnr_ci_high"),
@@ -358,7 +359,8 @@ def _ranking(cells: Sequence[Cell], axes: Sequence[str]) -> Chart:
     ]
     null = _mean(_value(cell, "null_mean_image") for cell in scored)
     marks = [Mark("mean image", null)] if null is not None else []
-    note = "Point: mean. Bar: 95 % interval. Thin line: up to the worst leak."
+    named = f"Named by {', '.join(varying)}. " if varying else ""
+    note = f"{named}Point: mean. Bar: 95 % interval. Thin line: up to the worst leak."
     if len(scored) > len(dots):
         note += f" The {len(dots)} worst of {len(scored)} are shown."
     return Chart(title, ladder(title, dots, "PSNR, dB", marks), note)
@@ -371,10 +373,7 @@ def _table(cells: Sequence[Cell], axes: Sequence[str]) -> Table:
         [cell[name] or DASH if name in axes else _shown(cell, name) for name in columns]
         for cell in cells[:MAX_TABLE_ROWS]
     ]
-    heads = [
-        name if name in axes else _LABELS.get(name, metric_label(name)[0].capitalize())
-        for name in columns
-    ]
+    heads = [name if name in axes else _LABELS.get(name, metric_label(name)[0]) for name in columns]
     caption = "One line for every cell; results.csv holds the same figures."
     if len(cells) > len(body):
         caption = f"The first {len(body):,} of {len(cells):,} cells; results.csv holds all."
