@@ -224,6 +224,8 @@ class Audit(Callback):
         assert isinstance(pl_module, Attack)
         pl_module.records_failures = self.on_failure == "record"
         self._begin(trainer)
+        if self._auditor is not None and self._auditor.data.completed:
+            _check_same_clients(self._auditor.data, self._folder)
 
     on_test_batch_start = on_validation_batch_start
 
@@ -325,6 +327,18 @@ class Audit(Callback):
         """Print the figures and where the outputs are; nothing on processes but the first."""
         if self._summary is not None:
             print_summary(*self._summary)
+
+
+def _check_same_clients(data: ClientDataModule, folder: Path) -> None:
+    """Raise InputError if a resumed run finds other images than it began with."""
+    for record in read_records(folder)[:1]:
+        batch = data.client(record.client)
+        found = list(zip(batch.indices.tolist(), batch.labels.tolist(), strict=True))
+        if found != [(row["index"], row["label"]) for row in record.rows]:
+            raise InputError(
+                f"client {record.client} holds other images than when {folder} was begun; resume "
+                "in the same working folder, with the same data set"
+            )
 
 
 def _check_any_success(records: Sequence[ClientRecord]) -> None:

@@ -145,3 +145,13 @@ def test_two_processes_go_on_with_what_one_began(whole, stopped):
     assert done.returncode == 0, done.stderr[-2000:]
     assert (stopped / "clients.csv").read_text() == (whole / "clients.csv").read_text()
     assert list(Path("lightning_logs").iterdir()) == [Path("lightning_logs", stopped.name)]
+
+
+def test_other_images_than_the_run_began_with(stopped, capfd):
+    (path,) = (stopped / "records").iterdir()
+    record = json.loads(path.read_text())
+    record["rows"][0]["index"] += 1
+    path.write_text(json.dumps(record) + "\n")
+    assert main(["test", "--resume", str(stopped)]) == 2
+    assert "client 0 holds other images than when" in one_error(capfd)
+    assert len(path.read_text().splitlines()) == 1

@@ -19,6 +19,7 @@ class Caltech256DataModule(ClientDataModule):
     """
 
     name = "caltech256"
+    citation = "Griffin, Holub, Perona, Caltech technical report 7694, 2007"
     expected = (
         "the folder caltech256/256_ObjectCategories in it (unpack "
         "256_ObjectCategories.tar from https://data.caltech.edu/records/nyy15-4j048 there)"

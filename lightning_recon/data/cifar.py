@@ -27,6 +27,7 @@ class CIFAR10DataModule(ClientDataModule):
     """
 
     name = "cifar10"
+    citation = "Krizhevsky, technical report, University of Toronto, 2009"
     expected = (
         "the folder cifar-10-batches-py in it (unpack "
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz there) or an .npz file"
@@ -61,6 +62,7 @@ class CIFAR100DataModule(ClientDataModule):
     """
 
     name = "cifar100"
+    citation = "Krizhevsky, technical report, University of Toronto, 2009"
     expected = (
         "the folder cifar-100-python in it (unpack "
         "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz there)"

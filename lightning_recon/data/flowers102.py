@@ -24,6 +24,7 @@ class Flowers102DataModule(ClientDataModule):
     """
 
     name = "flowers102"
+    citation = "Nilsback and Zisserman, ICVGIP 2008"
     expected = (
         "the folder flowers-102 in it with jpg/, imagelabels.mat and setid.mat "
         "(from https://www.robots.ox.ac.uk/~vgg/data/flowers/102/)"

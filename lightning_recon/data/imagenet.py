@@ -25,6 +25,7 @@ class ImageNetDataModule(ClientDataModule):
     """
 
     name = "imagenet"
+    citation = "Russakovsky et al., IJCV 115, 2015"
     expected = (
         "folders by WordNet id (n01440764/*.JPEG) there or below train/ and val/: "
         "register at https://image-net.org/download, or use any sample in that layout"
