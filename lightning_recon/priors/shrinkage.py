@@ -11,7 +11,7 @@ Ramchandran & Moulin, "Low-complexity image denoising based on statistical model
 coefficients", IEEE Signal Processing Letters 6, 1999), but with a rule that is learned.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ _BAND_WINDOWS = ((1.0,), (2.0, 4.0), (4.0, 8.0), (8.0,))  # of each band's energ
 _ENERGY_WINDOWS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)  # of the image's
 _FLOOR = 1e-7  # of an energy, so that it has a logarithm
 _NUM_FEATURES = 2 * (sum(map(len, _BAND_WINDOWS)) + len(_ENERGY_WINDOWS)) + 3 * 3 + 3
+_CONTEXT_WINDOWS = (0.0, 1.0, 3.0, 8.0)  # of the energies of an earlier estimate
+_EDGE_WINDOWS = (1.0, 3.0)
+_NUM_CONTEXT_FEATURES = 2 * len(_CONTEXT_WINDOWS) + len(_EDGE_WINDOWS) + 3
 _NUM_HIDDEN = 48
 _PIXELS_PER_IMAGE = 8192
 _BATCH = 4096
@@ -60,12 +63,17 @@ def _energies(colours: Tensor) -> Tensor:
     return torch.stack([squares[:, 0], squares[:, 1] + squares[:, 2]], dim=1)
 
 
+Example = tuple[Tensor, Tensor | None, Tensor]
+"""3 H W each: an image with errors, an earlier estimate of it or None, the image without errors."""
+
+
 class LocalShrinkage(nn.Module):
     """Improves images by what it has learned of their errors.
 
     Args:
         opponent: 3 3, orthonormal: rows turn red, green and blue into luminance and two
             chrominances.
+        is_second: whether it is told an earlier estimate of the same images, too.
         seed: of its first weights and of the pixels that it learns from.
     """
 
@@ -73,12 +81,13 @@ class LocalShrinkage(nn.Module):
     feature_mean: Tensor
     feature_std: Tensor
 
-    def __init__(self, opponent: Tensor, seed: int = 0) -> None:
+    def __init__(self, opponent: Tensor, is_second: bool = False, seed: int = 0) -> None:
         super().__init__()
+        num_features = _NUM_FEATURES + (_NUM_CONTEXT_FEATURES if is_second else 0)
         self.seed = seed
         with seeded(seed):
             self.network = nn.Sequential(
-                nn.Linear(_NUM_FEATURES, _NUM_HIDDEN),
+                nn.Linear(num_features, _NUM_HIDDEN),
                 nn.GELU(),
                 nn.Linear(_NUM_HIDDEN, _NUM_HIDDEN),
                 nn.GELU(),
@@ -89,11 +98,11 @@ class LocalShrinkage(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.register_buffer("opponent", opponent.clone())
-        self.register_buffer("feature_mean", torch.zeros(_NUM_FEATURES))
-        self.register_buffer("feature_std", torch.ones(_NUM_FEATURES))
+        self.register_buffer("feature_mean", torch.zeros(num_features))
+        self.register_buffer("feature_std", torch.ones(num_features))
         self.to(opponent)
 
-    def _describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _describe(self, images: Tensor, earlier: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return features, B F H W, and the copies in opponent colours, B K 3 H W."""
         colours = torch.einsum("oc,bchw->bohw", self.opponent, images)
         copies = [colours, *(blur(colours, width) for width in _WIDTHS)]
@@ -109,6 +118,13 @@ class LocalShrinkage(nn.Module):
         right = torch.linspace(-1, 1, width).to(images).expand(height, width)
         place = torch.stack([down, right, down.square() + right.square()])
         features.append(place.expand(len(images), -1, -1, -1))
+        if earlier is not None:
+            colours = torch.einsum("oc,bchw->bohw", self.opponent, earlier)
+            energy = _energies(colours)
+            features += [(blur(energy, window) + _FLOOR).log() for window in _CONTEXT_WINDOWS]
+            edges = (colours - blur(colours, 1.0))[:, :1].square()
+            features += [(blur(edges, window) + _FLOOR).log() for window in _EDGE_WINDOWS]
+            features.append(colours)
         return torch.cat(features, dim=1), torch.stack(copies, dim=1)
 
     def _combine(self, features: Tensor, copies: Tensor) -> Tensor:
@@ -118,21 +134,23 @@ class LocalShrinkage(nn.Module):
         result: Tensor = copies[:, 0] + (weights * copies).sum(1)
         return result
 
-    def fit(self, pairs: Iterable[tuple[Tensor, Tensor]], steps: int) -> None:
+    def fit(self, examples: Iterable[Example], steps: int) -> None:
         """Learn from images with errors and the same images without.
 
         An image's squared error counts in units of the error that it has, so that all images
         count alike in decibels.
 
         Args:
-            pairs: (3 H W with errors, 3 H W without).
+            examples: images with errors, earlier estimates, and the images without errors.
             steps: of Adam, each on a few thousand pixels.
         """
         generator = torch.Generator().manual_seed(self.seed)
         features, copies, wanted, weights = [], [], [], []
         with torch.no_grad():
-            for degraded, clean in pairs:
-                found, copied = self._describe(degraded[None])
+            for degraded, earlier, clean in examples:
+                found, copied = self._describe(
+                    degraded[None], None if earlier is None else earlier[None]
+                )
                 order = torch.randperm(clean[0].numel(), generator=generator)
                 pixels = order[:_PIXELS_PER_IMAGE].to(clean.device)
                 features.append(found[0].flatten(1)[:, pixels].T)
@@ -159,12 +177,19 @@ class LocalShrinkage(nn.Module):
         optimizer.zero_grad()
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the improved images, B 3 H W."""
-        return torch.cat([*self._improved(images)]) if len(images) else images
+    def forward(self, images: Tensor, earlier: Tensor | None = None) -> Tensor:
+        """Return the improved images, B 3 H W.
 
-    def _improved(self, images: Tensor) -> Iterator[Tensor]:
-        for image in images[:, None]:  # one at a time bounds the memory
-            features, copies = self._describe(image)
+        Args:
+            images: B 3 H W.
+            earlier: B 3 H W: the earlier estimate, for one that ``is_second``.
+        """
+        improved = torch.empty_like(images)
+        for place in range(len(images)):  # one at a time bounds the memory
+            part = slice(place, place + 1)
+            features, copies = self._describe(
+                images[part], None if earlier is None else earlier[part]
+            )
             colours = self._combine(features[0].flatten(1).T, copies[0].flatten(2).permute(2, 0, 1))
-            yield (self.opponent.T @ colours.T).view(image.shape)
+            improved[place] = (self.opponent.T @ colours.T).view(images.shape[1:])
+        return improved

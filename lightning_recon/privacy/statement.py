@@ -270,8 +270,7 @@ def _reason(results: dict[str, Any], defenses: Sequence[Defense]) -> str:
     """Return why a chain guarantees nothing."""
     std, bound = results["noise_std"], results["clip_norm"]
     if std:
-        when = "before it is clipped" if bound is not None else "and nothing bounds its norm"
-        return f"noise of standard deviation {std:g} is added to the update {when}"
+        return f"noise of standard deviation {std:g} is added to an update of unbounded norm"
     if bound is not None:
         return f"an L2 norm of at most {bound:g} hides nothing without noise"
     names = ", ".join(type(defense).__name__ for defense in defenses)

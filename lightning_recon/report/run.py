@@ -34,6 +34,7 @@ from lightning_recon.scores import NOT_METRICS, Row
 
 _MAX_NAMED = 12  # clients that are named one by one
 _MAX_CONFIG = 200_000  # characters of the configuration
+_YES_NO = {1.0: "yes", 0.0: "no"}
 
 
 def write_report(folder: Path) -> Path:
@@ -331,7 +332,7 @@ def _image_table(rows: Sequence[Row]) -> Table:
     body = [
         [
             *(str(row[name]) for name in whole),
-            *({1: "yes", 0: "no"}.get(row[name], DASH) for name in flags),
+            *(_YES_NO.get(row[name], DASH) for name in flags),
             *(number(row.get(name), metric_label(name)[2]) for name in metrics),
             *(number(row.get(f"psnr_{name}"), 1) for name in nulls),
         ]
