@@ -50,9 +50,11 @@ def run(config: str, sigma: float, root: str, masks: str | None, clients: int) -
 
 
 def _defenses(sigma: float) -> list[dict[str, Any]]:
+    # what the configuration sets would stay otherwise
+    rule = {"calibration": None, "epsilon": None, "num_records": None}
     return [
         {"class_path": "ClipL2", "init_args": {"clip_norm": 10.0}},
-        {"class_path": "GaussianNoise", "init_args": {"noise_std": sigma}},
+        {"class_path": "GaussianNoise", "init_args": {"noise_std": sigma, **rule}},
     ]
 
 

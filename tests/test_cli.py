@@ -282,20 +282,25 @@ class TestBadInput:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("subcommand", ["test", "fit"])
-def test_two_processes_give_the_figures_of_one(subcommand):
-    for devices in ("1", "2"):
+@pytest.mark.parametrize(
+    ("subcommand", "num_clients", "num_processes"), [("test", "4", "123"), ("fit", "2", "12")]
+)
+def test_several_processes_give_the_figures_of_one(subcommand, num_clients, num_processes):
+    for devices in num_processes:
         done = subprocess.run(
             [sys.executable, str(ROOT / "cli.py"), subcommand, "--config", TINY,
-             "--data.init_args.num_clients", "3" if subcommand == "test" else "2",
+             "--data.init_args.num_clients", num_clients,
              "--trainer.devices", devices, "--trainer.strategy", "ddp"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (Path("lightning_logs/version_0"), Path("lightning_logs/version_1"))
-    assert len(figures(one)) == len(figures(two)) == (12 if subcommand == "test" else 8)
-    assert torch.allclose(torch.tensor(figures(one)), torch.tensor(figures(two)), atol=1e-5)
-    assert json.loads((two / "results.json").read_text())["num_processes"] == 2
+    one = torch.tensor(figures(Path("lightning_logs/version_0")))
+    assert len(one) == 4 * int(num_clients)
+    for version, devices in enumerate(num_processes):
+        run = Path(f"lightning_logs/version_{version}")
+        assert torch.allclose(torch.tensor(figures(run)), one, atol=1e-5)
+        assert json.loads((run / "results.json").read_text())["num_processes"] == int(devices)
+        assert len(list((run / "records").iterdir())) == int(devices)
 
 
 def instantiate(arguments: list[str]) -> ReconCLI:

@@ -640,6 +640,13 @@ def test_a_local_randomizer_holds_wherever_it_stands(place):
     assert "2-LDP" in statement["statement"]
 
 
+def test_noise_behind_a_local_randomizer_has_no_bound():
+    alone = told(ClipL2(1.0), Laplace(2000.0, 1.0), GaussianNoise(3.0))
+    assert alone["actual"]["epsilon"] == 2000
+    chain = [ClipL2(1.0), GaussianNoise(3.0), Laplace(2000.0, 1.0), GaussianNoise(4.0)]
+    assert told(*chain)["actual"]["epsilon"] == pytest.approx(gaussian_epsilon(2, 3, 1e-5))
+
+
 def test_best_single_guarantee_counts():
     chain = [PrivUnitG(5.0, 1.0), ClipL2(1.0), GaussianNoise(3.0)]
     statement = told(*chain)
@@ -676,6 +683,10 @@ def test_statement_of_clipping_per_sample():
     assert smaller["record_level"]["epsilon"] == pytest.approx(8)
     other = told(Shrink(), noise, client=client, num_samples=16)
     assert other["record_level"]["epsilon"] > 100, "no more than what holds for the client"
+    between = told(
+        GaussianNoise(1e-3), ClipL2(3.0), GaussianNoise(5.0), client=client, num_samples=16
+    )
+    assert between["record_level"]["epsilon"] == pytest.approx(gaussian_epsilon(6, 5, 1e-5))
     many = told(noise, client=client, num_samples=16, num_rounds=100)
     expected = gaussian_epsilon(2 / 16, noise.std, 1e-5, 100)
     assert many["record_level"]["epsilon"] == pytest.approx(expected)

@@ -126,7 +126,8 @@ class SpectralPayload(nn.Module):
 
     def choose_rows(self, log_norm: Tensor) -> Tensor:
         """Return the row of each sample, B: that of its norm, or the nearest one that is free."""
-        wanted, order = torch.bucketize(log_norm, self.thresholds).sort(stable=True)
+        ordered, order = log_norm.sort(stable=True)
+        wanted = torch.bucketize(ordered, self.thresholds)
         place = torch.arange(len(wanted), device=wanted.device)
         row = (wanted - place).cummax(0).values + place  # strictly ascending
         row = torch.minimum(row, self.num_bins - len(row) + place)  # and inside

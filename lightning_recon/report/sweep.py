@@ -77,9 +77,9 @@ def write_sweep_report(folder: Path) -> Path:
     charts, charts_note = _axis_charts(cells, axes)
     recovered = [cell for cell in cells if (_value(cell, "recovered") or 0) > 0]
     content = {
-        "title": f"{folder.resolve().name}: sweep",
+        "title": f"{_title(folder)}: sweep",
         "kind": "Sweep of privacy audits of federated learning",
-        "heading": folder.resolve().name,
+        "heading": _title(folder),
         "about": " × ".join(f"{len(_distinct(cells, axis))} {axis}" for axis in axes),  # noqa: RUF001
         "is_leak": bool(recovered),
         "status": f"Images leak in {len(recovered)} of {count(len(cells), 'cell')}",
@@ -105,6 +105,12 @@ def write_sweep_report(folder: Path) -> Path:
         "config": shorten(text, _MAX_CONFIG),
     }
     return write_page(folder / "report.html", "sweep.html", content)
+
+
+def _title(folder: Path) -> str:
+    """Return ``sweep_NAME`` for a folder ``sweep_NAME/version_0``, else the folder's name."""
+    name = folder.resolve().name
+    return folder.resolve().parent.name if name.startswith("version_") else name
 
 
 def _read(path: Path) -> tuple[list[Cell], list[str]]:
