@@ -1,5 +1,6 @@
 """The client of DP-SGD: every sample's gradient is clipped before they are averaged."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recon.clients import Client
 from lightning_recon.errors import InputError
+from lightning_recon.rowsparse import RowSparse
 from lightning_recon.structures import PrivateBatch, Update
 
 _NUM_NUMBERS = 2**26  # of per-sample gradients that are held at once (256 MB in float32)
@@ -47,9 +49,34 @@ class DPSGD(Client):
     def __call__(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> Update:
         """Return the mean of the clipped gradients; zeros for parameters that play no part.
 
+        That of an embedding with sparse gradients is a
+        :class:`~lightning_recon.rowsparse.RowSparse`.
+
         Raises:
             InputError: if a sample's gradient has no finite norm.
         """
+        update: Update = {}
+        devices = [batch.images.device] if batch.images.is_cuda else []
+        with _training_without_batch_norm(payload), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            for gradient in self._gradients(payload, batch.images, batch.labels):
+                norm = _norm(gradient)
+                if not math.isfinite(norm):
+                    raise InputError(
+                        "DPSGD: the gradient of a sample is not finite and cannot be clipped; "
+                        "check the images, the target's weights and the precision"
+                    )
+                factor = min(1.0, self.clip_norm / norm) if norm else 1.0
+                _add(update, gradient, factor / len(batch.images))
+        return {
+            name: RowSparse.from_gradient(total) if total.is_sparse else total
+            for name, total in update.items()
+        }
+
+    def _gradients(
+        self, payload: nn.Module, images: Tensor, labels: Tensor
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield the gradient of each sample."""
         parameters = {name: tensor.detach() for name, tensor in payload.named_parameters()}
 
         def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
@@ -58,43 +85,57 @@ class DPSGD(Client):
             logits = functional_call(payload, (parameters, buffers), (image[None],))
             return F.cross_entropy(logits, label[None])
 
-        size = sum(tensor.numel() for tensor in parameters.values())
-        num_parallel = self.num_parallel or max(1, _NUM_NUMBERS // max(size, 1))
+        num_parallel = self.num_parallel or self._fitting(parameters, images.device.type)
+        if num_parallel == 1:
+            for image, label in zip(images, labels, strict=True):
+                leaves = {name: tensor.requires_grad_() for name, tensor in parameters.items()}
+                with torch.enable_grad():
+                    value = loss(leaves, image, label)
+                with torch.autocast(images.device.type, enabled=False):  # as in FedSGD
+                    gradients = torch.autograd.grad(
+                        value, list(leaves.values()), allow_unused=True, materialize_grads=True
+                    )
+                yield dict(zip(leaves, gradients, strict=True))
+            return
         gradients_of = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
-        update = {
-            name: torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-            for name, tensor in parameters.items()
-        }
-        devices = [batch.images.device] if batch.images.is_cuda else []
-        with _training_without_batch_norm(payload), torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            for images, labels in zip(
-                torch.split(batch.images, num_parallel),
-                torch.split(batch.labels, num_parallel),
-                strict=True,
-            ):
-                gradients = gradients_of(parameters, images, labels)
-                self._add_clipped(update, gradients, len(batch.images))
-        return update
+        for some_images, some_labels in zip(
+            torch.split(images, num_parallel), torch.split(labels, num_parallel), strict=True
+        ):
+            together = gradients_of(parameters, some_images, some_labels)
+            for i in range(len(some_images)):
+                yield {name: gradient[i] for name, gradient in together.items()}
 
-    @torch.no_grad()
-    def _add_clipped(self, update: Update, gradients: Update, num_samples: int) -> None:
-        """Add the clipped gradients, n x shape each, to the mean."""
-        some = next(iter(gradients.values()))
-        squares = torch.zeros(len(some), dtype=torch.float64, device=some.device)
-        for gradient in gradients.values():
-            for chunk in torch.split(gradient.reshape(len(gradient), -1), _CHUNK, dim=1):
-                squares += torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64).square()
-        norms = squares.sqrt()
-        if not bool(norms.isfinite().all()):
-            raise InputError(
-                "DPSGD: the gradient of a sample is not finite and cannot be clipped; check the "
-                "images, the target's weights and the precision"
-            )
-        factors = (self.clip_norm / norms).clamp(max=1.0) / num_samples
-        for name, gradient in gradients.items():
-            for sample, factor in zip(gradient, factors.tolist(), strict=True):
-                update[name].add_(sample, alpha=factor)
+    def _fitting(self, parameters: dict[str, Tensor], device_type: str) -> int:
+        """Return how many samples are differentiated at once."""
+        # torch.func knows no sparse gradients, which rows that share their memory call for
+        is_sparse = any(tensor.dim() and not tensor.stride(0) for tensor in parameters.values())
+        if is_sparse or torch.is_autocast_enabled(device_type):
+            return 1
+        size = sum(tensor.numel() for tensor in parameters.values())
+        return max(1, _NUM_NUMBERS // max(size, 1))
+
+
+def _norm(gradient: dict[str, Tensor]) -> float:
+    square = 0.0
+    for tensor in gradient.values():
+        numbers = tensor.coalesce().values() if tensor.is_sparse else tensor
+        for chunk in torch.split(numbers.reshape(-1), _CHUNK):
+            square += float(torch.linalg.vector_norm(chunk, dtype=torch.float64)) ** 2
+    return math.sqrt(square)
+
+
+@torch.no_grad()
+def _add(update: Update, gradient: dict[str, Tensor], factor: float) -> None:
+    """Add ``factor`` times the gradient; the update's tensors are its own."""
+    for name, tensor in gradient.items():
+        if tensor.is_sparse:
+            scaled = tensor * factor
+            update[name] = update[name] + scaled if name in update else scaled
+        elif name in update:
+            update[name].add_(tensor, alpha=factor)
+        else:
+            scaled = torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+            update[name] = scaled.add_(tensor, alpha=factor)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from lightning_recon.dpsgd import DPSGD
 from lightning_recon.errors import InputError
 from lightning_recon.privacy.gaussian import gaussian_epsilon
 from lightning_recon.privacy.statement import privacy_statement
+from lightning_recon.rowsparse import RowSparse
 from lightning_recon.structures import PrivateBatch
 from lightning_recon.targets import ConvNet, LeNet
 
@@ -122,23 +123,49 @@ def test_without_need_to_clip_it_is_fedsgd():
 
 def test_samples_are_differentiated_in_groups_that_fit_in_memory(monkeypatch):
     payload, batch = LeNet().double(), private()
-    sizes = []
-    add = DPSGD._add_clipped
-
-    def spy(self, update, gradients, num_samples):
-        sizes.append(len(next(iter(gradients.values()))))
-        add(self, update, gradients, num_samples)
-
-    monkeypatch.setattr(DPSGD, "_add_clipped", spy)
     size = sum(parameter.numel() for parameter in payload.parameters())
-    whole = DPSGD(0.1)(payload, batch, seed=0)
-    monkeypatch.setattr(dpsgd, "_NUM_NUMBERS", 2 * size + 1)
-    pairs = DPSGD(0.1)(payload, batch, seed=0)
-    monkeypatch.setattr(dpsgd, "_NUM_NUMBERS", size - 1)
-    single = DPSGD(0.1)(payload, batch, seed=0)
-    assert sizes == [5, 2, 2, 1, 1, 1, 1, 1, 1]
-    assert_close(pairs, whole)
-    assert_close(single, whole)
+    parameters = dict(payload.named_parameters())
+    results = []
+    for room, fitting in ((10 * size, 10), (2 * size + 1, 2), (size - 1, 1)):
+        monkeypatch.setattr(dpsgd, "_NUM_NUMBERS", room)
+        assert DPSGD(0.1)._fitting(parameters, "cpu") == fitting
+        results.append(DPSGD(0.1)(payload, batch, seed=0))
+    assert_close(results[1], results[0])
+    assert_close(results[2], results[0])
+
+
+class SparseRows(nn.Module):
+    """One row of a wide matrix a sample, with a sparse gradient; the rows share their memory."""
+
+    def __init__(self, shared):
+        super().__init__()
+        row = torch.linspace(-1, 1, 48, dtype=torch.float64)[None]
+        self.rows = nn.Parameter(row.expand(9, 48) if shared else row.repeat(9, 1))
+        self.head = nn.Linear(1, 10, dtype=torch.float64)
+        self.shared = shared
+
+    def forward(self, images):
+        features = F.adaptive_avg_pool2d(images, 4).flatten(1)
+        row = (features.mean(1) * 20).long().clamp(0, 8)
+        rows = F.embedding(row, self.rows, sparse=self.shared)
+        return self.head((features * rows).sum(1, keepdim=True))
+
+
+def test_sparse_gradients_stay_sparse():
+    torch.manual_seed(0)
+    dense, sparse = SparseRows(False), SparseRows(True)
+    sparse.head.load_state_dict(dense.head.state_dict())
+    batch, clip_norm = private(), 0.2
+    expected, norms = by_loop(dense, batch, clip_norm)
+    assert min(norms) < clip_norm < max(norms)
+    update = DPSGD(clip_norm)(sparse, batch, seed=0)
+    assert isinstance(update["rows"], RowSparse)
+    assert not update["rows"].is_dense
+    assert len(update["rows"].rows) < 9, "samples share rows, and some rows are empty"
+    torch.testing.assert_close(update["rows"].to_dense(), expected["rows"])
+    torch.testing.assert_close(update["head.weight"], expected["head.weight"])
+    with torch.autocast("cpu"):
+        assert DPSGD(clip_norm)._fitting(dict(dense.named_parameters()), "cpu") == 1
 
 
 @EVERY

@@ -29,6 +29,7 @@ from lightning_recon.defenses.piecewise import piecewise
 from lightning_recon.defenses.privunit import privunit_cap
 from lightning_recon.defenses.privunit_gaussian import privunitg_cap
 from lightning_recon.errors import InputError
+from lightning_recon.rowsparse import RowSparse
 
 MECHANISMS = {
     "Laplace": lambda epsilon=2.0: Laplace(epsilon, clip_norm=3.0),
@@ -586,6 +587,21 @@ def test_refuses_what_is_no_budget_or_bound(make, value, place):
     with pytest.raises(InputError, match=f"^{make.__name__}: {name}") as error:
         make(*arguments)
     assert "\n" not in str(error.value)
+
+
+@ALL
+def test_matrices_of_few_rows_get_what_dense_ones_get(make):
+    def update():
+        rows = RowSparse(torch.tensor([1, 5]), torch.linspace(-1, 1, 14).view(2, 7), 9)
+        return {"before": torch.linspace(0, 1, 5), "rows": rows, "after": torch.tensor(0.3)}
+
+    dense = update()
+    dense["rows"] = dense["rows"].to_dense().clone()
+    sparse = apply_chain([make(20.0)], update(), generator=seeded())
+    for name, expected in apply_chain([make(20.0)], dense, generator=seeded()).items():
+        found = sparse[name]
+        found = found.to_dense() if isinstance(found, RowSparse) else found
+        assert torch.equal(found, expected)
 
 
 @ALL

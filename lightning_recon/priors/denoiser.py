@@ -58,12 +58,12 @@ class FFDNet(nn.Module):
 
         Args:
             images: B 3 H W, about [0, 1].
-            noise_std: B, the standard deviation of the noise.
+            noise_std: B, or 1 for all: the standard deviation of the noise.
         """
         height, width = images.shape[2:]
         padded = F.pad(images, (0, width % 2, 0, height % 2), mode="replicate")
         folded = F.pixel_unshuffle(padded, 2)
-        level = noise_std.view(-1, 1, 1, 1).expand(-1, 3, *folded.shape[2:])
+        level = noise_std.view(-1, 1, 1, 1).expand(len(folded), 3, *folded.shape[2:])
         noise = F.pixel_shuffle(self.layers(torch.cat([level.to(folded), folded], dim=1)), 2)
         return images - noise[..., :height, :width]
 
