@@ -17,10 +17,14 @@ from torch import Tensor
 
 from lightning_recon.attacks import Attack
 from lightning_recon.data import ClientDataModule
+from lightning_recon.defenses import Defense
 from lightning_recon.functional.identification import nearest_candidate
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.matching import match
 from lightning_recon.metrics import PerImageMetric
+from lightning_recon.privacy.reconstruction import clamped_psnr, expected_psnr
+from lightning_recon.privacy.statement import privacy_statement
+from lightning_recon.randomness import make_generator
 from lightning_recon.records import ClientRecord
 from lightning_recon.scores import Row, score
 from lightning_recon.structures import Failure, PrivateBatch, Reconstruction
@@ -131,7 +135,7 @@ class Auditor:
     def _controls(
         self, attack: Attack, client: int, reconstruction: Reconstruction, truth: PrivateBatch
     ) -> dict[str, dict[str, float]]:
-        controls = {}
+        controls: dict[str, dict[str, float]] = {}
         if self.null_controls:
             null = attack.attack_noise(client).images.detach().cpu().float()
             values = psnr(self.shown(null, truth.images), truth.images)
@@ -141,11 +145,31 @@ class Auditor:
                 "psnr": float(values.mean()),
                 "recovered": int(recovered.sum()),
             }
+        bound = self._prior_free_bound(attack, client, truth)
+        if bound is not None:
+            controls["prior_free_bound"] = bound
         if self.data.num_clients > 1:
             other = self.data.client((client + 1) % self.data.num_clients).images
             values = psnr(self.shown(reconstruction.images, other), other)
             controls["other_client"] = {"psnr": float(values.mean())}
         return controls
+
+    def _prior_free_bound(
+        self, attack: Attack, client: int, truth: PrivateBatch
+    ) -> dict[str, float] | None:
+        """Return what the best attack without a prior would reach; None without clip and noise."""
+        defenses = [defense for defense in attack.defenses if isinstance(defense, Defense)]
+        privacy = privacy_statement(defenses, client=attack.client, num_samples=len(truth.images))
+        energy = float(truth.images.double().square().sum())
+        if not privacy["clip_norm"] or not privacy["noise_std"] or not energy:
+            return None
+        multiplier = privacy["noise_std"] / privacy["clip_norm"]
+        generator = make_generator(attack.seed, client, "bound")
+        clamped = clamped_psnr(truth.images, multiplier, generator=generator, energy=energy)
+        return {
+            "expected_psnr": expected_psnr(multiplier, energy, truth.images[0].numel()),
+            "expected_psnr_clamped": float(clamped.mean()),
+        }
 
     def _add_identification(self, rows: list[Row], aligned: Tensor, truth: PrivateBatch) -> None:
         """Add whether the true image is the nearest of all candidates; a tie is a miss.

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from lightning_recon.attacks import Attack
 from lightning_recon.data import AuditDataModule, ClientDataModule
-from lightning_recon.defenses import ClipL2, GaussianNoise
+from lightning_recon.defenses import Defense
 from lightning_recon.files import write_atomically
+from lightning_recon.privacy.statement import privacy_statement
 from lightning_recon.records import ClientRecord
 from lightning_recon.report import verdict
 from lightning_recon.scores import aggregate
@@ -38,6 +38,7 @@ _PACKAGES = (
     "jsonargparse",
     "segment-anything",
     "numpy",
+    "dp-accounting",
 )
 
 
@@ -57,22 +58,14 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def describe_privacy(defenses: nn.ModuleList) -> dict[str, Any]:
-    """Return what the chain of defenses claims, and what really holds for one update."""
-    clips = [defense for defense in defenses if isinstance(defense, ClipL2)]
-    noises = [defense for defense in defenses if isinstance(defense, GaussianNoise)]
-    statements = [str(defense.guarantee) for defense in defenses]
-    return {
-        "clip_norm": min((clip.clip_norm for clip in clips), default=None),
-        "noise_std": noises[-1].std if noises else None,
-        "claimed": noises[-1].claimed if noises else None,
-        "actual": noises[-1].actual if noises else None,
-        "statement": "; then ".join(statements) or "no defense: no formal guarantee",
-    }
+def describe_attack(attack: Attack, num_samples: int | None = None) -> dict[str, Any]:
+    """Return the attack, its threat model, all that the attacker was granted, and the privacy.
 
-
-def describe_attack(attack: Attack) -> dict[str, Any]:
-    """Return the attack, its threat model and all that the attacker was granted."""
+    Args:
+        attack: as it ran.
+        num_samples: of one client; None: not known.
+    """
+    defenses = [defense for defense in attack.defenses if isinstance(defense, Defense)]
     return {
         "attack": type(attack).__name__,
         "citation": attack.citation,
@@ -80,7 +73,7 @@ def describe_attack(attack: Attack) -> dict[str, Any]:
         "oracles": list(attack.oracles),
         "target": getattr(attack.target, "name", type(attack.target).__name__),
         "defenses": [type(defense).__name__ for defense in attack.defenses],
-        "privacy": describe_privacy(attack.defenses),
+        "privacy": privacy_statement(defenses, client=attack.client, num_samples=num_samples),
         "seed": attack.seed,
     }
 
@@ -101,9 +94,11 @@ def summarise(
     """
     rows = [row for record in records for row in record.rows]
     failures = [record for record in records if record.failure]
+    # the last client may hold fewer; where there is no truth the size is not known
+    num_samples = max(len(record.rows) for record in records) or None
     curved = [record for record in records if record.curve][:MAX_CURVES]
     results = {
-        **describe_attack(attack),
+        **describe_attack(attack, num_samples),
         "num_clients": len(records),
         "failures": [{"client": record.client, "reason": record.failure} for record in failures],
         "clients_unrecovered": [
@@ -132,6 +127,10 @@ def summarise(
             "description": data.describe(),
         }
         results["masks"] = data.mask_summary()
+    bounds = [r.controls["prior_free_bound"] for r in records if "prior_free_bound" in r.controls]
+    if bounds:
+        for name in ("expected_psnr", "expected_psnr_clamped"):
+            results["privacy"][name] = statistics.fmean(bound[name] for bound in bounds)
     for name in ("noise_only", "other_client"):
         controls = [record.controls[name] for record in records if name in record.controls]
         if controls:

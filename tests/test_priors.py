@@ -84,9 +84,11 @@ def test_wide_blur_is_nearly_gaussian():
         scipy.ndimage.gaussian_filter(image.numpy(), 6.0, axes=(2, 3), mode="nearest")
     )
     found = blur(image, 6.0)
-    both = torch.stack([found.flatten(), exact.flatten()])
+    inside = (..., slice(24, -24), slice(24, -24))  # the border goes on as four pixels' mean
+    both = torch.stack([found[inside].flatten(), exact[inside].flatten()])
     assert torch.corrcoef(both)[0, 1] > 0.97
-    assert found.std() == pytest.approx(exact.std(), rel=0.15)
+    ratio = float(found[inside].std() / exact[inside].std())
+    assert ratio == pytest.approx(1, abs=0.15)
     assert blur(image[..., :5, :7], 8.0).shape == (1, 3, 5, 7)
 
 

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_recon.clients import Client, FedSGD
 from lightning_recon.defenses import Defense, apply_chain, bind_chain
+from lightning_recon.dpsgd import DPSGD
 from lightning_recon.errors import InputError
 from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.rowsparse import is_finite, zeros_for
@@ -54,7 +55,9 @@ class Attack(LightningModule, ABC):
         self.client = client or FedSGD()
         self.defenses = nn.ModuleList(defenses)
         self.seed = seed
-        bind_chain(list(defenses))
+        bind_chain(
+            list(defenses), self.client.clip_norm if isinstance(self.client, DPSGD) else None
+        )
         # a tuple hides the payload from Lightning: it is neither saved nor broadcast
         self._payload: tuple[nn.Module, ...] = ()
         self._data: Any = None

@@ -306,12 +306,22 @@ def _privacy(results: Mapping[str, Any]) -> dict[str, str]:
     if privacy.get("expected_psnr") is not None:
         expected = number(privacy["expected_psnr"], 1, "dB")
         facts["Best attack without a prior"] = f"{expected} PSNR expected"
+        if privacy.get("expected_psnr_clamped") is not None:
+            clamped = number(privacy["expected_psnr_clamped"], 1, "dB")
+            facts["Best attack without a prior"] += f"; {clamped} with pixels clamped to [0, 1]"
+    record = lookup(privacy, "record_level") or {}
+    if record.get("epsilon") is not None:
+        facts["Actual, of one record"] = (
+            f"ε = {number(record['epsilon'])} at δ = {number(record.get('delta'))}"
+        )
     return {**facts, "Statement": number(privacy.get("statement"))}
 
 
 def _privacy_gap(results: Mapping[str, Any]) -> str:
     """Return a sentence where the mechanism gives less than the claim promises."""
     actual, claimed = epsilons(results)
+    if lookup(results, "privacy", "claim_holds"):
+        return ""
     if not (is_number(claimed) and is_number(actual) and 0 < claimed < actual):
         return ""
     ratio = float(f"{actual / claimed:.2g}")
