@@ -7,6 +7,7 @@ import argparse
 import difflib
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -100,6 +101,13 @@ def report_bad_input() -> Iterator[Outcome]:
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)  # noqa: T201
+        outcome.exit_code = 2
+    except RuntimeError as error:
+        # one process has said what is wrong and left; the others only lose the connection
+        if "closed by peer" not in str(error):
+            raise
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            print("error: another process ended; its message says why", file=sys.stderr)  # noqa: T201
         outcome.exit_code = 2
 
 

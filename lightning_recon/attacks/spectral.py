@@ -17,8 +17,9 @@ that channel (:mod:`lightning_recon.attacks.spectral_code`): energy C^2 / B an i
   none collide.  A client that computes every sample's gradient by itself defeats that, and then
   collisions happen as often as chance has it.
 - A row counts as hit when the energy of its first columns exceeds what noise reaches in any of the
-  K rows with probability ``false_positive_rate``.  As all codes have the same energy, a row that
-  holds two samples shows by twice the energy, and is not returned.
+  K rows with probability ``false_positive_rate``.  The sign's number is a fixed share of what one
+  sample puts into its row.  Several samples in a row add up there, or cancel, while their codes,
+  which point anywhere, add in energy: such a row is not returned.
 - The rows are never held: see :class:`lightning_recon.rowsparse.RowSparse`.
 
 The image of least expected squared error under the public spectrum (Wiener) is where the
@@ -49,10 +50,11 @@ from lightning_recon.structures import Observation, Reconstruction
 from lightning_recon.targets import Target
 
 NUM_HEAD_COLUMNS = 2048  # those of the highest energy, by which rows are tested
-SIGN_STDS = 6.0  # size of the sign's number in standard deviations of the noise
+SIGN_STDS = 20.0  # size of the sign's number in standard deviations of the noise
 MAX_SIGN_SHARE = 0.01  # of an image's energy that the sign may take
 SPREAD = 1.5  # of the rows' thresholds over that of the public images: their tails are unknown
-COLLISION_ENERGY = 1.5  # of the median energy of a row
+MISFIT_STDS = 3.5  # of the noise, between a row's sign number and its energy, and
+MISFIT = 0.05  # of the number itself: what one sample may show
 MIN_NOISE = 1e-6  # of the clipping norm: the least noise that the code is made for
 
 
@@ -339,9 +341,12 @@ class SpectralLDPAttack(OptimizationAttack):
         num_columns = received.shape[1]
         row_energy = received.double().square().sum(1) - num_columns * noise_std**2
         row_energy = row_energy.clamp_min(noise_std**2).to(received.dtype)
-        is_single = row_energy < COLLISION_ENERGY * row_energy.median() if len(hit) else hit > 0
-        share = payload.scale / math.hypot(payload.scale, payload.sign_size)
-        amplitude = share * row_energy.sqrt() * received[:, 0].sign()
+        norm = row_energy.sqrt()
+        # one sample puts a fixed share of the row's norm into the first column; several do not
+        expected = norm * payload.sign_size / math.hypot(payload.scale, payload.sign_size)
+        misfit = (received[:, 0].abs() - expected).abs()
+        is_single = misfit <= MISFIT_STDS * noise_std + MISFIT * expected
+        amplitude = expected * (payload.scale / payload.sign_size) * received[:, 0].sign()
         return SpectralEvidence(
             received=received[is_single, 1:],
             amplitude=amplitude[is_single],
