@@ -44,6 +44,7 @@ from lightning_recon.files import write_atomically
 from lightning_recon.outputs import summarise, versions, write_csv, write_json
 from lightning_recon.records import ClientRecord, append_record, read_records
 from lightning_recon.report import write_sweep_report
+from lightning_recon.report.plot import write_sweep_figure
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
@@ -319,6 +320,7 @@ def run_sweep(
         command = shlex.join(["python", *sys.argv])
         write_json(sweep.folder / "run.json", {"command": command, "versions": versions()})
         write_sweep_report(sweep.folder)
+        write_sweep_figure(sweep.folder / "figure.png", table, list(cells[0].labels))
         _print_table(sweep, table)
     return sweep.folder
 
@@ -369,7 +371,10 @@ def _print_table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(*labels, *(f"{row[name]:.4g}" for name in figures.values()))
     console = Console()
     console.print(table)
-    console.print(f"outputs  {sweep.folder}/ (report.html, results.csv, records/)", highlight=False)
+    console.print(
+        f"outputs  {sweep.folder}/ (report.html, figure.png, results.csv, records/)",
+        highlight=False,
+    )
 
 
 def main(args: Sequence[str]) -> int:

@@ -109,14 +109,14 @@ class TestShrinkage:
         clean, noisy = noisy_photographs(sample_data, 0.1, seed=0)
         shrinkage = LocalShrinkage(torch.eye(3), seed=1)
         examples = ((bad, None, good) for bad, good in zip(noisy[:16], clean[:16], strict=True))
-        shrinkage.fit(examples, steps=100)
+        shrinkage.fit(examples, 16, steps=100)
         gain = psnr(shrinkage(noisy[16:]), clean[16:]) - psnr(noisy[16:], clean[16:])
         assert gain.mean() > 2
 
     def test_an_earlier_estimate_is_used(self, sample_data):
         clean, noisy = noisy_photographs(sample_data, 0.1, seed=0)
         shrinkage = LocalShrinkage(torch.eye(3), is_second=True)
-        shrinkage.fit(zip(noisy, clean, clean, strict=True), steps=100)
+        shrinkage.fit(zip(noisy, clean, clean, strict=True), len(clean), steps=100)
         right, wrong = shrinkage(noisy, clean), shrinkage(noisy, clean.flip(0))
         assert psnr(right, clean).mean() > psnr(wrong, clean).mean() + 1
 
@@ -127,7 +127,7 @@ class TestShrinkage:
             torch.manual_seed(state)
             shrinkage = LocalShrinkage(torch.eye(3), seed=5)
             before = torch.get_rng_state()
-            shrinkage.fit([(noisy[0], None, clean[0])], steps=3)
+            shrinkage.fit([(noisy[0], None, clean[0])], 1, steps=3)
             assert torch.equal(torch.get_rng_state(), before)
             results.append(shrinkage(noisy[:2]))
         assert torch.equal(*results)

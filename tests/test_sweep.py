@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -30,6 +31,7 @@ TINY = {
         "init_args": {"batch_size": 4, "num_clients": 2, "image_size": 32},
     },
 }
+ROOT = Path(__file__).parents[1]
 NOISE = "model.init_args.defenses.1.init_args.noise_std"
 AXES = {
     "noise_std": {"key": NOISE, "values": [0.005, 0.5]},
@@ -141,3 +143,21 @@ def test_resume_of_another_sweep(config, tmp_path):
     (tmp_path / "elsewhere/sweep.yaml").write_text("cells: []")
     with pytest.raises(InputError, match="lists other cells"):
         sweep.main(["--config", str(config()), "--resume", "elsewhere", *QUIET])
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_sweep_can_be_run(path):
+    first = path.read_text().splitlines()[0]
+    assert first.startswith(f"# python cli.py sweep --config configs/sweeps/{path.name} | ")
+    cells = sweep.read_cells(path)
+    found = sweep.Sweep(cells, path.parent)
+    assert len(found.items) >= len(cells) >= 4
+    for cell, parsed in zip(cells, found.parsed, strict=True):
+        for name, axis in yaml.safe_load(path.read_text())["axes"].items():
+            if "key" in axis:  # the axis is where the class reads it
+                value = parsed
+                for step in axis["key"].split("."):
+                    value = value[int(step)] if isinstance(value, list) else value[step]
+                assert value == cell.labels[name]

@@ -51,7 +51,7 @@ from lightning_recon.targets import Target
 
 NUM_HEAD_COLUMNS = 2048  # those of the highest energy, by which rows are tested
 SIGN_STDS = 20.0  # size of the sign's number in standard deviations of the noise
-MAX_SIGN_SHARE = 0.01  # of an image's energy that the sign may take
+MAX_SIGN_SHARE = 0.005  # of an image's energy that the sign may take
 SPREAD = 1.5  # of the rows' thresholds over that of the public images: their tails are unknown
 MISFIT_STDS = 3.5  # of the noise, between a row's sign number and its energy, and
 MISFIT = 0.05  # of the number itself: what one sample may show
@@ -276,7 +276,7 @@ class SpectralLDPAttack(OptimizationAttack):
                     seed = derive_seed(self.seed, "shrinkage", int(is_second))
                     shrinkage = LocalShrinkage(self.code.opponent, is_second, seed)
                     examples = self._rehearse(self.code, images, energy)
-                    shrinkage.fit(examples, self.shrinkage_steps)
+                    shrinkage.fit(examples, len(images), self.shrinkage_steps)
                     self._rounds = (*self._rounds, shrinkage)
         self._payload = ()
 

@@ -28,7 +28,7 @@ _CONTEXT_WINDOWS = (0.0, 1.0, 3.0, 8.0)  # of the energies of an earlier estimat
 _EDGE_WINDOWS = (1.0, 3.0)
 _NUM_CONTEXT_FEATURES = 2 * len(_CONTEXT_WINDOWS) + len(_EDGE_WINDOWS) + 3
 _NUM_HIDDEN = 48
-_PIXELS_PER_IMAGE = 8192
+_NUM_PIXELS = 2**18  # that it learns from, of all images together
 _BATCH = 4096
 _LEARNING_RATE = 2e-3
 
@@ -134,7 +134,7 @@ class LocalShrinkage(nn.Module):
         result: Tensor = copies[:, 0] + (weights * copies).sum(1)
         return result
 
-    def fit(self, examples: Iterable[Example], steps: int) -> None:
+    def fit(self, examples: Iterable[Example], num_examples: int, steps: int) -> None:
         """Learn from images with errors and the same images without.
 
         An image's squared error counts in units of the error that it has, so that all images
@@ -142,6 +142,7 @@ class LocalShrinkage(nn.Module):
 
         Args:
             examples: images with errors, earlier estimates, and the images without errors.
+            num_examples: how many there are.
             steps: of Adam, each on a few thousand pixels.
         """
         generator = torch.Generator().manual_seed(self.seed)
@@ -152,7 +153,7 @@ class LocalShrinkage(nn.Module):
                     degraded[None], None if earlier is None else earlier[None]
                 )
                 order = torch.randperm(clean[0].numel(), generator=generator)
-                pixels = order[:_PIXELS_PER_IMAGE].to(clean.device)
+                pixels = order[: max(1, _NUM_PIXELS // num_examples)].to(clean.device)
                 features.append(found[0].flatten(1)[:, pixels].T)
                 copies.append(copied[0].flatten(2)[:, :, pixels].permute(2, 0, 1))
                 wanted.append((self.opponent @ clean.flatten(1)[:, pixels]).T)
