@@ -42,7 +42,7 @@ NOT_METRICS = (
 )
 """Columns of a row that are no metric; all others are."""
 
-_CHUNK = 16  # images scored at a time, to bound the memory of SSIM
+_CHUNK = 4  # images scored at a time, to bound the memory of SSIM
 
 
 def score(
