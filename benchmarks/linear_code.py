@@ -1,6 +1,6 @@
 """The reference for SpectralLDPAttack: a linear code, rows known, one decoder, no prior.
 
-    python benchmarks/linear_code.py --root data/imagenet --masks MASKS --clients 5
+    python -m benchmarks.linear_code --root data/imagenet --masks MASKS --clients 5
 
 Images of a batch are sent through a water-filled filter (Fourier transform, opponent colours, the
 public mean subtracted, spectrum averaged over rings), scaled by ONE clip of the whole batch to

@@ -1,6 +1,6 @@
 """The table of docs/spectral.md: the spectral attack, the faithful one and the reference.
 
-    python benchmarks/spectral_table.py --root data/imagenet --masks MASKS --clients 20
+    python -m benchmarks.spectral_table --root data/imagenet --masks MASKS --clients 20
 
 Runs ``python cli.py test`` for every noise level, with masks and without, reads its results.json,
 and prints a Markdown table; lines appear as they are done.
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from linear_code import SIGMAS, load, reference
+from benchmarks.linear_code import SIGMAS, load, reference
 
 TARGETS = {
     "masks": dict(zip(SIGMAS, (51, 40.5, 30.5, 26, 22.5), strict=True)),

@@ -189,10 +189,10 @@ class SpectralLDPAttack(OptimizationAttack):
     """
 
     threat_model = (
-        "a malicious server sends a modified model, knows the clipping norm and the noise's "
-        "level, and sees one protected update of the client"
+        "a malicious server sends a modified model, made for the clipping norm and the noise's "
+        "level that it knows, and sees one protected update of the client"
     )
-    oracles = ("num_samples",)
+    oracles = ("num_samples", "clip_norm", "noise_std")
     citation = (
         "this project, after You et al., IEEE TIFS 20:1519-1534, 2025, and "
         "Lee & Petersen, IEEE Trans. Communications 24, 1976"
