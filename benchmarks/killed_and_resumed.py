@@ -1,6 +1,6 @@
 r"""Kill a batch evaluation half-way, resume it, and compare it with one that was never stopped.
 
-    python benchmarks/killed_and_resumed.py --root data/cifar10 --num-clients 200 --devices 2 \
+    python -m benchmarks.killed_and_resumed --root data/cifar10 --num-clients 200 --devices 2 \
         --data.init_args.split train
 
 Further options go to ``test``.  Prints how many rows were compared and the largest difference, and
