@@ -39,7 +39,7 @@ class Auditor:
         data: who holds what.
         recovered_psnr: least PSNR, in dB, of an image that counts as recovered.
         null_controls: whether the attack is run on a noise-only update of each client, too.
-        num_candidates: images among which a reconstruction is to be identified, the truth
+        num_candidates: images among which a reconstruction is to be identified, the client's own
             included, fewer if the data set ends; 0: none, and no rate.
         extra_metrics: further scores of each image, by the name of their column.
     """
@@ -60,7 +60,9 @@ class Auditor:
         shape = data.image_shape
         self.mean_image = self.public.mean(0) if len(self.public) else torch.full(shape, 0.5)
         """C H W: the guess of one who learned nothing."""
-        self.num_candidates = min(num_candidates, len(data.source))
+        wanted = max(num_candidates, data.batch_size) if num_candidates else 0
+        self.num_candidates = min(wanted, len(data.source))
+        self._thumbnail_size = min(THUMBNAIL_SIZE, *shape[1:])
         self.extra_metrics = dict(extra_metrics or {})
         self._candidates: tuple[Tensor, Tensor] | None = None
 
@@ -68,9 +70,23 @@ class Auditor:
     def candidates(self) -> tuple[Tensor, Tensor]:
         """Places in the data set, N, and thumbnails, N C h w, of the candidates."""
         if self._candidates is None:
-            size = min(THUMBNAIL_SIZE, *self.data.image_shape[1:])
-            self._candidates = self.data.thumbnails(self.num_candidates, size)
+            places = self.data.candidates(self.num_candidates)
+            self.num_candidates = len(places)  # less if images cannot be read
+            thumbnails = self.data.thumbnails(places, self._thumbnail_size)
+            self._candidates = torch.tensor(places), thumbnails
         return self._candidates
+
+    def candidates_for(self, truth: PrivateBatch) -> tuple[Tensor, Tensor]:
+        """Return :attr:`candidates`, a client's images in place of the last ones if missing."""
+        places, thumbnails = self.candidates
+        missing = sorted(set(truth.indices.tolist()) - set(places.tolist()))
+        if not missing:
+            return places, thumbnails
+        others = (~torch.isin(places, truth.indices)).nonzero()[:, 0]
+        kept = torch.ones(len(places), dtype=torch.bool)
+        kept[others[len(others) - len(missing) :]] = False
+        own = self.data.thumbnails(missing, self._thumbnail_size)
+        return torch.cat([places[kept], torch.tensor(missing)]), torch.cat([thumbnails[kept], own])
 
     def audit(
         self,
@@ -137,13 +153,17 @@ class Auditor:
     ) -> dict[str, dict[str, float]]:
         controls: dict[str, dict[str, float]] = {}
         if self.null_controls:
-            null = attack.attack_noise(client).images.detach().cpu().float()
+            outcome = attack.attempt(attack.attack_noise, client)
+            failed = isinstance(outcome, Failure)
+            found = _nothing(truth) if isinstance(outcome, Failure) else _on_cpu(outcome)
+            null = found.images
             values = psnr(self.shown(null, truth.images), truth.images)
             floor = psnr(self.mean_image.expand_as(truth.images), truth.images)
             recovered = (values >= self.recovered_psnr) & (values > floor)
             controls["noise_only"] = {
                 "psnr": float(values.mean()),
                 "recovered": int(recovered.sum()),
+                **({"failed": 1} if failed else {}),
             }
         bound = self._prior_free_bound(attack, client, truth)
         if bound is not None:
@@ -179,7 +199,7 @@ class Auditor:
         """
         if self.num_candidates == 0:
             return
-        places, thumbnails = self.candidates
+        places, thumbnails = self.candidates_for(truth)
         nearest = nearest_candidate(aligned, thumbnails, truth.masks)
         for row, candidate, place in zip(rows, nearest.tolist(), truth.indices, strict=True):
             row["identified"] = int(candidate >= 0 and places[candidate] == place)

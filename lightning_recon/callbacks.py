@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_recon import board
@@ -87,7 +88,8 @@ class Audit(Callback):
         self._truth: Tensor | None = None
         self._folder = Path()
         self._started = self._client_started = time.monotonic()
-        self._seconds_before = 0.0
+        # of a fit that was stopped: of the whole run, and of the client that it goes on with
+        self._seconds_before = self._client_seconds_before = 0.0
         self._summary: tuple[dict[str, Any], Path] | None = None
 
     # --- one client ----------------------------------------------------------------------------
@@ -97,6 +99,16 @@ class Audit(Callback):
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         self._started = self._client_started = time.monotonic()
         data = trainer.datamodule  # type: ignore[attr-defined]
+        is_fit = trainer.state.fn == TrainerFn.FITTING
+        if not is_fit:  # a checkpoint is a fit's, with which this run does not go on
+            self._seconds_before = 0.0
+        is_resumed = data.completed or (is_fit and trainer.ckpt_path is not None)
+        # all processes ask before any begins: one alone could meet the records of this run
+        if any(_gather(bool(read_records(self._folder)))) and not is_resumed:
+            raise InputError(
+                f"{self._folder.absolute()} holds the records of another run, which would count as "
+                "this one's; go on with that run, or give this one a folder of its own"
+            )
         if isinstance(data, ClientDataModule):
             self._auditor = self.auditor(data)
 
@@ -134,6 +146,10 @@ class Audit(Callback):
         self._begin(trainer)
         for record in self._fitted:
             append_record(self._folder, trainer.global_rank, record)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the time of the client that a resumed run goes on with."""
+        self._client_started = time.monotonic() - self._client_seconds_before
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the time of the next client."""
@@ -185,13 +201,18 @@ class Audit(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what was scored in the checkpoint, so that a resumed run reports all clients."""
-        seconds = self._seconds_before + time.monotonic() - self._started
-        return {"records": [record._asdict() for record in self._fitted], "seconds": seconds}
+        now = time.monotonic()
+        return {
+            "records": [record._asdict() for record in self._fitted],
+            "seconds": self._seconds_before + now - self._started,
+            "client_seconds": now - self._client_started,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See :meth:`state_dict`."""
         self._fitted = [ClientRecord(**record) for record in state_dict["records"]]
         self._seconds_before = state_dict["seconds"]
+        self._client_seconds_before = state_dict.get("client_seconds", 0.0)
 
     # --- validate and test: a step is a client -------------------------------------------------
 
@@ -258,6 +279,8 @@ class Audit(Callback):
         """Remember where the outputs go."""
         self._begin(trainer)
 
+    on_predict_batch_start = on_validation_batch_start
+
     def on_predict_batch_end(
         self,
         trainer: Trainer,
@@ -270,17 +293,16 @@ class Audit(Callback):
         """Write the pictures; there is nothing to score them against."""
         assert isinstance(outputs, Reconstruction)
         images = outputs.images.detach().cpu().float()
+        seconds = round(time.monotonic() - self._client_started, 3)
         client = int(batch)
         folder = self._folder / "reconstructions"
         folder.mkdir(parents=True, exist_ok=True)
         for position, image in enumerate(images):
             save_image(folder / f"client{client:05d}_reconstruction{position:03d}.png", image)
-        seconds = time.monotonic() - self._client_started
         record = ClientRecord(
             client, [], len(images), outputs.notes, {}, list(outputs.curve), seconds, None
         )
         append_record(self._folder, trainer.global_rank, record)
-        self._client_started = time.monotonic()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the outputs."""
@@ -309,6 +331,7 @@ class Audit(Callback):
             "import_memory_bytes": IMPORT_MEMORY_BYTES,
             "device": device_name(attack.device),
             "num_processes": trainer.world_size,
+            "num_clients_resumed": len(data.completed),
             "trainer_precision": str(trainer.precision),
             "versions": versions(),
             "command": shlex.join(["python", *sys.argv]),

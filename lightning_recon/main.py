@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import DefaultHelpFormatter, capture_parser
 from jsonargparse.typing import register_type
 from pytorch_lightning import Trainer
@@ -38,9 +39,18 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,  # Lightning's pads: a client would count twice
     "inference_mode": False,  # test differentiates too
 }
+_TRAINING_DEFAULTS: dict[str, Any] = {
+    "devices": 1,
+    "max_epochs": 20,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,  # patches are shared by their numbers
+}
 _NOISE = (  # warnings of Lightning that do not concern a person who runs an audit
     ".*isinstance\\(treespec, LeafSpec\\).*",
     "Total length of `ClientLoader` across ranks is zero.*",
+    "The '.*_dataloader' does not have many workers.*",
     "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",
 )
 
@@ -118,7 +128,7 @@ class ReconCLI(LightningCLI):
             check_same(self._parser("test"), parser.parse_args(stored).test, self.config.test)
         config = self.config.get(self.config.get("subcommand") or "", self.config)
         config.pop("resume", None)  # no part of the experiment
-        _check_checkpoint(config.get("ckpt_path"))
+        _check_checkpoint(config.get("ckpt_path"), "client_index", "an attack")
 
     def before_instantiate_classes(self) -> None:
         """Name the experiment after its configuration file; one seed for data and attack."""
@@ -159,20 +169,35 @@ class ReconCLI(LightningCLI):
     after_validate = after_test = after_predict = after_fit
 
 
-def _check_checkpoint(path: Any) -> None:
-    """Raise InputError if a checkpoint is asked for that cannot be read."""
+class TrainingCLI(LightningCLI):
+    """Lightning's command line as it is, to train a denoiser."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Give one seed to the patches and to the noise."""
+        parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_as_seed)
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_as_seed)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and look at the checkpoint before Lightning does."""
+        super().parse_arguments(parser, args)
+        config = self.config.get(self.config.get("subcommand") or "", self.config)
+        _check_checkpoint(config.get("ckpt_path"), "optimizer_states", "a training")
+
+
+def _check_checkpoint(path: Any, key: str, kind: str) -> None:
+    """Raise InputError if a checkpoint is asked for that cannot be read, or lacks ``key``."""
     if path is None or str(path) in {"best", "last", "hpc", "registry"}:
         return
     if not Path(str(path)).is_file():
         raise InputError(f"no checkpoint at {Path(str(path)).absolute()}; see --ckpt_path")
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="meta")
-        complete = "state_dict" in checkpoint and "client_index" in checkpoint
+        complete = "state_dict" in checkpoint and key in checkpoint
     except Exception:  # torch raises many types for a broken file
         complete = False
     if not complete:
         raise InputError(
-            f"{Path(str(path)).absolute()} is no readable checkpoint of an attack; give one that "
+            f"{Path(str(path)).absolute()} is no readable checkpoint of {kind}; give one that "
             "fit wrote below lightning_logs/version_N/checkpoints"
         )
 
@@ -196,22 +221,62 @@ def _command_line(args: Sequence[str] | None = None) -> None:
     ReconCLI(
         Attack,
         AuditDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        seed_everything_default=0,
-        save_config_callback=RunConfig,
-        save_config_kwargs={"overwrite": True},
         trainer_defaults=_TRAINER_DEFAULTS,
-        parser_kwargs={
+        **_cli_options(args, commands),
+    )
+
+
+def _train_denoiser(args: Sequence[str] | None, command: str) -> None:
+    from lightning_recon.data.patches import PatchDataModule
+    from lightning_recon.priors.training import DenoiserTraining
+
+    if command not in {"fit", "validate"}:
+        raise InputError(f"DenoiserTraining knows fit and validate, not {command}")
+    TrainingCLI(
+        DenoiserTraining,
+        PatchDataModule,
+        trainer_defaults=_TRAINING_DEFAULTS,
+        **_cli_options(args, {}),
+    )
+
+
+def _cli_options(args: Sequence[str] | None, commands: dict[str, Any]) -> dict[str, Any]:
+    """What both command lines have in common; ``commands``: the parsers' options of each."""
+    return {
+        "subclass_mode_model": True,
+        "subclass_mode_data": True,
+        "auto_configure_optimizers": False,
+        "load_from_checkpoint_support": False,
+        "seed_everything_default": 0,
+        "save_config_callback": RunConfig,
+        "save_config_kwargs": {"overwrite": True},
+        "parser_kwargs": {
             "prog": "cli.py",
             "exit_on_error": False,
             "formatter_class": _HelpFormatter,
             **commands,
         },
-        args=None if args is None else list(args),
-    )
+        "args": None if args is None else list(args),
+    }
+
+
+def _is_training(words: Sequence[str]) -> bool:
+    """Whether the model that the command line or its last configuration names is trained.
+
+    Files that cannot be read are left to the parser, which says what is wrong with them.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("-c", "--config", action="append", default=[])
+    finder.add_argument("--model", "--model.class_path", dest="model")
+    found = finder.parse_known_args(list(words))[0]
+    name = found.model
+    for file in reversed(found.config):
+        if name is None:
+            try:
+                name = yaml.safe_load(Path(file).read_text())["model"]["class_path"]
+            except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError):
+                continue
+    return str(name).rpartition(".")[2] == "DenoiserTraining"
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -233,6 +298,8 @@ def main(args: Sequence[str] | None = None) -> int:
             from lightning_recon.sweep import main as sweep
 
             sweep(words[1:])
+        elif _is_training(words):
+            _train_denoiser(args, words[0])
         else:
             _command_line(args)
     return outcome.exit_code

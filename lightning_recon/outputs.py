@@ -140,12 +140,23 @@ def summarise(
             if all("recovered" in control for control in controls):
                 recovered = int(sum(control["recovered"] for control in controls))
                 results["null"][name]["recovered"] = recovered
+            failed = sum("failed" in control for control in controls)
+            if failed:
+                results["null"][name]["failed"] = failed
     return results
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` as JSON."""
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    """Write ``content`` as JSON; NaN and infinity, which JSON does not know, become null."""
+    write_atomically(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -173,7 +184,7 @@ def device_name(device: torch.device) -> str:
 
 def print_summary(results: Mapping[str, Any], folder: Path) -> None:
     """Print the figures and where the outputs are."""
-    console = Console()
+    console = Console(markup=False)  # a path or a reason may hold brackets
     if results["num_images"]:
         table = Table(title=f"{results['experiment']}: {verdict(results)}", title_style="bold")
         table.add_column("over all images")

@@ -25,7 +25,8 @@ class ClientRecord(NamedTuple):
     notes: dict[str, float]
     """The attack's own."""
     controls: dict[str, dict[str, float]]
-    """By null control: its ``psnr`` in dB, and ``recovered`` where images could be."""
+    """By null control: its ``psnr`` in dB, ``recovered`` where images could be, and ``failed`` (1)
+    where the attack failed on it, so that the mean image counts."""
     curve: list[tuple[int, float]]
     """(iteration, objective)."""
     seconds: float

@@ -12,10 +12,12 @@ A sweep's YAML names a configuration to start from and the axes::
     trainer: {devices: 1}
 
 A key is a path through the configuration, numbers count entries of lists, and ``config`` takes
-another configuration in the place of the base.  Every pair of cell and client is one item, and the
+another configuration in the place of the base.  All cells share one trainer: that of the sweep, not
+of the base.  Every pair of cell and client is one item, and the
 items are spread over the devices; each is on disk once it is done.
 """
 
+import argparse
 import copy
 import itertools
 import shlex
@@ -27,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from jsonargparse import get_loader
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import CSVLogger
@@ -46,6 +49,8 @@ from lightning_recon.records import ClientRecord, append_record, read_records
 from lightning_recon.report import write_sweep_report
 from lightning_recon.report.plot import write_sweep_figure
 
+_SECTIONS = ("seed_everything", "model", "data", "audit")
+"""What a cell takes of a configuration."""
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
     "logger": False,
@@ -84,6 +89,9 @@ def read_cells(path: Path) -> list[Cell]:
     if unknown or not isinstance(content.get("axes"), Mapping) or not content["axes"]:
         wrong = f"unknown key {min(unknown)}" if unknown else "no axes"
         raise InputError(f"{path}: {wrong}; a sweep has base, axes, and maybe set and trainer")
+    for name in ("set", "trainer"):
+        if not isinstance(content.get(name) or {}, Mapping):
+            raise InputError(f"{path}: {name} must hold keys and values")
     axes = [_options(path, name, axis) for name, axis in content["axes"].items()]
     cells = []
     for combination in itertools.product(*axes):
@@ -103,7 +111,9 @@ def read_cells(path: Path) -> list[Cell]:
 
 def _options(path: Path, name: str, axis: Any) -> list[tuple[str, Any, dict[str, Any]]]:
     """Return (axis, label, changes) of every value of an axis."""
-    if isinstance(axis, Mapping) and set(axis) == {"key", "values"} and axis["values"]:
+    if isinstance(axis, Mapping) and set(axis) == {"key", "values"}:
+        if not isinstance(axis["values"], list) or not axis["values"]:
+            raise InputError(f"{path}: the values of axis {name} must be a list, not empty")
         return [(name, value, {axis["key"]: value}) for value in axis["values"]]
     if isinstance(axis, Mapping) and axis and all(isinstance(v, Mapping) for v in axis.values()):
         return [(name, label, dict(changes)) for label, changes in axis.items()]
@@ -114,10 +124,10 @@ def _options(path: Path, name: str, axis: Any) -> list[tuple[str, Any, dict[str,
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = get_loader("yaml")(path.read_text())  # as in runs: 1e-3 is a number
     except OSError as error:
         raise InputError(f"{path.absolute()} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path.absolute()} is no YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path.absolute()} holds no keys")
@@ -127,6 +137,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _set(config: dict[str, Any], key: str, value: Any, path: Path) -> None:
     """Set the value at a dotted key in place; numbers count entries of lists."""
     *parents, last = key.split(".")
+    if [*parents, last][0] not in _SECTIONS:
+        raise InputError(
+            f"{path}: {key} would change nothing: a cell has {', '.join(_SECTIONS)}, and the "
+            "sweep one trainer"
+        )
     place: Any = config
     try:
         for name in parents:
@@ -161,10 +176,9 @@ class Sweep(LightningModule):
         self.cells = list(cells)
         self.folder = folder
         self.parser = cell_parser()
-        names = ("seed_everything", "model", "data", "audit")
         self.parsed = []
         for cell in self.cells:
-            known = {name: cell.config[name] for name in names if name in cell.config}
+            known = {name: cell.config[name] for name in _SECTIONS if name in cell.config}
             # the parser writes into what it is given
             self.parsed.append(self.parser.parse_object(copy.deepcopy(known)))
         self.items = [
@@ -187,10 +201,14 @@ class Sweep(LightningModule):
             return self._built[2]
         parsed = self.parsed[number]
         fingerprint = repr((parsed.data, parsed.audit))
+        shared = None
+        if self._built is not None and self._built[1] == fingerprint:
+            shared = self._built[2].data, self._built[2].auditor
+        self._built = None  # a payload may take gigabytes: let go of it before the next is made
         objects = self.parser.instantiate_classes(parsed)
         attack, data, audit = objects.model, objects.data, objects.audit
-        if self._built is not None and self._built[1] == fingerprint:
-            data, auditor = self._built[2].data, self._built[2].auditor
+        if shared is not None:
+            data, auditor = shared
         else:
             data.prepare_data()
             auditor = audit.auditor(data)
@@ -340,6 +358,7 @@ def _check_same(cells: Sequence[Cell], config: Path, resume: Path) -> None:
 def _list_cells(sweep: Sweep, trainer: Trainer) -> None:
     """Print every cell with the time it will take."""
     sweep.trainer = trainer
+    sweep.to(trainer.strategy.root_device)
     table = Table(title=f"{len(sweep.cells)} cells, {len(sweep.items)} clients")
     for name in (*sweep.cells[0].labels, "clients", "seconds"):
         table.add_column(name)
@@ -397,10 +416,16 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="list the cells and their time")
     parser.add_class_arguments(Trainer, "trainer", instantiate=False)
     parser.set_defaults({f"trainer.{name}": value for name, value in _TRAINER_DEFAULTS.items()})
-    found = [args[i + 1] for i, arg in enumerate(args[:-1]) if arg == "--config"]
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config")
+    found = finder.parse_known_args(list(args))[0].config
     if found:  # what the file says stands behind what the command line says
-        section = _read_yaml(Path(found[-1])).get("trainer") or {}
-        parser.set_defaults({f"trainer.{name}": value for name, value in section.items()})
+        section = _read_yaml(Path(found)).get("trainer")
+        values = dict(section) if isinstance(section, Mapping) else {}
+        try:
+            parser.set_defaults({f"trainer.{name}": value for name, value in values.items()})
+        except KeyError as error:
+            raise InputError(f"{found}: {error.args[0]}") from error
     config = parser.parse_args(list(args))
     trainer = Trainer(**parser.instantiate_classes(config).trainer.as_dict())
     run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run)

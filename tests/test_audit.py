@@ -8,8 +8,10 @@ import torch
 from lightning_recon.attacks import LDPAttack
 from lightning_recon.audit import Auditor
 from lightning_recon.data import SampleImagesDataModule
+from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.metrics import MSE
+from lightning_recon.outputs import summarise
 from lightning_recon.structures import Failure, Reconstruction
 from lightning_recon.targets import ConvNet
 
@@ -124,3 +126,43 @@ def test_noise_only_control_is_that_of_the_attack(data):
     copycat = Copycat(ConvNet(num_classes=20, width=8), num_samples=4)
     record, _ = Auditor(data).audit(copycat, 1, result(data.client(1).images), 0.0)
     assert record.controls["noise_only"] == {"psnr": pytest.approx(100.0), "recovered": 4}
+
+
+def test_clients_beyond_the_candidates_are_among_them(data):
+    """The clients come first: of many clients, later ones' images would be no candidates."""
+    auditor = Auditor(data, null_controls=False, num_candidates=6)
+    places, _ = auditor.candidates
+    truth = data.client(1)
+    assert sum(int(place in places) for place in truth.indices) == 2
+    record, _ = auditor.audit(attack(), 1, result(truth.images), 0.0)
+    assert all(row["identified"] == 1 for row in record.rows)
+    own, thumbnails = auditor.candidates_for(truth)
+    assert len(own) == len(set(own.tolist())) == len(thumbnails) == 6
+    assert set(truth.indices.tolist()) <= set(own.tolist())
+    for place, thumbnail in zip(own, thumbnails, strict=True):
+        assert torch.equal(thumbnail, data.thumbnails([int(place)], 32)[0])
+
+
+def test_no_fewer_candidates_than_a_client_has_images(data):
+    auditor = Auditor(data, null_controls=False, num_candidates=2)
+    assert auditor.num_candidates == 4
+    record, _ = auditor.audit(attack(), 1, result(data.client(1).images), 0.0)
+    assert all(row["identified"] == 1 for row in record.rows)
+
+
+def test_failed_noise_only_control(data):
+    class Failing(LDPAttack):
+        def attack_noise(self, client):
+            raise InputError("nothing stands out")
+
+    failing = Failing(ConvNet(num_classes=20, width=8), num_samples=4)
+    truth = data.client(1).images
+    with pytest.raises(InputError, match="nothing stands out"):
+        Auditor(data).audit(failing, 1, result(truth), 0.0)
+    failing.records_failures = True
+    record, _ = Auditor(data).audit(failing, 1, result(truth), 0.0)
+    mean = sum(row["psnr_mean_image"] for row in record.rows) / 4
+    expected = {"psnr": pytest.approx(mean), "recovered": 0, "failed": 1}
+    assert record.controls["noise_only"] == expected
+    summary = summarise(failing, None, [record, record])
+    assert summary["null"]["noise_only"]["failed"] == 2

@@ -2,14 +2,19 @@
 
 import csv
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_recon.attacks import LDPAttack
 from lightning_recon.errors import InputError
 from lightning_recon.main import main
+from lightning_recon.outputs import print_summary, write_json
+from lightning_recon.records import read_records
 from lightning_recon.structures import Reconstruction
 
 TINY = str(Path(__file__).parent / "conf/ldp_tiny.yaml")
@@ -118,3 +123,114 @@ def test_pictures_of_the_first_clients_only():
     names = {path.name[:11] for path in (RUN / "reconstructions").iterdir()}
     assert names == {"client00000"}
     assert len(list((RUN / "reconstructions").glob("*_truth.png"))) == 4
+
+
+def test_numbers_that_json_does_not_know(tmp_path):
+    """An objective that diverged must not cost the results of the whole run."""
+    write_json(tmp_path / "a.json", {"curve": [(0, 1.5), (1, math.nan)], "b": {"c": -math.inf}})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"curve": [[0, 1.5], [1, None]], "b": {"c": None}}
+
+
+def test_a_diverging_objective(monkeypatch):
+    objective = LDPAttack.objective
+    monkeypatch.setattr(
+        LDPAttack,
+        "objective",
+        lambda *args: {name: part * math.nan for name, part in objective(*args).items()},
+    )
+    assert main([*ARGS, "--audit.on_failure", "record"]) == 0
+    found = results()
+    assert set(found["curves"][0]["objective"]) == {None}
+    assert found["recovered"] == 0
+    assert (RUN / "report.html").is_file()
+
+
+def test_brackets_of_paths_and_reasons_are_printed(breaking, capsys):
+    breaking(failing=[1])
+    main([*ARGS, "--audit.on_failure", "record"])
+    found = results()
+    found["failures"][0]["reason"] = "expected [batch, channels] [/b]"
+    capsys.readouterr()
+    print_summary(found, Path("[old]/version_0"))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "expected [batch, channels] [/b]" in text
+    assert "[old]/version_0" in text
+
+
+def test_records_of_another_run_do_not_count(capsys):
+    bare = ["--trainer.logger", "false"]
+    assert main([*ARGS, *bare]) == 0
+    before = Path("results.json").read_text()
+    assert main([*ARGS, *bare, "--seed_everything", "1"]) == 2
+    assert "holds the records of another run" in capsys.readouterr().err
+    assert Path("results.json").read_text() == before
+    assert len(read_records(Path())) == 3
+
+
+def test_a_resumed_fit_may_meet_its_own_records():
+    bare = ["fit", "--config", TINY, "--trainer.logger", "false", "--checkpoint.dirpath", "c"]
+    assert main([*bare, "--checkpoint.every_n_train_steps", "30"]) == 0
+    assert main([*bare, "--ckpt_path", "c/last.ckpt"]) == 0
+    assert json.loads(Path("results.json").read_text())["num_clients"] == 2
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The audit's clock: an iteration takes a second, learning from public images 1000."""
+    now = [0.0]
+    monkeypatch.setattr("lightning_recon.callbacks.time", SimpleNamespace(monotonic=lambda: now[0]))
+    iterate, learn = LDPAttack.iterate, LDPAttack.learn_public
+
+    def slow_iterate(*args):
+        now[0] += 1
+        return iterate(*args)
+
+    def slow_learn(*args):
+        now[0] += 1000
+        return learn(*args)
+
+    monkeypatch.setattr(LDPAttack, "iterate", slow_iterate)
+    monkeypatch.setattr(LDPAttack, "learn_public", slow_learn)
+    return now
+
+
+def test_seconds_are_the_clients(clock):
+    for command in ("fit", "test", "predict"):
+        extra = ["--audit.null_controls", "false"]
+        assert main([command, "--config", TINY, *extra]) == 0
+        run = max(Path("lightning_logs").iterdir())
+        assert [record.seconds for record in read_records(run)] == [20.0, 20.0], command
+        assert json.loads((run / "results.json").read_text())["wall_seconds"] == 1040.0
+
+
+def test_seconds_of_a_resumed_fit(clock):
+    run = ["fit", "--config", TINY, "--audit.null_controls", "false"]
+    assert main([*run, "--checkpoint.every_n_train_steps", "5", "--checkpoint.save_top_k=-1"]) == 0
+    for step in (10, 20, 25):  # within the first client, between both, within the second
+        (checkpoint,) = RUN.glob(f"checkpoints/*step={step}.ckpt")
+        assert main([*run, "--ckpt_path", str(checkpoint)]) == 0
+        resumed = max(Path("lightning_logs").iterdir())
+        assert [record.seconds for record in read_records(resumed)] == [20.0, 20.0]
+        # public images are learned from twice
+        assert json.loads((resumed / "results.json").read_text())["wall_seconds"] == 2040.0
+
+
+def test_validate_takes_its_own_time(clock):
+    assert main(["fit", "--config", TINY]) == 0
+    checkpoint = str(RUN / "checkpoints/last.ckpt")
+    assert main(["validate", "--config", TINY, "--ckpt_path", checkpoint]) == 0
+    found = json.loads(Path("lightning_logs/version_1/results.json").read_text())
+    assert found["wall_seconds"] < 1040  # and not that of the fit as well
+
+
+def test_what_several_processes_fitted_is_not_resumed_by_one(capsys):
+    """Their checkpoint holds the first one's clients only."""
+    assert main(["fit", "--config", TINY]) == 0
+    checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["num_processes"] == 1
+    torch.save(checkpoint | {"num_processes": 2}, "two.ckpt")
+    assert main(["fit", "--config", TINY, "--ckpt_path", "two.ckpt"]) == 2
+    assert "several wrote this checkpoint" in capsys.readouterr().err
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    assert main(["validate", "--config", TINY, "--ckpt_path", "two.ckpt"]) == 0

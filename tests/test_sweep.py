@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pytorch_lightning import Trainer
 
 from lightning_recon import main as cli
 from lightning_recon import sweep
@@ -128,6 +129,12 @@ def test_dry_run_attacks_nothing(config, tmp_path, capsys):
         ({"axes": {"a": 3}}, "axis a needs"),
         ({"nonsense": 1}, "unknown key nonsense"),
         ({"base": "missing.yaml"}, "missing.yaml cannot be read"),
+        ({"set": {"modle.init_args.num_bins": 8}}, "modle.init_args.num_bins would change nothing"),
+        ({"axes": {"a": {"key": "trainer.precision", "values": [16]}}}, "the sweep one trainer"),
+        ({"axes": {"a": {"key": NOISE, "values": 3}}}, "values of axis a must be a list"),
+        ({"axes": {"a": {"key": NOISE, "values": "abc"}}}, "values of axis a must be a list"),
+        ({"set": [1]}, "set must hold keys and values"),
+        ({"trainer": "gpu"}, "trainer must hold keys and values"),
         ({"set": {"model.init_args.defenses.7.init_args.x": 1}}, "leads nowhere"),
     ],
 )
@@ -161,3 +168,57 @@ def test_every_sweep_can_be_run(path):
                 for step in axis["key"].split("."):
                     value = value[int(step)] if isinstance(value, list) else value[step]
                 assert value == cell.labels[name]
+
+
+def test_labels_of_every_kind(config, tmp_path):
+    """Nothing, lists, objects and yes or no name cells, too, up to the last page."""
+    axes = {
+        "scheduler": {"key": "model.init_args.lr_scheduler", "values": [None]},
+        "indices": {"key": "data.init_args.indices", "values": [[0, 1, 2, 3], [4, 5, 6, 7]]},
+        "controls": {"key": "audit.null_controls", "values": [True, False]},
+        "adam": {
+            "key": "model.init_args.optimizer",
+            "values": [{"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}}],
+        },
+    }
+    path = config(axes=axes, set={"data.init_args.num_clients": 1})
+    assert sweep.main(["--config", str(path), *QUIET]) == 0
+    folder = tmp_path / "lightning_logs/sweep_sweep/version_0"
+    rows = table(folder)
+    assert [row["indices"] for row in rows] == ["[0, 1, 2, 3]"] * 2 + ["[4, 5, 6, 7]"] * 2
+    assert [row["controls"] for row in rows] == ["True", "False"] * 2
+    assert [row["null_noise_only"] == "" for row in rows] == [False, True] * 2
+    assert sweep.main(["--config", str(path), "--resume", str(folder), *QUIET]) == 0
+    assert len(table(folder)) == 4
+
+
+def test_numbers_as_in_a_run(config):
+    """YAML 1.1 reads 1e-3 as a word; a run's configuration does not, and neither does a sweep."""
+    path = config(axes={"noise_std": {"key": NOISE, "values": ["NUMBER", 0.5]}})
+    path.write_text(path.read_text().replace("NUMBER", "1e-3"))
+    assert [cell.labels["noise_std"] for cell in sweep.read_cells(path)] == [0.001, 0.5]
+
+
+@pytest.mark.parametrize("words", [["--config", "{}"], ["--config={}"]])
+def test_the_trainer_of_the_file_holds(config, monkeypatch, words):
+    seen = []
+    monkeypatch.setattr(sweep, "run_sweep", lambda _, trainer, *__, **___: seen.append(trainer))
+    path = config(trainer={"accelerator": "cpu", "precision": "64-true"})
+    assert sweep.main([word.format(path) for word in words]) == 0
+    assert seen[0].precision == "64-true"
+    with pytest.raises(InputError, match="nonsense"):
+        sweep.main(["--config", str(config(trainer={"nonsense": 1}))])
+
+
+def test_one_attack_at_a_time(config, monkeypatch, tmp_path):
+    """Two payloads of gigabytes each may not fit: the last is let go before the next is made."""
+    found = sweep.Sweep(sweep.read_cells(config()), tmp_path)
+    found.trainer = Trainer(logger=False, accelerator="cpu")
+    auditor = found.build(0).auditor
+    make = found.parser.instantiate_classes
+    held = []
+    monkeypatch.setattr(
+        found.parser, "instantiate_classes", lambda cell: (held.append(found._built), make(cell))[1]
+    )
+    assert found.build(1).auditor is auditor  # the same data: nothing is read again
+    assert held == [None]

@@ -73,3 +73,20 @@ def test_nothing_to_draw(tmp_path):
     many = [cell(e, f"attack {n}", 20.0) for n in range(13) for e in (1.0, 2.0)]
     assert write_sweep_figure(tmp_path / "figure.png", many, ["epsilon", "attack"]) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_that_are_no_words(drawn, tmp_path):
+    """Lists and objects tell lines apart; a yes or no is no number to draw along."""
+    rows = [
+        cell(epsilon, attack, 20.0) | {"clamp": clamp}
+        for clamp in (True, False)
+        for attack in ([1, 2], {"a": 1}, None)
+        for epsilon in (1.0, 5.0)
+    ]
+    assert write_sweep_figure(tmp_path / "f.png", rows, ["clamp", "attack", "epsilon"])
+    (plot,) = drawn[0].axes
+    assert plot.get_xlabel() == "epsilon"
+    labels = [line.get_label() for line in plot.lines]
+    assert len(labels) == 7
+    assert "True, [1, 2]" in labels
+    assert write_sweep_figure(tmp_path / "g.png", rows, ["clamp", "attack"]) is None

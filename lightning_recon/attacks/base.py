@@ -3,11 +3,11 @@
 The path of one client: ``observe`` plays the federation (server payload -> client -> defenses) and
 returns the :class:`Observation`; from there on the attack works on the observation alone, and the
 truth comes back only where the audit matches the reconstruction to it
-(:mod:`lightning_recon.callbacks`).
+(:mod:`lightning_recon.audit`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -227,10 +227,21 @@ class Attack(LightningModule, ABC):
         self, batch: Tensor, batch_idx: int
     ) -> Reconstruction | Failure:
         """Attack one client; ``batch`` is its number."""
+        return self.attempt(self.attack_client, int(batch))
+
+    def attempt(
+        self, attack: Callable[[int], Reconstruction], client: int
+    ) -> Reconstruction | Failure:
+        """Return what an attack gives back; a failure if it fails and failures are recorded.
+
+        Args:
+            attack: :meth:`attack_client` or :meth:`attack_noise`.
+            client: its number.
+        """
         if not self.records_failures:
-            return self.attack_client(int(batch))
+            return attack(client)
         try:
-            return self.attack_client(int(batch))
+            return attack(client)
         except (InputError, RuntimeError) as error:  # torch raises the latter, memory included
             return Failure(" ".join(str(error).split()))
 

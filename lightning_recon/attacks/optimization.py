@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_recon.attacks.base import Attack
@@ -166,15 +167,10 @@ class OptimizationAttack(Attack):
 
         Lightning does not fire ``on_train_epoch_start`` for the epoch that it resumes, be it
         within a client or between two.
-
-        Raises:
-            InputError: with several processes; a checkpoint holds the first one's images only.
         """
         if not self._is_resuming or self.trainer.current_epoch >= (self.trainer.max_epochs or 0):
             return
         self._is_resuming = False
-        if self.trainer.world_size > 1:
-            raise InputError("fit resumes on one process only; use --trainer.devices 1")
         self._begin_client(keep_dummy=self.trainer.current_epoch == self.client_index)
 
     def on_train_epoch_start(self) -> None:
@@ -236,10 +232,25 @@ class OptimizationAttack(Attack):
         """Remember which client the dummy images are of."""
         checkpoint["client_index"] = self.client_index
         checkpoint["curve"] = self._curve
+        checkpoint["num_processes"] = self.trainer.world_size
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See :meth:`on_save_checkpoint`; a client that was not finished goes on."""
+        """See :meth:`on_save_checkpoint`; a client that was not finished goes on.
+
+        Raises:
+            InputError: if fit is to go on with several processes, or with what several wrote; a
+                checkpoint holds the first one's images only.
+        """
         self.client_index = checkpoint.get("client_index")
         self._curve = list(checkpoint.get("curve", []))
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         self._is_resuming = batches["ready"] > 0
+        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
+            return
+        if checkpoint.get("num_processes", 1) > 1:
+            raise InputError(
+                "fit resumes on one process only, and several wrote this checkpoint; run fit anew, "
+                "or test, which resumes on any number"
+            )
+        if self._trainer.world_size > 1:
+            raise InputError("fit resumes on one process only; use --trainer.devices 1")

@@ -1,6 +1,7 @@
 """Fixed clients over an image data set: who holds which images, and which client is next."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -197,26 +198,32 @@ class ClientDataModule(AuditDataModule):
         """The labels of :meth:`public_images`, N, int64."""
         return torch.tensor([self._label(place) for place in self._public], dtype=torch.int64)
 
-    def thumbnails(self, num_images: int, size: int) -> tuple[Tensor, Tensor]:
-        """Small pictures of clients and others: the candidates of an identification.
+    def candidates(self, num_images: int) -> list[int]:
+        """Places in the data set, of clients and others, to identify reconstructions among.
 
         Args:
             num_images: How many at most, in the order of the seed's permutation, in which the
-                clients come first.
-            size: Height and width, in pixels.
-
-        Returns:
-            Places in the data set, N, and whole images, N C size size in [0, 1]; those that cannot
-            be read are left out.
+                clients come first; those that cannot be read are left out.
         """
         self.setup()
         assert self._drawn is not None
         _, _, order = self._drawn
-        chosen = list(islice(filter(self._is_readable, order), num_images))
-        images = torch.empty(len(chosen), 3, size, size)
-        for row, place in enumerate(chosen):
+        return list(islice(filter(self._is_readable, order), num_images))
+
+    def thumbnails(self, places: Sequence[int], size: int) -> Tensor:
+        """Small pictures of whole images, whatever the masks.
+
+        Args:
+            places: In the data set, N.
+            size: Height and width, in pixels.
+
+        Returns:
+            N C size size in [0, 1].
+        """
+        images = torch.empty(len(places), 3, size, size)
+        for row, place in enumerate(places):
             images[row] = F.adaptive_avg_pool2d(self._pixels(self.source.image(place)), size)
-        return torch.tensor(chosen), images
+        return images
 
     def mask_summary(self) -> dict[str, str | float | int | None]:
         """How the clients' images are masked.

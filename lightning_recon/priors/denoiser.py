@@ -16,6 +16,9 @@ from lightning_recon.errors import InputError
 from lightning_recon.priors.base import Prior
 from lightning_recon.targets.base import load_weights
 
+_PUBLISHED = 12, 96, True
+"""Convolutions, channels between them, batch normalisation: of the published colour network."""
+
 
 class FFDNet(nn.Module):
     """A convolutional denoiser that is told the noise's level.
@@ -26,29 +29,52 @@ class FFDNet(nn.Module):
     Args:
         weights: a file with the network's tensors, by the names of its PyTorch version
             (``intermediate_dncnn.itermediate_dncnn.0.weight``) or by this class's own
-            (``layers.0.weight``); null: random weights, to be trained.
-        num_layers: convolutions, at least 2; 12 for the published colour network.
-        num_features: channels between them; 96 for the published colour network.
+            (``layers.0.weight``); null: random weights to be trained, with which the network
+            changes an image next to nothing (He's, and the last layer's close to 0).
+        num_layers: convolutions, at least 2; null: as many as ``weights`` holds, without them the
+            12 of the published colour network.
+        num_features: channels between them; null: likewise, and 96.
+        batch_norm: whether all layers but the first and last are normalised; null: likewise, and
+            true.  A short training goes better without.
 
     Raises:
         InputError: if the weights cannot be used.
     """
 
     def __init__(
-        self, weights: str | None = None, num_layers: int = 12, num_features: int = 96
+        self,
+        weights: str | None = None,
+        num_layers: int | None = None,
+        num_features: int | None = None,
+        batch_norm: bool | None = None,
     ) -> None:
         super().__init__()
+        found = _PUBLISHED if weights is None else _size_in(weights)
+        num_layers = found[0] if num_layers is None else num_layers
+        num_features = found[1] if num_features is None else num_features
+        batch_norm = found[2] if batch_norm is None else batch_norm
         if num_layers < 2 or num_features < 1:
             raise InputError(
                 "FFDNet: num_layers must be at least 2 and num_features at least 1, not "
                 f"{num_layers} and {num_features}"
             )
-        layers: list[nn.Module] = [nn.Conv2d(15, num_features, 3, padding=1, bias=False), nn.ReLU()]
+        first = nn.Conv2d(15, num_features, 3, padding=1, bias=False)
+        layers: list[nn.Module] = [first, nn.ReLU()]
         for _ in range(num_layers - 2):
             convolution = nn.Conv2d(num_features, num_features, 3, padding=1, bias=False)
-            layers += [convolution, nn.BatchNorm2d(num_features), nn.ReLU()]
-        layers.append(nn.Conv2d(num_features, 12, 3, padding=1, bias=False))
+            norm = nn.BatchNorm2d(num_features) if batch_norm else nn.Identity()
+            layers += [convolution, norm, nn.ReLU()]
+        last = nn.Conv2d(num_features, 12, 3, padding=1, bias=False)
+        layers.append(last)
         self.layers = nn.Sequential(*layers)
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        # with torch's own start, training stays at the identity for hundreds of steps; filters
+        # that do not answer to the brightness learn faster still
+        nn.init.normal_(last.weight, std=1e-3)
+        with torch.no_grad():
+            first.weight[:, 3:] -= first.weight[:, 3:].mean((1, 2, 3), keepdim=True)
         if weights is not None:
             load_weights(self, weights, lambda name: re.sub(r"^(\w*dncnn\.)+", "layers.", name))
         self.eval()
@@ -66,6 +92,20 @@ class FFDNet(nn.Module):
         level = noise_std.view(-1, 1, 1, 1).expand(len(folded), 3, *folded.shape[2:])
         noise = F.pixel_shuffle(self.layers(torch.cat([level.to(folded), folded], dim=1)), 2)
         return images - noise[..., :height, :width]
+
+
+def _size_in(weights: str) -> tuple[int, int, bool]:
+    """What :data:`_PUBLISHED` says, of the network whose tensors a file holds.
+
+    The published ones where it cannot be told; loading the file then says what is wrong with it.
+    """
+    try:
+        state = torch.load(weights, weights_only=True, map_location="meta")
+        tensors = state.get("state_dict", state).values()
+        kernels = [tensor.shape for tensor in tensors if tensor.ndim == 4]
+        return len(kernels), kernels[0][0], any(tensor.ndim == 1 for tensor in tensors)
+    except Exception:  # torch raises many types for a broken file
+        return _PUBLISHED
 
 
 class DenoiserPrior(Prior):

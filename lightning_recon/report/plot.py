@@ -32,17 +32,17 @@ def write_sweep_figure(
     if axis is None:
         return None
     others = [name for name in axes if name != axis]
-    lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    lines: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: float(row[axis])):
-        lines.setdefault(tuple(row[name] for name in others), []).append(row)
+        lines.setdefault(tuple(repr(row[name]) for name in others), []).append(row)
     if len(lines) > MAX_LINES:
         return None
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     plot = figure.add_subplot()
-    for setting, cells in lines.items():
+    for cells in lines.values():
         x = [float(cell[axis]) for cell in cells]
-        label = ", ".join(_words(name, value) for name, value in zip(others, setting, strict=True))
+        label = ", ".join(_words(name, cells[0][name]) for name in others)
         (line,) = plot.plot(
             x, [cell["psnr"] for cell in cells], marker="o", label=label or "attack"
         )
@@ -73,11 +73,15 @@ def write_sweep_figure(
 
 def _is_numeric(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
     values = [row[name] for row in rows]
-    return len(set(values)) > 1 and all(isinstance(value, int | float) for value in values)
+    return all(map(_is_number, values)) and len(set(values)) > 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _words(name: str, value: Any) -> str:
-    return f"{name} {value:g}" if isinstance(value, int | float) else str(value)
+    return f"{name} {value:g}" if _is_number(value) else str(value)
 
 
 def _actual_epsilons(rows: Sequence[Mapping[str, Any]], axis: str) -> dict[float, float]:
