@@ -42,6 +42,7 @@ NOT_METRICS = (
 )
 """Columns of a row that are no metric; all others are."""
 
+_RANGES = {"mse": (0.0, 1.0), "psnr": (0.0, 100.0), "ssim": (-1.0, 1.0), "cw_ssim": (0.0, 1.0)}
 _CHUNK = 4  # images scored at a time, to bound the memory of SSIM
 
 
@@ -188,6 +189,11 @@ def _mean(
         return None
     interval = (share_interval if is_share else bootstrap_interval)(values, clients)
     low, high = interval or (None, None)
+    base = "psnr" if name.startswith("psnr") else name.removesuffix("_subject")
+    if low is not None and high is not None and base in _RANGES:
+        # stretched for few clients, an interval may leave what the metric can be
+        least, largest = _RANGES[base]
+        low, high = max(low, least), min(high, largest)
     return {key: float(values.mean()), "ci_low": low, "ci_high": high}
 
 

@@ -317,7 +317,10 @@ def instantiate(arguments: list[str]) -> ReconCLI:
     )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+ATTACKS = sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs/train_denoiser.yaml"})
+
+
+@pytest.mark.parametrize("path", ATTACKS, ids=lambda p: p.stem)
 def test_every_config_can_be_built(path):
     cli = instantiate(["--config", str(path), "--trainer.accelerator", "cpu"])
     assert isinstance(cli.model, Attack)

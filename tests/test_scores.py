@@ -421,7 +421,10 @@ def _rows(num_clients, batch=4, seed=0, **more):
             "image": image,
             "index": client * batch + image,
             "recovered": int(random.random() < 0.7),
-            **{name: float(random.normal(20, 3)) for name in METRICS},
+            **{
+                name: float(random.normal(20, 3)) / (1 if "psnr" in name else 40)
+                for name in METRICS
+            },
             "score": float(random.random()),
             "psnr_mean_image": float(random.normal(12, 1)),
             **{name: function(random) for name, function in more.items()},
@@ -526,3 +529,14 @@ def test_aggregate_of_nothing():
     assert (result["num_images"], result["precision"], result["recall"]) == (0, 0.0, 0.0)
     assert (result["recall_ci_low"], result["recall_ci_high"]) == (None, None)
     assert result["metrics"] == result["null"] == result["thresholds"] == {}
+
+
+def test_an_interval_stays_where_the_metric_can_be():
+    psnrs, similarities = (2.0, 97.0), (0.1, 0.95)
+    rows = [
+        {"client": client, "recovered": 0, "psnr": psnrs[client], "cw_ssim": similarities[client]}
+        for client in (0, 1)
+    ]
+    metrics = aggregate(rows, 2)["metrics"]
+    assert (metrics["psnr"]["ci_low"], metrics["psnr"]["ci_high"]) == (0.0, 100.0)
+    assert (metrics["cw_ssim"]["ci_low"], metrics["cw_ssim"]["ci_high"]) == (0.0, 1.0)
