@@ -26,7 +26,7 @@ _OPTIONAL = {
 _INPUTS = {"root": "data", "folder": "data", "checkpoint": "checkpoints", "weights": "checkpoints"}
 """Keys of the configurations that name files to bring along, and the heading to show them under."""
 _STAND_INS = {
-    "samples": "sample photographs are attacked",
+    "samples": "sample photographs are used",
     "grabcut": "GrabCut makes the masks",
 }
 """By ``on_missing``: what happens without the files."""

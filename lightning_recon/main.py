@@ -52,6 +52,7 @@ _NOISE = (  # warnings of Lightning that do not concern a person who runs an aud
     "Total length of `ClientLoader` across ranks is zero.*",
     "The '.*_dataloader' does not have many workers.*",
     "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",
+    "The number of training batches .* is smaller than the logging interval.*",
 )
 
 

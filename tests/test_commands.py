@@ -215,7 +215,7 @@ class TestDoctor:
             Finding("ok", "in/pictures: 3 images for a, b/c"),
             Finding(
                 "missing",
-                "in/cifar10.npz: would enable d; until then sample photographs are attacked",
+                "in/cifar10.npz: would enable d; until then sample photographs are used",
                 found["data"][1].advice,
             ),
             Finding(
