@@ -1,25 +1,11 @@
 """Sweeps: the product of some axes, run as the clients of one evaluation.
 
-A sweep's YAML names a configuration to start from and the axes::
-
-    base: ../ldp_imagenet.yaml          # relative to this file
-    axes:
-      noise_std: {key: model.init_args.defenses.1.init_args.noise_std, values: [.002, .02]}
-      attack:                            # a label for every set of changes
-        faithful: {}
-        spectral: {config: ../ldp_spectral.yaml}
-    set: {data.init_args.num_clients: 4} # changes to every cell
-    trainer: {devices: 1}
-
-A key is a path through the configuration, numbers count entries of lists, and ``config`` takes
-another configuration in the place of the base.  All cells share one trainer: that of the sweep, not
-of the base.  Every pair of cell and client is one item, and the
-items are spread over the devices; each is on disk once it is done.
+What a sweep's YAML holds stands in :mod:`lightning_recon.cells`.  Every pair of cell and client is
+one item, and the items are spread over the devices; each is on disk once it is done.
 """
 
 import argparse
 import copy
-import itertools
 import shlex
 import sys
 import time
@@ -29,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from jsonargparse import get_loader
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import CSVLogger
@@ -40,6 +25,7 @@ from torch import Tensor
 from lightning_recon.attacks import Attack, OptimizationAttack
 from lightning_recon.audit import Auditor
 from lightning_recon.callbacks import Audit
+from lightning_recon.cells import SECTIONS, Cell, read_cells, read_yaml
 from lightning_recon.data import ClientDataModule
 from lightning_recon.data.sharing import ClientLoader, share_clients
 from lightning_recon.errors import InputError
@@ -49,8 +35,6 @@ from lightning_recon.records import ClientRecord, append_record, read_records
 from lightning_recon.report import write_sweep_report
 from lightning_recon.report.plot import write_sweep_figure
 
-_SECTIONS = ("seed_everything", "model", "data", "audit")
-"""What a cell takes of a configuration."""
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
     "logger": False,
@@ -61,94 +45,12 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
-class Cell(NamedTuple):
-    """One point of the product."""
-
-    labels: dict[str, Any]
-    """What the cell is called on each axis."""
-    config: dict[str, Any]
-    """The whole configuration: model, data, audit and seed."""
-
-
 class BuiltCell(NamedTuple):
     """A cell's objects."""
 
     attack: Attack
     data: ClientDataModule
     auditor: Auditor
-
-
-def read_cells(path: Path) -> list[Cell]:
-    """Return the cells of a sweep's YAML, the last axis running fastest.
-
-    Raises:
-        InputError: if the file or one it names cannot be read, or a key leads nowhere.
-    """
-    content = _read_yaml(path)
-    unknown = set(content) - {"base", "axes", "set", "trainer"}
-    if unknown or not isinstance(content.get("axes"), Mapping) or not content["axes"]:
-        wrong = f"unknown key {min(unknown)}" if unknown else "no axes"
-        raise InputError(f"{path}: {wrong}; a sweep has base, axes, and maybe set and trainer")
-    for name in ("set", "trainer"):
-        if not isinstance(content.get(name) or {}, Mapping):
-            raise InputError(f"{path}: {name} must hold keys and values")
-    axes = [_options(path, name, axis) for name, axis in content["axes"].items()]
-    cells = []
-    for combination in itertools.product(*axes):
-        labels, changes = {}, dict(content.get("set") or {})
-        for name, label, change in combination:
-            labels[name] = label
-            changes |= change
-        base = changes.pop("config", content.get("base"))
-        if base is None:
-            raise InputError(f"{path}: give base, the configuration that the sweep starts from")
-        config = _read_yaml(path.parent / str(base))
-        for key, value in changes.items():
-            _set(config, str(key), copy.deepcopy(value), path)
-        cells.append(Cell(labels, config))
-    return cells
-
-
-def _options(path: Path, name: str, axis: Any) -> list[tuple[str, Any, dict[str, Any]]]:
-    """Return (axis, label, changes) of every value of an axis."""
-    if isinstance(axis, Mapping) and set(axis) == {"key", "values"}:
-        if not isinstance(axis["values"], list) or not axis["values"]:
-            raise InputError(f"{path}: the values of axis {name} must be a list, not empty")
-        return [(name, value, {axis["key"]: value}) for value in axis["values"]]
-    if isinstance(axis, Mapping) and axis and all(isinstance(v, Mapping) for v in axis.values()):
-        return [(name, label, dict(changes)) for label, changes in axis.items()]
-    raise InputError(
-        f"{path}: axis {name} needs either a key and values, or for each label what it changes"
-    )
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = get_loader("yaml")(path.read_text())  # as in runs: 1e-3 is a number
-    except OSError as error:
-        raise InputError(f"{path.absolute()} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path.absolute()} is no YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path.absolute()} holds no keys")
-    return content
-
-
-def _set(config: dict[str, Any], key: str, value: Any, path: Path) -> None:
-    """Set the value at a dotted key in place; numbers count entries of lists."""
-    *parents, last = key.split(".")
-    if [*parents, last][0] not in _SECTIONS:
-        raise InputError(
-            f"{path}: {key} would change nothing: a cell has {', '.join(_SECTIONS)}, and the "
-            "sweep one trainer"
-        )
-    place: Any = config
-    try:
-        for name in parents:
-            place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
-        place[int(last) if isinstance(place, list) else last] = value
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: {key} leads nowhere in the configuration") from error
 
 
 def cell_parser() -> LightningArgumentParser:
@@ -178,7 +80,7 @@ class Sweep(LightningModule):
         self.parser = cell_parser()
         self.parsed = []
         for cell in self.cells:
-            known = {name: cell.config[name] for name in _SECTIONS if name in cell.config}
+            known = {name: cell.config[name] for name in SECTIONS if name in cell.config}
             # the parser writes into what it is given
             self.parsed.append(self.parser.parse_object(copy.deepcopy(known)))
         self.items = [
@@ -420,7 +322,7 @@ def main(args: Sequence[str]) -> int:
     finder.add_argument("--config")
     found = finder.parse_known_args(list(args))[0].config
     if found:  # what the file says stands behind what the command line says
-        section = _read_yaml(Path(found)).get("trainer")
+        section = read_yaml(Path(found)).get("trainer")
         values = dict(section) if isinstance(section, Mapping) else {}
         try:
             parser.set_defaults({f"trainer.{name}": value for name, value in values.items()})

@@ -23,6 +23,15 @@ def batch(sample_data) -> PrivateBatch:
     return sample_data.client(0)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small models: on a busy machine a second thread costs more than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _keep_global_random_state():
     with torch.random.fork_rng(devices=[]):

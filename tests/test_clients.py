@@ -10,14 +10,7 @@ from lightning_recon.defenses import ClipL2, apply_chain
 from lightning_recon.structures import PrivateBatch
 from lightning_recon.targets import ConvNet, LeNet
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small models: on a busy machine a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def private(size=6, image_size=32, num_classes=10, dtype=torch.float64):

@@ -20,13 +20,7 @@ from lightning_recon.structures import PrivateBatch, Reconstruction
 MEASURES = [mse, psnr, ssim, cw_ssim]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tiny images: on a busy machine a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _images(count=3, channels=3, height=32, width=32, seed=0, dtype=torch.float64):

@@ -13,14 +13,7 @@ from torch import nn
 from lightning_recon.errors import InputError
 from lightning_recon.targets import ConvNet, LeNet, TorchvisionClassifier
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small models: on a busy machine a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 CLASSIFIERS = ["resnet18", "resnet50", "resnet101", "vgg16", "densenet121", "vit_b_16"]

@@ -32,13 +32,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from scipy.stats import chi2
 from torch import Tensor, nn
 
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.attacks.spectral_code import SpectralCode
+from lightning_recon.attacks.spectral_payload import SpectralPayload
 from lightning_recon.clients import Client
 from lightning_recon.defenses import ClipL2, Defense, GaussianNoise
 from lightning_recon.errors import InputError
@@ -49,10 +49,8 @@ from lightning_recon.rowsparse import read_rows
 from lightning_recon.structures import Observation, Reconstruction
 from lightning_recon.targets import Target
 
-NUM_HEAD_COLUMNS = 2048  # those of the highest energy, by which rows are tested
 SIGN_STDS = 20.0  # size of the sign's number in standard deviations of the noise
 MAX_SIGN_SHARE = 0.005  # of an image's energy that the sign may take
-SPREAD = 1.5  # of the rows' thresholds over that of the public images: their tails are unknown
 MISFIT_STDS = 3.5  # of the noise, between a row's sign number and its energy, and
 MISFIT = 0.05  # of the number itself: what one sample may show
 MIN_NOISE = 1e-6  # of the clipping norm: the least noise that the code is made for
@@ -60,85 +58,6 @@ MIN_NOISE = 1e-6  # of the clipping norm: the least noise that the code is made 
 
 Channel = tuple[Tensor, Tensor, Tensor, float]
 """What was received, B N, amplitudes, B, logarithms of norms, B, and the noise's variance."""
-
-
-class SpectralPayload(nn.Module):
-    """The model, and rows that change none of its logits.
-
-    Args:
-        model: the target.
-        code: the code in front of the rows.
-        num_bins: rows K.
-        gain: of the rows on the logits.
-        energy: squared norm of what a sample puts into its row, the sign's number included.
-        sign_size: the number that tells the sign.
-    """
-
-    class_sign: Tensor
-    thresholds: Tensor
-
-    def __init__(
-        self,
-        model: Target,
-        code: SpectralCode,
-        num_bins: int,
-        gain: float,
-        energy: float,
-        sign_size: float,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.code = code
-        self.gain = gain
-        self.sign_size = sign_size
-        self.scale = (energy - sign_size**2) ** 0.5
-        like = code.filter
-        quantile = torch.arange(1, num_bins, dtype=torch.float64) / num_bins
-        spread = SPREAD * max(code.log_norm_std, 1e-3) * 3**0.5 / math.pi
-        self.register_buffer(
-            "thresholds", (code.log_norm_mean + spread * quantile.logit()).to(like)
-        )
-        sign = torch.ones(model.num_classes)
-        sign[1::2] = -1
-        self.register_buffer("class_sign", sign.to(like))
-        num_columns = 1 + code.num_columns
-        num_head = min(num_columns, NUM_HEAD_COLUMNS)
-        self.head = nn.Parameter(like.new_zeros(num_bins, num_head))
-        # equal rows share their memory
-        self.rows = nn.Parameter(like.new_zeros(num_columns - num_head).expand(num_bins, -1))
-
-    @property
-    def num_bins(self) -> int:
-        """Rows K."""
-        return len(self.head)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the model's logits of B 3 H W images; only the gradients know of the rows."""
-        logits: Tensor = self.model(images)
-        with torch.autocast(images.device.type, enabled=False):
-            with torch.no_grad():
-                code, log_norm = self.code.encode(images.to(self.class_sign.dtype))
-                sent = F.pad(self.scale * code, (1, 0), value=self.sign_size)
-                row = self.choose_rows(log_norm)
-            num_head = self.head.shape[1]
-            first = sent[:, :num_head] * F.embedding(row, self.head)
-            rest = sent[:, num_head:] * F.embedding(row, self.rows, sparse=True)
-            shift = self.gain * (first.sum(1) + rest.sum(1))
-            return logits.to(shift.dtype) + shift[:, None] * self.class_sign
-
-    def choose_rows(self, log_norm: Tensor) -> Tensor:
-        """Return the row of each sample, B: that of its norm, or the nearest one that is free."""
-        ordered, order = log_norm.sort(stable=True)
-        wanted = torch.bucketize(ordered, self.thresholds)
-        place = torch.arange(len(wanted), device=wanted.device)
-        row = (wanted - place).cummax(0).values + place  # strictly ascending
-        row = torch.minimum(row, self.num_bins - len(row) + place)  # and inside
-        return torch.empty_like(row).scatter_(0, order, row)
-
-    def row_log_norm(self, row: Tensor) -> Tensor:
-        """Return the logarithm of the norm that a row stands for: its thresholds' middle."""
-        padded = torch.cat([self.thresholds[:1], self.thresholds, self.thresholds[-1:]])
-        return (padded[row] + padded[row + 1]) / 2
 
 
 class SpectralEvidence(NamedTuple):

@@ -1,0 +1,118 @@
+"""The cells of a sweep, read from its YAML.
+
+A sweep's YAML names a configuration to start from and the axes::
+
+    base: ../ldp_imagenet.yaml          # relative to this file
+    axes:
+      noise_std: {key: model.init_args.defenses.1.init_args.noise_std, values: [.002, .02]}
+      attack:                            # a label for every set of changes
+        faithful: {}
+        spectral: {config: ../ldp_spectral.yaml}
+    set: {data.init_args.num_clients: 4} # changes to every cell
+    trainer: {devices: 1}
+
+A key is a path through the configuration, numbers count entries of lists, and ``config`` takes
+another configuration in the place of the base.  All cells share one trainer: that of the sweep, not
+of the base.
+"""
+
+import copy
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from jsonargparse import get_loader
+
+from lightning_recon.errors import InputError
+
+SECTIONS = ("seed_everything", "model", "data", "audit")
+"""What a cell takes of a configuration."""
+
+
+class Cell(NamedTuple):
+    """One point of the product."""
+
+    labels: dict[str, Any]
+    """What the cell is called on each axis."""
+    config: dict[str, Any]
+    """The whole configuration: model, data, audit and seed."""
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """Return the cells of a sweep's YAML, the last axis running fastest.
+
+    Raises:
+        InputError: if the file or one it names cannot be read, or a key leads nowhere.
+    """
+    content = read_yaml(path)
+    unknown = set(content) - {"base", "axes", "set", "trainer"}
+    if unknown or not isinstance(content.get("axes"), Mapping) or not content["axes"]:
+        wrong = f"unknown key {min(unknown)}" if unknown else "no axes"
+        raise InputError(f"{path}: {wrong}; a sweep has base, axes, and maybe set and trainer")
+    for name in ("set", "trainer"):
+        if not isinstance(content.get(name) or {}, Mapping):
+            raise InputError(f"{path}: {name} must hold keys and values")
+    axes = [_options(path, name, axis) for name, axis in content["axes"].items()]
+    cells = []
+    for combination in itertools.product(*axes):
+        labels, changes = {}, dict(content.get("set") or {})
+        for name, label, change in combination:
+            labels[name] = label
+            changes |= change
+        base = changes.pop("config", content.get("base"))
+        if base is None:
+            raise InputError(f"{path}: give base, the configuration that the sweep starts from")
+        config = read_yaml(path.parent / str(base))
+        for key, value in changes.items():
+            _set(config, str(key), copy.deepcopy(value), path)
+        cells.append(Cell(labels, config))
+    return cells
+
+
+def _options(path: Path, name: str, axis: Any) -> list[tuple[str, Any, dict[str, Any]]]:
+    """Return (axis, label, changes) of every value of an axis."""
+    if isinstance(axis, Mapping) and set(axis) == {"key", "values"}:
+        if not isinstance(axis["values"], list) or not axis["values"]:
+            raise InputError(f"{path}: the values of axis {name} must be a list, not empty")
+        return [(name, value, {axis["key"]: value}) for value in axis["values"]]
+    if isinstance(axis, Mapping) and axis and all(isinstance(v, Mapping) for v in axis.values()):
+        return [(name, label, dict(changes)) for label, changes in axis.items()]
+    raise InputError(
+        f"{path}: axis {name} needs either a key and values, or for each label what it changes"
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys of a YAML file.
+
+    Raises:
+        InputError: if it cannot be read, or holds no keys.
+    """
+    try:
+        content = get_loader("yaml")(path.read_text())  # as in runs: 1e-3 is a number
+    except OSError as error:
+        raise InputError(f"{path.absolute()} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.absolute()} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path.absolute()} holds no keys")
+    return content
+
+
+def _set(config: dict[str, Any], key: str, value: Any, path: Path) -> None:
+    """Set the value at a dotted key in place; numbers count entries of lists."""
+    *parents, last = key.split(".")
+    if [*parents, last][0] not in SECTIONS:
+        raise InputError(
+            f"{path}: {key} would change nothing: a cell has {', '.join(SECTIONS)}, and the "
+            "sweep one trainer"
+        )
+    place: Any = config
+    try:
+        for name in parents:
+            place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
+        place[int(last) if isinstance(place, list) else last] = value
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: {key} leads nowhere in the configuration") from error
