@@ -122,7 +122,9 @@ class Auditor:
             rows=[{"client": client, **row} for row in rows],
             num_reconstructions=len(reconstruction.images),
             notes=reconstruction.notes,
-            controls={} if is_failure else self._controls(attack, client, reconstruction, truth),
+            controls={}
+            if is_failure
+            else self._controls(attack, client, reconstruction, truth, rows),
             curve=list(reconstruction.curve),
             seconds=round(seconds, 3),
             failure=outcome.reason if isinstance(outcome, Failure) else None,
@@ -149,16 +151,20 @@ class Auditor:
                 row["psnr_class_mean"] = float(psnr(same_class.mean(0)[None], image[None]))
 
     def _controls(
-        self, attack: Attack, client: int, reconstruction: Reconstruction, truth: PrivateBatch
+        self,
+        attack: Attack,
+        client: int,
+        reconstruction: Reconstruction,
+        truth: PrivateBatch,
+        rows: list[Row],
     ) -> dict[str, dict[str, float]]:
         controls: dict[str, dict[str, float]] = {}
         if self.null_controls:
             outcome = attack.attempt(attack.attack_noise, client)
             failed = isinstance(outcome, Failure)
             found = _nothing(truth) if isinstance(outcome, Failure) else _on_cpu(outcome)
-            null = found.images
-            values = psnr(self.shown(null, truth.images), truth.images)
-            floor = psnr(self.mean_image.expand_as(truth.images), truth.images)
+            values = psnr(self.shown(found.images, truth.images), truth.images)
+            floor = torch.tensor([row["psnr_mean_image"] for row in rows])
             recovered = (values >= self.recovered_psnr) & (values > floor)
             controls["noise_only"] = {
                 "psnr": float(values.mean()),

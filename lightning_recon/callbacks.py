@@ -104,7 +104,7 @@ class Audit(Callback):
             self._seconds_before = 0.0
         is_resumed = data.completed or (is_fit and trainer.ckpt_path is not None)
         # all processes ask before any begins: one alone could meet the records of this run
-        if any(_gather(bool(read_records(self._folder)))) and not is_resumed:
+        if not is_resumed and any(_gather(bool(read_records(self._folder)))):
             raise InputError(
                 f"{self._folder.absolute()} holds the records of another run, which would count as "
                 "this one's; go on with that run, or give this one a folder of its own"
