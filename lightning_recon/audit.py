@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lightning_recon.attacks import Attack
 from lightning_recon.data import ClientDataModule
-from lightning_recon.defenses import Defense
 from lightning_recon.functional.identification import nearest_candidate
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.matching import match
@@ -184,7 +183,7 @@ class Auditor:
         self, attack: Attack, client: int, truth: PrivateBatch
     ) -> dict[str, float] | None:
         """Return what the best attack without a prior would reach; None without clip and noise."""
-        defenses = [defense for defense in attack.defenses if isinstance(defense, Defense)]
+        defenses = list(attack.chain)
         privacy = privacy_statement(defenses, client=attack.client, num_samples=len(truth.images))
         energy = float(truth.images.double().square().sum())
         if not privacy["clip_norm"] or not privacy["noise_std"] or not energy:

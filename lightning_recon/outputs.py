@@ -22,7 +22,6 @@ from rich.table import Table
 
 from lightning_recon.attacks import Attack
 from lightning_recon.data import AuditDataModule, ClientDataModule
-from lightning_recon.defenses import Defense
 from lightning_recon.files import write_atomically
 from lightning_recon.privacy.statement import privacy_statement
 from lightning_recon.records import ClientRecord
@@ -65,7 +64,7 @@ def describe_attack(attack: Attack, num_samples: int | None = None) -> dict[str,
         attack: as it ran.
         num_samples: of one client; None: not known.
     """
-    defenses = [defense for defense in attack.defenses if isinstance(defense, Defense)]
+    defenses = list(attack.chain)
     return {
         "attack": type(attack).__name__,
         "citation": attack.citation,

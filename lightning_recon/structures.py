@@ -4,9 +4,15 @@ Nothing between :class:`Observation` and the matching of reconstructions to the 
 a :class:`PrivateBatch`.  Named tuples, because Lightning moves those between devices.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lightning_recon.clients import Client
+    from lightning_recon.defenses import Defense
 
 Update = dict[str, Tensor]
 """What a client sends, by parameter name: a gradient (FedSGD) or a weight delta (FedAvg)."""
@@ -42,6 +48,10 @@ class Observation(NamedTuple):
     num_samples: int | None
     seed: int
     """The attacker's own seed for this client; it has no part in the client's randomness."""
+    client: Client | None = None
+    """The clients' protocol with its hyperparameters; its randomness is not part of it."""
+    defenses: tuple[Defense, ...] | None = None
+    """The chain that the update passed; its randomness is not part of it."""
 
 
 class Reconstruction(NamedTuple):

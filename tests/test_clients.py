@@ -1,12 +1,15 @@
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_recon.clients import FedSGD
+from lightning_recon.clients import Aggregate, Client, FedAvg, FedSGD
+from lightning_recon.clients.base import functional
 from lightning_recon.defenses import ClipL2, apply_chain
+from lightning_recon.errors import InputError
 from lightning_recon.structures import PrivateBatch
 from lightning_recon.targets import ConvNet, LeNet
 
@@ -241,3 +244,123 @@ def test_parts_of_the_update_may_be_changed_in_place():
     sent = apply_chain([ClipL2(0.5 * norm.item())], update, generator=torch.Generator())
     for name, gradient in expected.items():
         torch.testing.assert_close(sent[name], 0.5 * gradient)
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+
+
+def _batch(num_samples: int = 6) -> PrivateBatch:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(num_samples, 3, 2, 2, generator=generator, dtype=torch.float64)
+    masks = torch.ones(num_samples, 1, 2, 2, dtype=torch.bool)
+    return PrivateBatch(images, torch.arange(num_samples) % 3, masks, torch.arange(num_samples))
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.01)])
+def test_fedavg_is_the_change_of_the_weights_by_torch_sgd(
+    momentum: float, weight_decay: float
+) -> None:
+    payload, batch = _net(), _batch()
+    client = FedAvg(0.1, 2, 4, momentum, weight_decay, shuffle=False)
+    update = client(payload, batch, seed=0)
+
+    trained = copy.deepcopy(payload)
+    optimizer = torch.optim.SGD(
+        trained.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay
+    )
+    for _ in range(2):
+        for part in (slice(0, 4), slice(4, 6)):
+            optimizer.zero_grad()
+            F.cross_entropy(trained(batch.images[part]), batch.labels[part]).backward()
+            optimizer.step()
+    for (name, after), before in zip(trained.named_parameters(), payload.parameters(), strict=True):
+        torch.testing.assert_close(update[name], after.detach() - before.detach())
+        assert not update[name].requires_grad
+    assert client.num_steps(6) == 4
+
+
+def test_one_step_of_fedavg_is_a_scaled_gradient_and_shuffling_depends_on_the_seed() -> None:
+    payload, batch = _net(), _batch()
+    gradient = FedSGD()(payload, batch, seed=0)
+    step = FedAvg(0.5)
+    update = step(payload, batch, seed=0)
+    for name in gradient:
+        torch.testing.assert_close(step.gradient_scale * update[name], gradient[name])
+    shuffling = FedAvg(0.5, minibatch_size=2)
+    first, again, other = (shuffling(payload, batch, seed=seed) for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        FedSGD(label_smoothing=0.1),
+        FedAvg(0.1, 2, 3, momentum=0.5, shuffle=False),
+        Aggregate(FedAvg(0.1, 3), 2),
+    ],
+)
+def test_the_attackers_simulation_is_the_clients_update_and_differentiable(client: Client) -> None:
+    payload, batch = _net(), _batch()
+    update = client(payload, batch, seed=0)
+    images = batch.images.clone().requires_grad_()
+    with client.working(payload):
+        simulated = client.simulate(payload, images, batch.labels)
+        nested = client.simulate(payload, images, batch.labels, gradient=functional)
+    for name in update:
+        torch.testing.assert_close(simulated[name], update[name])
+        torch.testing.assert_close(nested[name], update[name])
+
+    def energy(images: Tensor) -> Tensor:
+        with client.working(payload):
+            result = client.simulate(payload, images, batch.labels)
+        return sum((tensor.square().sum() for tensor in result.values()), torch.zeros(()))
+
+    assert torch.autograd.gradcheck(energy, [images])
+
+
+def test_an_aggregate_is_the_mean_of_its_clients() -> None:
+    payload, batch = _net(), _batch()
+    update = Aggregate(FedAvg(0.1, 2), 3)(payload, batch, seed=0)
+    shares = [PrivateBatch(*(field[i : i + 2] for field in batch)) for i in (0, 2, 4)]
+    parts = [FedAvg(0.1, 2)(payload, share, seed=0) for share in shares]
+    for name in update:
+        torch.testing.assert_close(
+            update[name], torch.stack([part[name] for part in parts]).mean(0)
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FedAvg(0.0), "learning_rate"),
+        (lambda: FedAvg(0.1, epochs=0), "epochs"),
+        (lambda: FedAvg(0.1, minibatch_size=0), "minibatch_size"),
+        (lambda: FedAvg(0.1, momentum=1.0), "momentum"),
+        (lambda: FedAvg(0.1, weight_decay=-1.0), "weight_decay"),
+        (lambda: FedSGD(label_smoothing=1.0), "label_smoothing"),
+        (lambda: FedSGD(mode="test"), "mode"),  # type: ignore[arg-type]
+        (lambda: Aggregate(FedSGD(), 0), "num_clients"),
+        (lambda: FedAvg(0.1, minibatch_size=7)(_net(), _batch(), seed=0), "minibatch_size 7"),
+        (lambda: Aggregate(FedSGD(), 4)(_net(), _batch(), seed=0), "6 samples"),
+    ],
+)
+def test_clients_refuse_bad_input(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_in_eval_mode_batch_norm_uses_the_running_statistics() -> None:
+    torch.manual_seed(0)
+    payload = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 3)).double()
+    payload[0].running_mean.fill_(0.3)
+    batch = _batch()
+    update = FedSGD(mode="eval")(payload, batch, seed=0)
+    payload.eval()
+    F.cross_entropy(payload(batch.images), batch.labels).backward()
+    assert payload[2].weight.grad is not None
+    torch.testing.assert_close(update["2.weight"], payload[2].weight.grad)
+    payload.train()
+    assert not torch.equal(FedSGD()(payload, batch, seed=0)["2.weight"], update["2.weight"])

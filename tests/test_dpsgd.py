@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_recon import dpsgd
-from lightning_recon.clients import FedSGD
+from lightning_recon.clients import FedSGD, dpsgd
+from lightning_recon.clients.dpsgd import DPSGD
 from lightning_recon.defenses import DPSGDNoise, apply_chain, bind_chain
-from lightning_recon.dpsgd import DPSGD
 from lightning_recon.errors import InputError
 from lightning_recon.privacy.gaussian import gaussian_epsilon
 from lightning_recon.privacy.statement import privacy_statement

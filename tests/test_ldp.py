@@ -240,7 +240,9 @@ class TestFalsePositives:
 
     def test_a_noise_only_update_gives_nothing(self, public):
         attack = make_attack(public)
-        reconstruction = attack.reconstruct(attack.observe_noise(8, 0))
+        reconstruction = attack.reconstruct(
+            attack.observe_noise(torch.zeros(8, dtype=torch.int64), 0)
+        )
         assert len(reconstruction.images) == 0
 
     def test_an_update_that_drowns_in_noise_gives_nothing(self, public, batch):

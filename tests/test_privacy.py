@@ -10,6 +10,7 @@ from scipy import integrate
 from scipy.integrate import quad
 from scipy.stats import norm
 
+from lightning_recon.clients.dpsgd import DPSGD
 from lightning_recon.defenses import (
     ClipL2,
     Defense,
@@ -20,7 +21,6 @@ from lightning_recon.defenses import (
     PrivUnitG,
     bind_chain,
 )
-from lightning_recon.dpsgd import DPSGD
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.privacy.gaussian import gaussian_delta, gaussian_epsilon, gaussian_std

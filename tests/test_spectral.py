@@ -254,14 +254,19 @@ class TestAttack:
 
     def test_noise_alone_hits_no_row(self, public):
         attack = make_attack(public, false_positive_rate=1e-3)
-        reconstruction = attack.reconstruct(attack.observe_noise(8, 0))
+        reconstruction = attack.reconstruct(
+            attack.observe_noise(torch.zeros(8, dtype=torch.int64), 0)
+        )
         assert len(reconstruction.images) == 0
         assert reconstruction.notes["rows_hit"] == 0
 
     def test_false_positive_rate(self, public):
         attack = make_attack(public, false_positive_rate=0.3)
         hits = [
-            attack.initialize(attack.observe_noise(8, client))[1].notes["rows_hit"] > 0
+            attack.initialize(attack.observe_noise(torch.zeros(8, dtype=torch.int64), client))[
+                1
+            ].notes["rows_hit"]
+            > 0
             for client in range(200)
         ]
         # 0.26 of the runs are hit by one of 128 independent rows at this rate

@@ -16,9 +16,8 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_recon.clients import Client, FedSGD
+from lightning_recon.clients import DPSGD, Client, FedSGD
 from lightning_recon.defenses import Defense, apply_chain, bind_chain
-from lightning_recon.dpsgd import DPSGD
 from lightning_recon.errors import InputError
 from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.rowsparse import is_finite, zeros_for
@@ -39,7 +38,10 @@ class Attack(LightningModule, ABC):
     threat_model: str
     """One sentence: what the server does, and what it sees."""
     oracles: tuple[str, ...] = ()
-    """What the attacker is told beside the update."""
+    """What the attacker is told beside the update: ``labels`` and ``num_samples`` of the batch,
+    ``client`` (the protocol's hyperparameters), ``defenses`` (the chain)."""
+    protocols: tuple[str, ...] = ("fedsgd", "fedavg")
+    """Those whose updates the attack can read."""
     citation: str
 
     def __init__(
@@ -55,6 +57,11 @@ class Attack(LightningModule, ABC):
         self.client = client or FedSGD()
         self.defenses = nn.ModuleList(defenses)
         self.seed = seed
+        if self.client.protocol not in self.protocols:
+            raise InputError(
+                f"{type(self).__name__} reads updates of {' and '.join(self.protocols)}, not of "
+                f"{self.client.protocol}; change the client, or choose another attack"
+            )
         bind_chain(
             list(defenses), self.client.clip_norm if isinstance(self.client, DPSGD) else None
         )
@@ -105,38 +112,51 @@ class Attack(LightningModule, ABC):
         batch = batch._replace(images=batch.images.to(dtype))
         with sdpa_kernel(SDPBackend.MATH):
             update = self.client(self.payload, batch, seed=derive_seed(self.seed, client, "client"))
-        return self._send(update, client, len(batch.images), "defenses")
+        return self._send(update, client, batch.labels, "defenses")
 
-    def observe_noise(self, num_samples: int, client: int) -> Observation:
+    def observe_noise(self, labels: Tensor, client: int) -> Observation:
         """Return what the server sees of a client whose update is zero before the defenses.
 
         The null control: what the attack makes of it is its prior and not a leak.
+
+        Args:
+            labels: B, of the client's batch, for an attack to which they are granted.
+            client: its number.
         """
         update = {name: zeros_for(parameter) for name, parameter in self.payload.named_parameters()}
-        return self._send(update, client, num_samples, "noise only")
+        return self._send(update, client, labels.to(self.device), "noise only")
 
-    def _send(self, update: Update, client: int, num_samples: int, purpose: str) -> Observation:
+    def _send(self, update: Update, client: int, labels: Tensor, purpose: str) -> Observation:
         generator = make_generator(self.seed, client, purpose, device=self.device)
-        update = apply_chain(
-            [defense for defense in self.defenses if isinstance(defense, Defense)],
-            update,
-            generator=generator,
-        )
+        update = apply_chain(self.chain, update, generator=generator)
         _check_finite(update, client)
+        return self._observation(update, client, labels, len(labels))
+
+    def _observation(
+        self, update: Update, client: int, labels: Tensor | None, num_samples: int | None
+    ) -> Observation:
+        """Leave out what is not granted to the attacker."""
         return Observation(
             payload=self.payload,
             update=update,
             protocol=self.client.protocol,
-            labels=None,
+            labels=labels if "labels" in self.oracles else None,
             num_samples=num_samples if "num_samples" in self.oracles else None,
             seed=derive_seed(self.seed, client, "attack"),
+            client=self.client if "client" in self.oracles else None,
+            defenses=self.chain if "defenses" in self.oracles else None,
         )
+
+    @property
+    def chain(self) -> tuple[Defense, ...]:
+        """The defenses, in order."""
+        return tuple(defense for defense in self.defenses if isinstance(defense, Defense))
 
     def observe_captured(self, captured: dict[str, Any], client: int) -> Observation:
         """Return the observation of an update that was captured outside this program.
 
         Args:
-            captured: ``update`` (tensors by parameter name) and ``num_samples``.
+            captured: ``update`` (tensors by parameter name), ``num_samples`` and ``labels``.
             client: its number.
 
         Raises:
@@ -152,14 +172,9 @@ class Attack(LightningModule, ABC):
                     "when the payload was sent"
                 )
         _check_finite(update, client)
-        return Observation(
-            payload=self.payload,
-            update=update,
-            protocol=self.client.protocol,
-            labels=None,
-            num_samples=captured["num_samples"] if "num_samples" in self.oracles else None,
-            seed=derive_seed(self.seed, client, "attack"),
-        )
+        labels = captured.get("labels")
+        labels = None if labels is None else labels.to(self.device)
+        return self._observation(update, client, labels, captured["num_samples"])
 
     # --- Lightning -----------------------------------------------------------------------------
 
@@ -221,7 +236,8 @@ class Attack(LightningModule, ABC):
     def attack_noise(self, client: int) -> Reconstruction:
         """Reconstruct from the noise-only update of a client: the null control."""
         with self.computing():
-            return self.reconstruct(self.observe_noise(self.data.batch_size, client))
+            labels = self.data.client(client).labels
+            return self.reconstruct(self.observe_noise(labels, client))
 
     def test_step(  # type: ignore[override]
         self, batch: Tensor, batch_idx: int

@@ -118,6 +118,7 @@ class LDPAttack(OptimizationAttack):
     threat_model = (
         "a malicious server sends a modified model and sees one protected update of the client"
     )
+    protocols = ("fedsgd",)
     oracles = ("num_samples",)
     citation = "You et al., IEEE TIFS 20:1519-1534, 2025"
 

@@ -39,7 +39,8 @@ from torch import Tensor, nn
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.attacks.spectral_code import SpectralCode
 from lightning_recon.attacks.spectral_payload import SpectralPayload
-from lightning_recon.clients import Client
+from lightning_recon.attacks.spectral_rows import unmix
+from lightning_recon.clients import DPSGD, Client
 from lightning_recon.defenses import ClipL2, Defense, GaussianNoise
 from lightning_recon.errors import InputError
 from lightning_recon.priors import Prior
@@ -111,6 +112,7 @@ class SpectralLDPAttack(OptimizationAttack):
         "a malicious server sends a modified model, made for the clipping norm and the noise's "
         "level that it knows, and sees one protected update of the client"
     )
+    protocols = ("fedsgd",)
     oracles = ("num_samples", "clip_norm", "noise_std")
     citation = (
         "this project, after You et al., IEEE TIFS 20:1519-1534, 2025, and "
@@ -151,8 +153,12 @@ class SpectralLDPAttack(OptimizationAttack):
                 raise InputError(f"SpectralLDPAttack: {name} must be above 0, not {value}")
         clips = [defense.clip_norm for defense in defenses if isinstance(defense, ClipL2)]
         noises = [defense.std for defense in defenses if isinstance(defense, GaussianNoise)]
+        if isinstance(self.client, DPSGD):
+            clips.append(self.client.clip_norm)
         self.clip_norm = clip_norm or min(clips, default=1.0)
         self.noise_std = max(noise_std or math.hypot(*noises), MIN_NOISE * self.clip_norm)
+        # such a client cannot keep the samples of a batch in different rows
+        self.copies = 2 if isinstance(self.client, DPSGD) else 1
         self.num_bins = num_bins
         self.num_samples = num_samples
         self.gain = gain
@@ -169,6 +175,8 @@ class SpectralLDPAttack(OptimizationAttack):
     def energy(self) -> float:
         """What one sample of the batch may use of the squared clipping norm."""
         num_samples: int = self.num_samples or self.data.batch_size
+        if isinstance(self.client, DPSGD):  # the mean of gradients of norm C
+            return (self.clip_norm / num_samples) ** 2
         return self.clip_norm**2 / num_samples
 
     @property
@@ -227,13 +235,14 @@ class SpectralLDPAttack(OptimizationAttack):
         if self.code is None:
             raise RuntimeError("learn_public() comes before server_payload()")
         num_samples = self.num_samples or int(self.data.batch_size)
-        if self.num_bins < 4 * num_samples:
+        least = 4 * num_samples * self.copies
+        if self.num_bins < least:
             raise InputError(
-                f"SpectralLDPAttack: {num_samples} samples need at least {4 * num_samples} rows, "
+                f"SpectralLDPAttack: {num_samples} samples need at least {least} rows, "
                 f"not {self.num_bins}; raise num_bins"
             )
         return SpectralPayload(
-            model, self.code, self.num_bins, self.gain, self.energy, self.sign_size
+            model, self.code, self.num_bins, self.gain, self.energy, self.sign_size, self.copies
         )
 
     # --- decoding ------------------------------------------------------------------------------
@@ -254,9 +263,17 @@ class SpectralLDPAttack(OptimizationAttack):
         noise_std = float(energy.median() / chi2.median(num_head)) ** 0.5
         critical = float(chi2.isf(self.false_positive_rate / self.num_bins, num_head))
         hit = (energy > critical * noise_std**2).nonzero().squeeze(1)
-        hit = hit[energy[hit].argsort(descending=True)[: observation.num_samples]]
+        if observation.num_samples is not None:
+            most = observation.num_samples * payload.copies
+            hit = hit[energy[hit].argsort(descending=True)[:most]]
 
         received = torch.cat([head[hit], read_rows(observation.update["rows"], hit)], dim=1)
+        row, num_shared, num_unmixed = hit, 0, 0
+        if payload.copies == 2:
+            rate = self.false_positive_rate / self.num_bins
+            found = unmix(received, hit < payload.num_first, noise_std**2, rate)
+            received, row = found.received, hit[found.first]
+            num_shared, num_unmixed = found.num_shared, int(found.is_mixed.sum())
         num_columns = received.shape[1]
         row_energy = received.double().square().sum(1) - num_columns * noise_std**2
         row_energy = row_energy.clamp_min(noise_std**2).to(received.dtype)
@@ -269,12 +286,13 @@ class SpectralLDPAttack(OptimizationAttack):
         return SpectralEvidence(
             received=received[is_single, 1:],
             amplitude=amplitude[is_single],
-            log_norm=payload.row_log_norm(hit[is_single]),
+            log_norm=payload.row_log_norm(row[is_single]),
             noise_std=noise_std,
             code=payload.code,
             notes={
                 "rows_hit": len(hit),
-                "rows_colliding": len(hit) - int(is_single.sum()),
+                "rows_colliding": num_shared + int((~is_single).sum()),
+                "samples_unmixed": num_unmixed,
                 "noise_std_estimate": noise_std,
                 "false_positive_rate": self.false_positive_rate,
                 "columns": num_columns,

@@ -10,6 +10,7 @@ from lightning_recon.attacks.spectral_code import SpectralCode
 from lightning_recon.targets import Target
 
 NUM_HEAD_COLUMNS = 2048  # those of the highest energy, by which rows are tested
+NUM_FOLDS = 64  # of the sum of a code, about N(0, 1), by which rows of the second table are chosen
 SPREAD = 1.5  # of the rows' thresholds over that of the public images: their tails are unknown
 
 
@@ -23,6 +24,7 @@ class SpectralPayload(nn.Module):
         gain: of the rows on the logits.
         energy: squared norm of what a sample puts into its row, the sign's number included.
         sign_size: the number that tells the sign.
+        copies: 2 sends every sample to a row of a second table, too, at half the energy each.
     """
 
     class_sign: Tensor
@@ -36,6 +38,7 @@ class SpectralPayload(nn.Module):
         gain: float,
         energy: float,
         sign_size: float,
+        copies: int = 1,
     ) -> None:
         super().__init__()
         self.model = model
@@ -43,8 +46,10 @@ class SpectralPayload(nn.Module):
         self.gain = gain
         self.sign_size = sign_size
         self.scale = (energy - sign_size**2) ** 0.5
+        self.copies = copies
+        self.num_first = num_bins // copies
         like = code.filter
-        quantile = torch.arange(1, num_bins, dtype=torch.float64) / num_bins
+        quantile = torch.arange(1, self.num_first, dtype=torch.float64) / self.num_first
         spread = SPREAD * max(code.log_norm_std, 1e-3) * 3**0.5 / math.pi
         self.register_buffer(
             "thresholds", (code.log_norm_mean + spread * quantile.logit()).to(like)
@@ -70,11 +75,14 @@ class SpectralPayload(nn.Module):
             with torch.no_grad():
                 code, log_norm = self.code.encode(images.to(self.class_sign.dtype))
                 sent = F.pad(self.scale * code, (1, 0), value=self.sign_size)
-                row = self.choose_rows(log_norm)
+                sent = sent[:, None] / self.copies**0.5
+                row = self.choose_rows(log_norm)[:, None]
+                if self.copies == 2:
+                    row = torch.cat([row, self.choose_second_rows(code)[:, None]], dim=1)
             num_head = self.head.shape[1]
-            first = sent[:, :num_head] * F.embedding(row, self.head)
-            rest = sent[:, num_head:] * F.embedding(row, self.rows, sparse=True)
-            shift = self.gain * (first.sum(1) + rest.sum(1))
+            first = sent[..., :num_head] * F.embedding(row, self.head)
+            rest = sent[..., num_head:] * F.embedding(row, self.rows, sparse=True)
+            shift = self.gain * (first.sum((1, 2)) + rest.sum((1, 2)))
             return logits.to(shift.dtype) + shift[:, None] * self.class_sign
 
     def choose_rows(self, log_norm: Tensor) -> Tensor:
@@ -83,8 +91,14 @@ class SpectralPayload(nn.Module):
         wanted = torch.bucketize(ordered, self.thresholds)
         place = torch.arange(len(wanted), device=wanted.device)
         row = (wanted - place).cummax(0).values + place  # strictly ascending
-        row = torch.minimum(row, self.num_bins - len(row) + place)  # and inside
+        row = torch.minimum(row, self.num_first - len(row) + place)  # and inside
         return torch.empty_like(row).scatter_(0, order, row)
+
+    def choose_second_rows(self, code: Tensor) -> Tensor:
+        """Return the row of each code, B N, in the second table, B: any one, but its own."""
+        folded = (NUM_FOLDS * code.sum(1)) % 1
+        num_second = self.num_bins - self.num_first
+        return self.num_first + (num_second * folded).long().clamp_max(num_second - 1)
 
     def row_log_norm(self, row: Tensor) -> Tensor:
         """Return the logarithm of the norm that a row stands for: its thresholds' middle."""

@@ -1,6 +1,13 @@
 """What a client does to its update before it sends it."""
 
-from lightning_recon.defenses.base import Defense, LocalRandomizer, apply_chain, bind_chain
+from lightning_recon.defenses.base import (
+    Defense,
+    LocalRandomizer,
+    apply_chain,
+    bind_chain,
+    num_update_bits,
+    stand_in_chain,
+)
 from lightning_recon.defenses.clip import ClipL2
 from lightning_recon.defenses.dpsgd_noise import DPSGDNoise
 from lightning_recon.defenses.duchi import Duchi
@@ -25,4 +32,6 @@ __all__ = [
     "PrivUnitG",
     "apply_chain",
     "bind_chain",
+    "num_update_bits",
+    "stand_in_chain",
 ]

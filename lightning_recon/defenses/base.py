@@ -2,8 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,24 @@ from lightning_recon.structures import Update
 
 CHUNK = 2**20
 """Numbers that are worked on at once: bounds the memory that a defense takes."""
+
+
+class Encoding(NamedTuple):
+    """How an update is put into bits: values of so many bits each, and what stands beside them."""
+
+    num_values: float
+    bits_per_value: float
+    overhead: float
+    """Bits for scales, positions and the like."""
+
+    @property
+    def num_bits(self) -> float:
+        """Of the whole message."""
+        return self.num_values * self.bits_per_value + self.overhead
+
+
+Shapes = Mapping[str, torch.Size]
+"""Of an update's tensors, by parameter name."""
 
 
 class Defense(nn.Module, ABC):
@@ -41,6 +59,33 @@ class Defense(nn.Module, ABC):
                 place, since an update can be larger than the rest of the run together.
             generator: the source of all randomness, on the update's device.
         """
+
+    def stand_in(self, update: Update, observed: Update) -> Update:
+        """Return what an attacker expects this defense to have made of an update.
+
+        The adaptive attacker passes the update that it simulates through the stand-ins of the
+        chain before comparing it with the observed one.  What the defense did at random is
+        replaced by its expectation, by a straight-through pass, or by what the observed update
+        tells of it, such as which entries were kept.  Must be differentiable in ``update``, run
+        inside ``torch.func.vmap``, and change nothing in place.
+
+        Args:
+            update: what reaches the defense, as the attacker simulates it.
+            observed: what the server received at the end of the chain.
+
+        Returns:
+            The same names and shapes; here, for a defense without bias, ``update`` itself.
+        """
+        return update
+
+    def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:
+        """Return how what leaves this defense is put into bits; here as what reaches it.
+
+        Args:
+            encoding: of what reaches it.
+            shapes: of the update.
+        """
+        return encoding
 
     @property
     @abstractmethod
@@ -158,3 +203,26 @@ def apply_chain(
     for defense in defenses:
         update = defense(update, generator=generator)
     return update
+
+
+def stand_in_chain(defenses: Sequence[Defense], update: Update, observed: Update) -> Update:
+    """Pass a simulated update through the stand-ins of a chain; see :meth:`Defense.stand_in`."""
+    for defense in defenses:
+        update = defense.stand_in(update, observed)
+    return update
+
+
+def num_update_bits(defenses: Sequence[Defense], shapes: Shapes) -> float:
+    """Return the size of a client's message in bits.
+
+    Values are counted as 32-bit numbers unless a defense of the chain makes them smaller or
+    fewer; the code of positions is the plain one, without entropy coding.
+
+    Args:
+        defenses: in the order in which an update passes them.
+        shapes: of the update.
+    """
+    encoding = Encoding(sum(shape.numel() for shape in shapes.values()), 32.0, 0.0)
+    for defense in defenses:
+        encoding = defense.encode(encoding, shapes)
+    return encoding.num_bits

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lightning_recon.clients import Client
+from lightning_recon.clients.dpsgd import DPSGD
 from lightning_recon.defenses import (
     ClipL2,
     Defense,
@@ -19,7 +20,6 @@ from lightning_recon.defenses import (
     GaussianNoise,
     LocalRandomizer,
 )
-from lightning_recon.dpsgd import DPSGD
 from lightning_recon.errors import InputError
 from lightning_recon.privacy.gaussian import gaussian_epsilon
 from lightning_recon.privacy.reconstruction import rero_gaussian, rero_pure, rero_zcdp
@@ -62,7 +62,7 @@ def privacy_statement(
 
     Args:
         defenses: the chain, in the order in which an update passes it; bound.
-        client: the protocol; :class:`~lightning_recon.dpsgd.DPSGD` bounds the update itself.
+        client: the protocol; :class:`~lightning_recon.clients.DPSGD` bounds the update itself.
         num_samples: the client's batch size, for the record level of DP-SGD.
         num_rounds: in how many rounds the client takes part with the same data.
         delta: at which epsilon is given, in (0, 1).

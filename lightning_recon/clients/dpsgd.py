@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_recon.clients import Client
+from lightning_recon.clients.fedsgd import FedSGD
 from lightning_recon.errors import InputError
 from lightning_recon.rowsparse import RowSparse
 from lightning_recon.structures import PrivateBatch, Update
@@ -19,26 +19,25 @@ _NUM_NUMBERS = 2**26  # of per-sample gradients that are held at once (256 MB in
 _CHUNK = 2**20
 
 
-class DPSGD(Client):
+class DPSGD(FedSGD):
     """Federated SGD with per-sample clipping: the mean of g_i min(1, C / |g_i|) over the batch.
 
     Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, Algorithm 1.  One sample
     then moves the update by at most 2C/B (replacement), and the update's norm is at most C.  The
     noise is a defense of its own, :class:`~lightning_recon.defenses.dpsgd_noise.DPSGDNoise`.
 
-    Where it differs from :class:`~lightning_recon.clients.FedSGD`: batch norm mixes the samples,
+    Where it differs from :class:`FedSGD`: batch norm mixes the samples,
     so that no gradient belongs to one of them; its layers use their running statistics here, which
     the server knows.  A payload that computes across the batch in any other way sees batches of
-    one.
+    one.  An attacker simulates it as FedSGD without the clip.
 
     Args:
         clip_norm: the L2 norm C of a sample's gradient over all parameters, above 0.
         num_parallel: samples that are differentiated at once; null: as many as fit in 256 MB.
     """
 
-    protocol = "fedsgd"
-
     def __init__(self, clip_norm: float, num_parallel: int | None = None) -> None:
+        super().__init__()
         if not 0 < clip_norm < float("inf"):
             raise InputError(f"DPSGD: clip_norm must be a number above 0, not {clip_norm}")
         if num_parallel is not None and num_parallel < 1:

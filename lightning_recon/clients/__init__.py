@@ -1,0 +1,9 @@
+"""What an honest client computes on the model that the server sent."""
+
+from lightning_recon.clients.aggregate import Aggregate
+from lightning_recon.clients.base import Client
+from lightning_recon.clients.dpsgd import DPSGD
+from lightning_recon.clients.fedavg import FedAvg
+from lightning_recon.clients.fedsgd import FedSGD
+
+__all__ = ["DPSGD", "Aggregate", "Client", "FedAvg", "FedSGD"]

@@ -1,0 +1,184 @@
+"""What an honest client computes on the model that the server sent.
+
+A client is run twice: by the federation on the private batch, and by an attacker who simulates it
+on dummy images.  Both go through :meth:`Client.local_update`, so that they cannot differ.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_recon.errors import InputError
+from lightning_recon.structures import PrivateBatch, Update
+
+LocalLoss = Callable[[Update, Tensor, Tensor], Tensor]
+"""(parameters, images B C H W, labels B or B num_classes) -> the batch's mean loss."""
+Gradient = Callable[[LocalLoss, Update, Tensor, Tensor], Update]
+"""(loss, parameters, images, labels) -> the loss's gradient by parameter name."""
+
+
+class Client(ABC):
+    """One participant of the federation: runs its protocol on the server's payload.
+
+    Args:
+        label_smoothing: of the cross-entropy, in [0, 1) (Szegedy et al., CVPR 2016).
+        mode: ``"train"``: batch norm uses the batch's own statistics, dropout drops; ``"eval"``:
+            batch norm uses the payload's running statistics, dropout is off.
+
+    Raises:
+        InputError: if an argument is out of its range.
+    """
+
+    protocol: str
+    """The protocol's name, as it stands in the observation."""
+
+    def __init__(
+        self, label_smoothing: float = 0.0, mode: Literal["train", "eval"] = "train"
+    ) -> None:
+        name = type(self).__name__
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"{name}: label_smoothing must be in [0, 1), not {label_smoothing}")
+        if mode not in ("train", "eval"):
+            raise InputError(f"{name}: mode must be train or eval, not {mode!r}")
+        self.label_smoothing = label_smoothing
+        self.mode = mode
+
+    @property
+    def gradient_scale(self) -> float:
+        """What an update is multiplied by to be of a gradient's sign and size."""
+        return 1.0
+
+    @abstractmethod
+    def local_update(
+        self,
+        loss: LocalLoss,
+        parameters: Update,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        gradient: Gradient,
+    ) -> Update:
+        """Return the update of one batch, differentiable if ``gradient`` is.
+
+        Args:
+            loss: of a batch.
+            parameters: of the payload, by name; not changed.
+            images: B C H W in [0, 1].
+            labels: B, int64, or B num_classes probabilities.
+            gradient: how a loss is differentiated.
+        """
+
+    def __call__(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> Update:
+        """Return the update that the client computes, before any defense.
+
+        Args:
+            payload: the model that the server sent; it is not changed.
+            batch: the client's own data, on the payload's device.
+            seed: of the client's own randomness, such as dropout.
+
+        Returns:
+            Tensors of their own by parameter name; zeros for parameters that play no part.
+        """
+        parameters = {name: tensor.detach() for name, tensor in payload.named_parameters()}
+        devices = [batch.images.device] if batch.images.is_cuda else []
+        with self.working(payload), torch.enable_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            return self.respond(self.loss_of(payload), parameters, batch.images, batch.labels)
+
+    def respond(
+        self, loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor
+    ) -> Update:
+        """Return the client's own update; its randomness is torch's global one.
+
+        A client that does what an attacker cannot know, such as shuffling its samples, does it
+        here.
+        """
+        return self.local_update(loss, parameters, images, labels, gradient=plain)
+
+    def simulate(
+        self,
+        payload: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        gradient: Gradient | None = None,
+    ) -> Update:
+        """Return what a client with this batch would send, differentiable in images and labels.
+
+        This is the attacker's side; call it within :meth:`working`.
+
+        Args:
+            payload: the model that the server sent.
+            images: B C H W.
+            labels: B, int64, or B num_classes probabilities.
+            gradient: how a loss is differentiated; null: by autograd, with the graph kept.
+        """
+        parameters = {
+            name: parameter.detach().requires_grad_(gradient is None)
+            for name, parameter in payload.named_parameters()
+        }
+        return self.local_update(
+            self.loss_of(payload), parameters, images, labels, gradient=gradient or with_graph
+        )
+
+    def loss_of(self, payload: nn.Module) -> LocalLoss:
+        """Return the mean cross-entropy of a batch as a function of the payload's parameters."""
+
+        def loss(parameters: Update, images: Tensor, labels: Tensor) -> Tensor:
+            # batch norm writes its running statistics: on a copy
+            buffers = {name: buffer.clone() for name, buffer in payload.named_buffers()}
+            logits = functional_call(payload, (parameters, buffers), (images,))
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+        return loss
+
+    @contextmanager
+    def working(self, payload: nn.Module) -> Iterator[None]:
+        """Within this context the payload is in the client's mode; all modes come back."""
+        modes = {module: module.training for module in payload.modules()}
+        payload.train(self.mode == "train")
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+
+def plain(loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor) -> Update:
+    """Differentiate by autograd at these parameters; nothing is left to differentiate."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+    return _autograd(loss, leaves, images, labels, create_graph=False)
+
+
+def with_graph(loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor) -> Update:
+    """Differentiate by autograd, in such a way that the gradient can be differentiated again."""
+    return _autograd(loss, parameters, images, labels, create_graph=True)
+
+
+def functional(loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor) -> Update:
+    """Differentiate by ``torch.func.grad``: the only way inside ``vmap`` and ``compile``."""
+    gradient: Update = torch.func.grad(loss)(parameters, images, labels)
+    return gradient
+
+
+def _autograd(
+    loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor, *, create_graph: bool
+) -> Update:
+    value = loss(parameters, images, labels)
+    # on a CPU autocast would reach into the backward pass, and round to bfloat16 what the forward
+    # pass computed in float32
+    with torch.autocast(images.device.type, enabled=False):
+        gradients = torch.autograd.grad(
+            value,
+            list(parameters.values()),
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return dict(zip(parameters, gradients, strict=True))

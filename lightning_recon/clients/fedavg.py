@@ -1,0 +1,142 @@
+"""Federated averaging.
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+AISTATS 2017, Algorithm 1.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_recon.clients.base import Client, Gradient, LocalLoss, plain
+from lightning_recon.errors import InputError
+from lightning_recon.structures import Update
+
+
+class FedAvg(Client):
+    """Federated averaging: the update is the change of the weights by local SGD, w_tau - w_0.
+
+    Every epoch walks through the client's batch in minibatches; the last one of an epoch may be
+    smaller.  With ``minibatch_size`` null an epoch is one step on the whole batch, so that tau
+    local steps are ``epochs: tau``.  SGD is torch's: with momentum, v <- momentum v + g and
+    w <- w - learning_rate v; weight decay adds weight_decay w to g.
+
+    Args:
+        learning_rate: of the local SGD, above 0.
+        epochs: local epochs, at least 1.
+        minibatch_size: samples of a local step; null: all.
+        momentum: in [0, 1).
+        weight_decay: at least 0.
+        shuffle: whether the client draws a new order of its samples every epoch; an attacker who
+            simulates the client does not know it and keeps to one order.
+        label_smoothing: see :class:`Client`.
+        mode: see :class:`Client`.
+
+    Raises:
+        InputError: if an argument is out of its range.
+    """
+
+    protocol = "fedavg"
+
+    def __init__(
+        self,
+        learning_rate: float,
+        epochs: int = 1,
+        minibatch_size: int | None = None,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        shuffle: bool = True,
+        label_smoothing: float = 0.0,
+        mode: Literal["train", "eval"] = "train",
+    ) -> None:
+        super().__init__(label_smoothing, mode)
+        if not 0 < learning_rate < math.inf:
+            raise InputError(f"FedAvg: learning_rate must be a number above 0, not {learning_rate}")
+        if epochs < 1:
+            raise InputError(f"FedAvg: epochs must be at least 1, not {epochs}")
+        if minibatch_size is not None and minibatch_size < 1:
+            raise InputError(f"FedAvg: minibatch_size must be at least 1, not {minibatch_size}")
+        if not 0 <= momentum < 1:
+            raise InputError(f"FedAvg: momentum must be in [0, 1), not {momentum}")
+        if not 0 <= weight_decay < math.inf:
+            raise InputError(f"FedAvg: weight_decay must be at least 0, not {weight_decay}")
+        self.learning_rate = learning_rate
+        self.epochs = epochs
+        self.minibatch_size = minibatch_size
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.shuffle = shuffle
+
+    @property
+    def gradient_scale(self) -> float:
+        """Minus one over the learning rate; the sum of the local gradients is left."""
+        return -1 / self.learning_rate
+
+    def num_steps(self, num_samples: int) -> int:
+        """Return the number of local steps on so many samples."""
+        return self.epochs * -(-num_samples // (self.minibatch_size or num_samples))
+
+    def local_update(
+        self,
+        loss: LocalLoss,
+        parameters: Update,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        gradient: Gradient,
+    ) -> Update:
+        """Return the change of the weights, samples taken in the order in which they stand.
+
+        Raises:
+            InputError: if a minibatch is to hold more samples than there are, or if the payload's
+                gradients are sparse.
+        """
+        order = torch.arange(len(images))
+        return self._train(loss, parameters, images, labels, [order] * self.epochs, gradient)
+
+    def respond(
+        self, loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor
+    ) -> Update:
+        """Return the change of the weights, samples in an order of the client's own."""
+        orders = [
+            torch.randperm(len(images)) if self.shuffle else torch.arange(len(images))
+            for _ in range(self.epochs)
+        ]
+        return self._train(loss, parameters, images, labels, orders, plain)
+
+    def _train(
+        self,
+        loss: LocalLoss,
+        parameters: Update,
+        images: Tensor,
+        labels: Tensor,
+        orders: list[Tensor],
+        gradient: Gradient,
+    ) -> Update:
+        size = self.minibatch_size or len(images)
+        if size > len(images):
+            raise InputError(
+                f"FedAvg: minibatch_size {size} is more than the {len(images)} samples of the "
+                "client; lower it, or raise the data's batch_size"
+            )
+        weights = dict(parameters)
+        velocity: Update = {}
+        for order in orders:
+            for chosen in torch.split(order.to(images.device), size):
+                step = gradient(loss, weights, images[chosen], labels[chosen])
+                for name, change in step.items():
+                    if change.is_sparse:
+                        raise InputError(
+                            "FedAvg: this attack's model has sparse gradients, of which local "
+                            "steps make dense weights; use FedSGD"
+                        )
+                    if self.weight_decay:
+                        change = change + self.weight_decay * weights[name]
+                    if self.momentum:
+                        previous = velocity.get(name)
+                        change = change if previous is None else self.momentum * previous + change
+                        velocity[name] = change
+                    weights[name] = weights[name] - self.learning_rate * change
+        return {name: weights[name] - parameters[name] for name in parameters}
