@@ -79,12 +79,21 @@ class OptimizationAttack(Attack):
         """Bring the dummy images back to where images lie, in place: [0, 1]."""
         dummy.clamp_(0, 1)
 
+    def adjust(self, gradient: Tensor) -> None:
+        """Change the gradient before the optimizer's step, in place; here not at all."""
+
     @abstractmethod
     def finish(self, dummy: Tensor, evidence: Any) -> Reconstruction:
         """Turn the dummy images into the reconstruction."""
 
     @property
-    def dummy_shape(self) -> tuple[int, int, int]:
+    def num_dummies_held(self) -> int:
+        """The most dummy images that a client needs."""
+        num_samples: int = self.data.batch_size
+        return num_samples
+
+    @property
+    def dummy_shape(self) -> tuple[int, ...]:
         """C, H, W of the dummy images."""
         shape: tuple[int, int, int] = self.data.image_shape
         return shape
@@ -99,17 +108,26 @@ class OptimizationAttack(Attack):
         The gradient is set by hand: DDP's hooks would average the dummy images of different
         clients without a word.
         """
-        with torch.enable_grad():
-            parts = {name: part.sum() for name, part in self.objective(dummy, evidence).items()}
-            loss = torch.stack(list(parts.values())).sum()
-            with torch.autocast(dummy.device.type, enabled=False):  # see FedSGD
-                (dummy.grad,) = torch.autograd.grad(loss, [dummy])
-        optimizer.step()
+        first: dict[str, Tensor] = {}  # an optimizer with a line search evaluates often
+
+        def evaluate() -> Tensor:
+            with torch.enable_grad():
+                parts = {name: part.sum() for name, part in self.objective(dummy, evidence).items()}
+                loss = torch.stack(list(parts.values())).sum()
+                with torch.autocast(dummy.device.type, enabled=False):  # see clients.base
+                    (dummy.grad,) = torch.autograd.grad(loss, [dummy])
+            self.adjust(dummy.grad)
+            if not first:
+                first["objective"] = loss.detach()
+                first.update((name, part.detach()) for name, part in parts.items())
+            return loss.detach()
+
+        optimizer.step(evaluate)
         if scheduler is not None:
             scheduler.step()
         with torch.no_grad():
             self.project(dummy)
-        return {"objective": loss.detach()} | {k: v.detach() for k, v in parts.items()}
+        return first
 
     def reconstruct(self, observation: Observation) -> Reconstruction:
         """Run all iterations on one client."""
@@ -153,7 +171,7 @@ class OptimizationAttack(Attack):
     def configure_model(self) -> None:
         """Create the dummy images' shape, so that they resume with their optimizer state."""
         if not hasattr(self, "dummy"):
-            self.dummy = nn.Parameter(torch.zeros(self.data.batch_size, *self.dummy_shape))
+            self.dummy = nn.Parameter(torch.zeros(self.num_dummies_held, *self.dummy_shape))
 
     def configure_optimizers(self) -> Any:
         """Optimise the dummy images and nothing else."""

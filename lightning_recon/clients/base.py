@@ -119,22 +119,43 @@ class Client(ABC):
             labels: B, int64, or B num_classes probabilities.
             gradient: how a loss is differentiated; null: by autograd, with the graph kept.
         """
-        parameters = {
-            name: parameter.detach().requires_grad_(gradient is None)
-            for name, parameter in payload.named_parameters()
-        }
+        parameters = {name: tensor.detach() for name, tensor in payload.named_parameters()}
+        if gradient is None:
+            parameters = {name: tensor.requires_grad_() for name, tensor in parameters.items()}
         return self.local_update(
             self.loss_of(payload), parameters, images, labels, gradient=gradient or with_graph
         )
 
+    def stand_in(self, update: Update, observed: Update) -> Update:
+        """Return what an attacker expects this client to have made of an update.
+
+        For clients that change their update before any defense; as
+        :meth:`lightning_recon.defenses.Defense.stand_in`.
+
+        Args:
+            update: as :meth:`simulate` gives it.
+            observed: what the server received.
+        """
+        return update
+
     def loss_of(self, payload: nn.Module) -> LocalLoss:
-        """Return the mean cross-entropy of a batch as a function of the payload's parameters."""
+        """Return the mean cross-entropy of a batch as a function of the payload's parameters.
+
+        The penalty of a payload that has one (``Target.has_penalty``) is added.
+        """
+        has_penalty = getattr(payload, "has_penalty", False)
+        options = {"with_penalty": True} if has_penalty else {}
 
         def loss(parameters: Update, images: Tensor, labels: Tensor) -> Tensor:
-            # batch norm writes its running statistics: on a copy
-            buffers = {name: buffer.clone() for name, buffer in payload.named_buffers()}
-            logits = functional_call(payload, (parameters, buffers), (images,))
-            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            # batch norm writes its running statistics: on a copy, inside vmap on one for each batch
+            zero = torch.zeros_like(images[:1, :1, :1, :1].reshape(()))
+            buffers = {
+                name: buffer + zero.to(buffer.dtype) for name, buffer in payload.named_buffers()
+            }
+            output = functional_call(payload, (parameters, buffers), (images,), options)
+            logits, penalty = output if has_penalty else (output, 0.0)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            return loss + penalty
 
         return loss
 

@@ -262,9 +262,19 @@ def _setting(results: Mapping[str, Any]) -> dict[str, str]:
         "Threat model": number(results.get("threat_model")),
         "Given beyond that (oracles)": ", ".join(map(str, oracles)) or "nothing",
         "Model under attack": number(results.get("target")),
+        "Update": _communication(results),
         "Data": number(lookup(results, "data", "description") or lookup(results, "data", "name")),
         "Subject masks": _masks(results),
     }
+
+
+def _communication(results: Mapping[str, Any]) -> str:
+    """Return the size of an update."""
+    sent = lookup(results, "communication")
+    if not sent:
+        return DASH
+    megabytes = number(sent["num_bits"] / 8e6)
+    return f"{megabytes} MB, {number(sent['bits_per_parameter'])} bits a parameter"
 
 
 def _masks(results: Mapping[str, Any]) -> str:

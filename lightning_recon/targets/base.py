@@ -19,6 +19,10 @@ class Target(nn.Module):
         num_classes: length of the output.
     """
 
+    has_penalty: bool = False
+    """Whether ``forward(images, with_penalty=True)`` gives, beside the logits, a scalar that
+    clients add to the loss."""
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:

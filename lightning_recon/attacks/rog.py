@@ -1,0 +1,124 @@
+"""Reconstruction from obfuscated gradients (ROG).
+
+Yue, Jin, Wong, Baron & Dai, "Gradient Obfuscation Gives a False Sense of Security in Federated
+Learning", USENIX Security 2023, section 4.  The attack looks for low-resolution latents whose
+bicubic upsampling has the observed update, then refines the pictures by networks trained on public
+images.
+
+Differences: the paper says that the attacker folds the post-processing of the update into the
+matching loop, which its released loop does not: ``adaptive`` switches between the two.  Latents
+are kept in [0, 1].
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_recon.attacks.gradient_matching import KNOWN, Evidence, GradientMatching
+from lightning_recon.clients import Client
+from lightning_recon.defenses import Defense
+from lightning_recon.errors import InputError
+from lightning_recon.functional.gradient_distance import Distance
+from lightning_recon.functional.label_inference import LabelMethod
+from lightning_recon.priors import Prior
+from lightning_recon.refiners import Refiner
+from lightning_recon.structures import Reconstruction
+from lightning_recon.targets import Target
+
+
+class ROGAttack(GradientMatching):
+    """Matches the update of bicubically upsampled latents, then refines the pictures.
+
+    Args:
+        target: see :class:`GradientMatching`.
+        client: see there.
+        defenses: see there.
+        known: see there.
+        adaptive: see there.
+        upsampling: factor between the latent's side and the image's, at least 1; 4 in the paper.
+        refiner: what turns the upsampled latents into the result; null: nothing does.
+        distance: see :class:`GradientMatching`.
+        priors: see there.
+        label_inference: see there.
+        num_restarts: see there.
+        iterations: 100 in the paper.
+        optimizer: Adam of rate .05 in the paper.
+        lr_scheduler: in the paper a cosine to 10 % of the rate.
+        seed: see :class:`GradientMatching`.
+
+    Raises:
+        InputError: if an argument is out of its range.
+    """
+
+    citation = (
+        "Yue, Jin, Wong, Baron, Dai: Gradient Obfuscation Gives a False Sense of Security in "
+        "Federated Learning. USENIX Security 2023, arXiv 2206.04055"
+    )
+
+    def __init__(
+        self,
+        target: Target,
+        client: Client | None = None,
+        defenses: Sequence[Defense] = (),
+        known: Sequence[str] = KNOWN,
+        adaptive: bool = False,
+        upsampling: int = 4,
+        refiner: Refiner | None = None,
+        distance: Distance = "squared",
+        priors: Sequence[Prior] = (),
+        label_inference: LabelMethod = "residual_counts",
+        num_restarts: int = 1,
+        iterations: int = 100,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            target,
+            client,
+            defenses,
+            known,
+            adaptive,
+            distance,
+            priors,
+            label_inference,
+            num_restarts,
+            iterations,
+            optimizer,
+            lr_scheduler,
+            seed,
+        )
+        if upsampling < 1:
+            raise InputError(f"ROGAttack: upsampling must be at least 1, not {upsampling}")
+        self.upsampling = upsampling
+        self.refiner = None if refiner is None else refiner.eval().requires_grad_(False)
+
+    @property
+    def dummy_shape(self) -> tuple[int, int, int]:
+        """C, H, W of a latent."""
+        channels, height, width = self.data.image_shape
+        if height % self.upsampling or width % self.upsampling:
+            raise InputError(
+                f"ROGAttack: images of {height}x{width} have no latent {self.upsampling} times "
+                "smaller; change upsampling or the data's image_size"
+            )
+        return channels, height // self.upsampling, width // self.upsampling
+
+    def decode(self, dummy: Tensor) -> Tensor:
+        """Return the latents, bicubically upsampled."""
+        if self.upsampling == 1:
+            return dummy
+        return F.interpolate(dummy, scale_factor=self.upsampling, mode="bicubic")
+
+    def finish(self, dummy: Tensor, evidence: Evidence) -> Reconstruction:
+        """Return the refined pictures of the restart of least objective."""
+        found = super().finish(dummy, evidence)
+        notes = {**found.notes, "refined": float(self.refiner is not None)}
+        if self.refiner is None:
+            return found._replace(notes=notes)
+        with torch.no_grad():
+            refined = self.refiner(found.images, found.labels).clamp(0, 1)
+        return found._replace(images=refined, notes=notes)

@@ -1,0 +1,134 @@
+"""Soteria: the client hides the parts of its representation that tell most of its images.
+
+Sun, Li, Wang, Yang, Li, Chen, "Soteria: Provable Defense against Privacy Leakage in Federated
+Learning from Representation Perspective", CVPR 2021.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_recon.clients.base import Client, Gradient, LocalLoss
+from lightning_recon.clients.dpsgd import DPSGD
+from lightning_recon.clients.fedsgd import FedSGD
+from lightning_recon.errors import InputError
+from lightning_recon.structures import PrivateBatch, Update
+
+
+class Soteria(Client):
+    """FedSGD that zeroes columns of one linear layer's gradient.
+
+    The layer reads the representation r(x), D entries; column i of its weight's gradient belongs
+    to entry i.  Zeroed are the columns of highest
+
+        sum over samples of  |r_i| / ||d r_i / d x||,
+
+    by which the paper approximates |r_i| ||(d r_i / d x)^-1||, the ratio of its released code: how
+    far an image moves that is reconstructed from a representation without that entry.
+
+    No formal guarantee against other attacks; one that leaves this layer out of the comparison, or
+    matches only the columns that are left (:meth:`stand_in`), goes round it.
+
+    Where it differs: the paper perturbs the representation of one image; of a batch, as in the
+    released code, one choice is made for all samples, whose gradients are sums.  That code adds
+    0.1 to r_i and sums the reciprocals; entries that are zero in all samples, of which the update
+    tells nothing anyway, are the last to be pruned here.
+
+    The derivatives take one backward pass for each of the D entries.
+
+    Args:
+        client: what computes the update: FedSGD.
+        prune_rate: share of the columns that are zeroed, in (0, 1).
+        layer: the linear layer's name in the target; null: the one whose weight is the update's
+            last matrix, as a rule the classifier.
+
+    Raises:
+        InputError: if an argument cannot be used.
+    """
+
+    def __init__(self, client: FedSGD, prune_rate: float, layer: str | None = None) -> None:
+        super().__init__(client.label_smoothing, client.mode)
+        if not isinstance(client, FedSGD) or isinstance(client, DPSGD):
+            raise InputError(
+                f"Soteria prunes the gradient of FedSGD, not of {type(client).__name__}; let "
+                "client be FedSGD"
+            )
+        if not 0 < prune_rate < 1:
+            raise InputError(f"Soteria: prune_rate must lie between 0 and 1, not {prune_rate}")
+        self.client = client
+        self.prune_rate = prune_rate
+        self.layer = layer
+        self.protocol = client.protocol
+
+    def local_update(
+        self,
+        loss: LocalLoss,
+        parameters: Update,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        gradient: Gradient,
+    ) -> Update:
+        """Return the gradient of the batch, not pruned: the attacker's side."""
+        return self.client.local_update(loss, parameters, images, labels, gradient=gradient)
+
+    def __call__(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> Update:
+        """Return the pruned gradient.
+
+        Raises:
+            InputError: if the payload has no such layer.
+        """
+        update = self.client(payload, batch, seed=seed)
+        name = self._weight(update)
+        devices = [batch.images.device] if batch.images.is_cuda else []
+        with self.client.working(payload), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)  # the same dropout
+            ratios = self._ratios(payload, name, batch.images)
+        num_pruned = max(1, round(self.prune_rate * len(ratios)))
+        update[name][:, ratios.topk(num_pruned).indices] = 0
+        return update
+
+    def stand_in(self, update: Update, observed: Update) -> Update:
+        """Keep the columns of the layer that the observed update has."""
+        name = self._weight(observed)
+        is_kept = (observed[name] != 0).any(0)
+        return {**update, name: update[name] * is_kept}
+
+    def _weight(self, update: Update) -> str:
+        """Return the name of the layer's weight in an update."""
+        if self.layer is not None:
+            if f"{self.layer}.weight" not in update:
+                raise InputError(f"Soteria: the target has no layer {self.layer!r} with a weight")
+            return f"{self.layer}.weight"
+        matrices = [name for name, tensor in update.items() if tensor.ndim == 2]
+        if not matrices:
+            raise InputError("Soteria needs a target with a linear layer; this one has none")
+        return matrices[-1]
+
+    def _ratios(self, payload: nn.Module, weight: str, images: Tensor) -> Tensor:
+        """Return for each entry of the representation how much it tells of the images, D."""
+        layer = payload.get_submodule(weight.rpartition(".")[0])
+        if not isinstance(layer, nn.Linear):
+            raise InputError(f"Soteria: {weight} is no linear layer's; name one with layer")
+        found: list[Tensor] = []
+        images = images.detach().requires_grad_()
+        buffers = {name: buffer.clone() for name, buffer in payload.named_buffers()}
+        hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        try:
+            with torch.enable_grad():
+                functional_call(payload, buffers, (images,))
+        finally:
+            hook.remove()
+        if len(found) != 1 or found[0].ndim != 2:
+            raise InputError(
+                f"Soteria: the layer of {weight} does not read one representation of each image; "
+                "name another with layer"
+            )
+        representation = found[0]
+        ratios = []
+        for entries in representation.unbind(1):
+            (slope,) = torch.autograd.grad(entries.sum(), images, retain_graph=True)
+            norms = slope.flatten(1).norm(dim=1)
+            ratio = entries.detach().abs() / norms
+            ratios.append(ratio.nan_to_num(0.0, torch.inf).sum())  # 0 / 0: a dead entry
+        return torch.stack(ratios)

@@ -1,0 +1,179 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_recon.attacks import GradientMatching, ROGAttack
+from lightning_recon.clients import FedAvg, FedSGD
+from lightning_recon.data import SampleImagesDataModule
+from lightning_recon.defenses import ClipL2, GaussianNoise
+from lightning_recon.errors import InputError
+from lightning_recon.functional.gradient_distance import DISTANCES
+from lightning_recon.functional.image_quality import psnr
+from lightning_recon.structures import PrivateBatch
+from lightning_recon.targets import ConvNet, ROGLeNet
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def adam(parameters, lr=0.05):
+    return torch.optim.Adam(parameters, lr=lr)
+
+
+def make(**arguments):
+    arguments = {
+        "target": ROGLeNet(num_classes=20, image_size=32),
+        "iterations": 5,
+        "optimizer": adam,
+        **arguments,
+    }
+    attack = ROGAttack(**arguments)
+    attack.data = SampleImagesDataModule(batch_size=4, num_clients=2, image_size=32)
+    attack.start_run()
+    return attack
+
+
+def test_the_matching_loop_is_the_plain_one():
+    attack = make(iterations=30)
+    batch = attack.data.client(0)
+    found = attack.reconstruct(attack.observe(batch, 0))
+
+    network = ROGLeNet(num_classes=20, image_size=32)
+    parameters = list(network.parameters())
+    observed = torch.autograd.grad(F.cross_entropy(network(batch.images), batch.labels), parameters)
+    start, _ = attack.initialize(attack.observe(batch, 0))
+    latent = start.clone().requires_grad_()
+    optimizer = adam([latent])
+    for _ in range(30):
+        images = F.interpolate(latent, scale_factor=4, mode="bicubic")
+        loss = F.cross_entropy(network(images), batch.labels)
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+        distance = sum((a - b).square().sum() for a, b in zip(gradients, observed, strict=True))
+        optimizer.zero_grad()
+        distance.backward()
+        optimizer.step()
+        with torch.no_grad():
+            latent.clamp_(0, 1)
+    plain = F.interpolate(latent, scale_factor=4, mode="bicubic").detach().clamp(0, 1)
+    torch.testing.assert_close(found.images, plain, rtol=0, atol=1e-4)
+    assert found.labels.tolist() == batch.labels.tolist()
+    assert psnr(found.images, batch.images).mean() > 14
+    assert found.curve[-1][1] < found.curve[0][1] / 4
+
+
+@pytest.mark.parametrize("target", [ROGLeNet(20, 32), ConvNet(num_classes=20, width=4)])
+@pytest.mark.parametrize("client", [FedSGD(), FedAvg(0.01, 2, 2, momentum=0.5)])
+def test_restarts_run_together_as_they_would_one_by_one(target, client):
+    together = make(target=target, client=client, num_restarts=3, upsampling=1)
+    observation = together.observe(together.data.client(0), 0)
+    start, evidence = together.initialize(observation)
+    assert not torch.equal(start[:4], start[4:8])
+    values = together.objective(start, evidence)["matching"]
+    alone = make(target=target, client=client, upsampling=1)
+    for restart in range(3):
+        part = start[4 * restart : 4 * restart + 4]
+        value = alone.objective(part, evidence)["matching"]
+        torch.testing.assert_close(value[0], values[restart], rtol=1e-4, atol=1e-7)
+
+
+def test_the_restart_of_least_objective_is_returned():
+    attack = make(num_restarts=3, upsampling=1)
+    batch = attack.data.client(0)
+    start, evidence = attack.initialize(attack.observe(batch, 0))
+    start[4:8] = batch.images
+    found = attack.finish(start, evidence)
+    torch.testing.assert_close(found.images, batch.images)
+    assert found.score.shape == (4,)
+    assert float(found.score[0]) < 1e-6
+
+
+@pytest.mark.parametrize("distance", sorted(DISTANCES))
+@pytest.mark.parametrize("client", [FedSGD(), FedAvg(0.01, 3)])
+def test_the_truth_is_at_distance_zero(distance, client):
+    attack = make(client=client, distance=distance, upsampling=1)
+    batch = attack.data.client(0)
+    _, evidence = attack.initialize(attack.observe(batch, 0))
+    other = attack.data.client(1)
+    at_truth = float(attack.objective(batch.images, evidence)["matching"])
+    elsewhere = float(attack.objective(other.images, evidence)["matching"])
+    assert abs(at_truth) < 1e-5
+    assert elsewhere > 1e-4
+    assert elsewhere > 100 * abs(at_truth)
+
+
+def test_an_unknown_local_rate_is_fitted():
+    attack = make(client=FedAvg(0.37), known=["labels"], distance="relative", upsampling=1)
+    batch = attack.data.client(0)
+    observation = attack.observe(batch, 0)
+    assert observation.client is None
+    _, evidence = attack.initialize(observation)
+    assert evidence.scale is None
+    assert float(attack.objective(batch.images, evidence)["matching"]) < 1e-6
+
+
+def test_the_adaptive_attacker_clips_as_the_client_does_and_the_naive_one_does_not():
+    for adaptive in (True, False):
+        attack = make(
+            defenses=[ClipL2(0.01), GaussianNoise(1e-9)],
+            adaptive=adaptive,
+            distance="relative",
+            upsampling=1,
+        )
+        batch = attack.data.client(0)
+        observation = attack.observe(batch, 0)
+        assert (observation.defenses is not None) is adaptive
+        assert ("defenses" in attack.oracles) is adaptive
+        _, evidence = attack.initialize(observation)
+        value = float(attack.objective(batch.images, evidence)["matching"])
+        assert (value < 1e-6) is adaptive
+
+
+def test_what_is_not_known_is_not_observed_and_labels_are_inferred():
+    attack = make(known=["num_samples"])
+    batch = attack.data.client(0)
+    observation = attack.observe(batch, 0)
+    assert (observation.labels, observation.client, observation.defenses) == (None, None, None)
+    found = attack.reconstruct(observation)
+    assert sorted(found.labels.tolist()) == sorted(batch.labels.tolist())
+    assert found.notes["labels_inferred"] == 4
+    with pytest.raises(InputError, match="num_samples"):
+        make(known=[]).reconstruct(observation._replace(num_samples=None))
+
+
+def test_a_poisoned_truth_changes_nothing():
+    attack = make()
+    batch = attack.data.client(0)
+    batch = PrivateBatch(*(field.clone() for field in batch))
+    observation = attack.observe(batch, 0)
+    first = attack.reconstruct(observation)
+    batch.images.fill_(torch.nan)
+    assert torch.equal(attack.reconstruct(observation).images, first.images)
+
+
+def test_line_searches_and_single_steps_both_drive_the_dummies():
+    losses = []
+    for optimizer in (adam, lambda p: torch.optim.LBFGS(p, lr=1.0, max_iter=5)):
+        attack = make(optimizer=optimizer, iterations=6)
+        found = attack.reconstruct(attack.observe(attack.data.client(0), 0))
+        losses.append(found.curve[-1][1] / found.curve[0][1])
+    assert max(losses) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"known": ["images"]}, "known may hold"),
+        ({"distance": "angle"}, "distance must be"),
+        ({"num_restarts": 0}, "num_restarts"),
+        ({"upsampling": 0}, "upsampling"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        make(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_that_have_no_latent_are_refused():
+    with pytest.raises(InputError, match="upsampling"):
+        _ = make(upsampling=5).dummy_shape
+    assert issubclass(ROGAttack, GradientMatching)
