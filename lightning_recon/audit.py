@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_recon.attacks import Attack
 from lightning_recon.data import ClientDataModule
+from lightning_recon.errors import InputError
 from lightning_recon.functional.identification import nearest_candidate
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.matching import match
@@ -40,7 +41,11 @@ class Auditor:
         null_controls: whether the attack is run on a noise-only update of each client, too.
         num_candidates: images among which a reconstruction is to be identified, the client's own
             included, fewer if the data set ends; 0: none, and no rate.
-        extra_metrics: further scores of each image, by the name of their column.
+        extra_metrics: further scores of each image, by the name of their column; those that are
+            ``unavailable`` are left out.
+
+    Raises:
+        InputError: if a further metric cannot score such images.
     """
 
     def __init__(
@@ -62,7 +67,10 @@ class Auditor:
         wanted = max(num_candidates, data.batch_size) if num_candidates else 0
         self.num_candidates = min(wanted, len(data.source))
         self._thumbnail_size = min(THUMBNAIL_SIZE, *shape[1:])
-        self.extra_metrics = dict(extra_metrics or {})
+        self.extra_metrics = {
+            name: metric for name, metric in (extra_metrics or {}).items() if not metric.unavailable
+        }
+        _try(self.extra_metrics, torch.zeros(1, *shape))
         self._candidates: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -218,6 +226,19 @@ class Auditor:
             for row, value in zip(rows, metric.per_image().tolist(), strict=True):
                 row[name] = value
             metric.reset()
+
+
+def _try(metrics: Mapping[str, PerImageMetric], images: Tensor) -> None:
+    """Raise InputError now, and not after the attack, if a metric cannot score such images."""
+    for name, metric in metrics.items():
+        try:
+            metric.update(images, images)
+        except (RuntimeError, ValueError, TypeError) as error:  # torch raises the first
+            raise InputError(
+                f"audit.extra_metrics.{name} cannot score images of {tuple(images.shape[1:])}: "
+                f"{' '.join(str(error).split())[:200]}; leave it out"
+            ) from error
+        metric.reset()
 
 
 def _on_cpu(reconstruction: Reconstruction) -> Reconstruction:

@@ -45,7 +45,8 @@ class Audit(Callback):
         null_controls: whether the attack is run on a noise-only update of each client, too.
         num_candidates: images among which a reconstruction is to be identified; 0: none.
         extra_metrics: further metrics of each image, by the name of their column, such as
-            ``lpips: {class_path: LPIPS, init_args: {weights: FILE}}``.
+            ``lpips: {class_path: LPIPS, init_args: {weights: FILE}}``; one that finds no network
+            is reported as unavailable.
         num_pictured_clients: clients, by number, whose pictures are written.
         on_failure: what ``test`` does about a client whose attack fails: end, or record it (its
             images then count with the mean image) and go on.
@@ -326,6 +327,11 @@ class Audit(Callback):
                 attack, data, records, self._auditor.num_candidates if self._auditor else 0
             ),
             "recovered_psnr": self.recovered_psnr,
+            "unavailable_metrics": {
+                name: metric.unavailable
+                for name, metric in (self.extra_metrics or {}).items()
+                if metric.unavailable
+            },
             "wall_seconds": round(seconds, 3),
             "peak_memory_bytes": peak,
             "import_memory_bytes": IMPORT_MEMORY_BYTES,

@@ -5,6 +5,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +48,11 @@ _TRAINING_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,
     "use_distributed_sampler": False,  # patches are shared by their numbers
 }
+_TRAININGS = {
+    "DenoiserTraining": "lightning_recon.priors.training",
+    "RefinerTraining": "lightning_recon.refiners.training",
+}
+"""What ``fit`` can train, and the module that holds it, which attacks need not import."""
 _NOISE = (  # warnings of Lightning that do not concern a person who runs an audit
     ".*isinstance\\(treespec, LeafSpec\\).*",
     "Total length of `ClientLoader` across ranks is zero.*",
@@ -171,7 +177,7 @@ class ReconCLI(LightningCLI):
 
 
 class TrainingCLI(LightningCLI):
-    """Lightning's command line as it is, to train a denoiser."""
+    """Lightning's command line as it is, to train a denoiser or a refiner."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Give one seed to the patches and to the noise."""
@@ -227,14 +233,13 @@ def _command_line(args: Sequence[str] | None = None) -> None:
     )
 
 
-def _train_denoiser(args: Sequence[str] | None, command: str) -> None:
+def _train(args: Sequence[str] | None, command: str, name: str) -> None:
     from lightning_recon.data.patches import PatchDataModule
-    from lightning_recon.priors.training import DenoiserTraining
 
     if command not in {"fit", "validate"}:
-        raise InputError(f"DenoiserTraining knows fit and validate, not {command}")
+        raise InputError(f"{name} knows fit and validate, not {command}")
     TrainingCLI(
-        DenoiserTraining,
+        getattr(import_module(_TRAININGS[name]), name),
         PatchDataModule,
         trainer_defaults=_TRAINING_DEFAULTS,
         **_cli_options(args, {}),
@@ -261,8 +266,8 @@ def _cli_options(args: Sequence[str] | None, commands: dict[str, Any]) -> dict[s
     }
 
 
-def _is_training(words: Sequence[str]) -> bool:
-    """Whether the model that the command line or its last configuration names is trained.
+def _training(words: Sequence[str]) -> str | None:
+    """The training that the command line or its last configuration names; None for an attack.
 
     Files that cannot be read are left to the parser, which says what is wrong with them.
     """
@@ -277,7 +282,8 @@ def _is_training(words: Sequence[str]) -> bool:
                 name = yaml.safe_load(Path(file).read_text())["model"]["class_path"]
             except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError):
                 continue
-    return str(name).rpartition(".")[2] == "DenoiserTraining"
+    name = str(name).rpartition(".")[2]
+    return name if name in _TRAININGS else None
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -299,8 +305,8 @@ def main(args: Sequence[str] | None = None) -> int:
             from lightning_recon.sweep import main as sweep
 
             sweep(words[1:])
-        elif _is_training(words):
-            _train_denoiser(args, words[0])
+        elif name := _training(words):
+            _train(args, words[0], name)
         else:
             _command_line(args)
     return outcome.exit_code

@@ -237,4 +237,6 @@ def warnings(results: Mapping[str, Any]) -> list[str]:
         notes.append("SAMPLE PHOTOGRAPHS were attacked: the data set was not found")
     if results.get("masks", {}).get("method") == "grabcut":
         notes.append("GRABCUT made the subject masks: no SAM checkpoint was found")
+    for name, reason in (results.get("unavailable_metrics") or {}).items():
+        notes.append(f"METRIC {name} IS UNAVAILABLE: {reason}")
     return notes

@@ -10,9 +10,14 @@ from lightning_recon.errors import InputError
 from lightning_recon.functional.gradient_distance import DISTANCES
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.structures import PrivateBatch
-from lightning_recon.targets import ConvNet, ROGLeNet
+from lightning_recon.targets import ConvNet, LeNet, ROGLeNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def distances(attack, images, evidence):
+    with attack.simulating(evidence):
+        return attack.objective(images, evidence)["matching"].detach()
 
 
 def adam(parameters, lr=0.05):
@@ -67,11 +72,11 @@ def test_restarts_run_together_as_they_would_one_by_one(target, client):
     observation = together.observe(together.data.client(0), 0)
     start, evidence = together.initialize(observation)
     assert not torch.equal(start[:4], start[4:8])
-    values = together.objective(start, evidence)["matching"]
+    values = distances(together, start, evidence)
     alone = make(target=target, client=client, upsampling=1)
     for restart in range(3):
         part = start[4 * restart : 4 * restart + 4]
-        value = alone.objective(part, evidence)["matching"]
+        value = distances(alone, part, evidence)
         torch.testing.assert_close(value[0], values[restart], rtol=1e-4, atol=1e-7)
 
 
@@ -93,8 +98,8 @@ def test_the_truth_is_at_distance_zero(distance, client):
     batch = attack.data.client(0)
     _, evidence = attack.initialize(attack.observe(batch, 0))
     other = attack.data.client(1)
-    at_truth = float(attack.objective(batch.images, evidence)["matching"])
-    elsewhere = float(attack.objective(other.images, evidence)["matching"])
+    at_truth = float(distances(attack, batch.images, evidence))
+    elsewhere = float(distances(attack, other.images, evidence))
     assert abs(at_truth) < 1e-5
     assert elsewhere > 1e-4
     assert elsewhere > 100 * abs(at_truth)
@@ -107,7 +112,7 @@ def test_an_unknown_local_rate_is_fitted():
     assert observation.client is None
     _, evidence = attack.initialize(observation)
     assert evidence.scale is None
-    assert float(attack.objective(batch.images, evidence)["matching"]) < 1e-6
+    assert float(distances(attack, batch.images, evidence)) < 1e-6
 
 
 def test_the_adaptive_attacker_clips_as_the_client_does_and_the_naive_one_does_not():
@@ -123,7 +128,7 @@ def test_the_adaptive_attacker_clips_as_the_client_does_and_the_naive_one_does_n
         assert (observation.defenses is not None) is adaptive
         assert ("defenses" in attack.oracles) is adaptive
         _, evidence = attack.initialize(observation)
-        value = float(attack.objective(batch.images, evidence)["matching"])
+        value = float(distances(attack, batch.images, evidence))
         assert (value < 1e-6) is adaptive
 
 
@@ -177,3 +182,58 @@ def test_images_that_have_no_latent_are_refused():
     with pytest.raises(InputError, match="upsampling"):
         _ = make(upsampling=5).dummy_shape
     assert issubclass(ROGAttack, GradientMatching)
+
+
+def test_a_compiled_iteration_is_the_eager_one():
+    target = LeNet(num_classes=20)
+    eager = make(target=target, num_restarts=2, upsampling=1)
+    compiled = make(target=target, num_restarts=2, upsampling=1, compile=True)
+    start, evidence = eager.initialize(eager.observe(eager.data.client(0), 0))
+    expected, expected_gradient = eager.differentiate(start, evidence)
+    parts, gradient = compiled.differentiate(start, evidence)
+    torch.testing.assert_close(parts["matching"], expected["matching"].detach(), rtol=1e-4, atol=0)
+    scale = expected_gradient.abs().max()
+    torch.testing.assert_close(gradient / scale, expected_gradient / scale, rtol=0, atol=1e-4)
+
+
+def test_where_memory_is_short_fewer_restarts_run_at_once(monkeypatch):
+    attack = make(num_restarts=4, upsampling=1)
+    start, evidence = attack.initialize(attack.observe(attack.data.client(0), 0))
+    _, expected = attack.differentiate(start, evidence)
+    real = attack._differentiate
+
+    def short(dummy, evidence):
+        if len(dummy) > 4:
+            raise torch.OutOfMemoryError("too much")
+        return real(dummy, evidence)
+
+    monkeypatch.setattr(attack, "_differentiate", short)
+    _, gradient = attack.differentiate(start, evidence)
+    assert attack.restarts_at_once == 1
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
+    assert attack.finish(start, evidence).notes["restarts_at_once"] == 1
+
+    def broken(dummy, evidence):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(attack, "_differentiate", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        attack.differentiate(start, evidence)
+
+
+def test_a_restart_that_is_not_finite_stops_alone_and_is_counted():
+    attack = make(num_restarts=3, upsampling=1, iterations=3)
+    observation = attack.observe(attack.data.client(0), 0)
+    start, evidence = attack.initialize(observation)
+    lost = start.clone()
+    lost[4:8] = torch.nan
+    attack.initialize = lambda observation: (lost, evidence)
+    found = attack.reconstruct(observation)
+    assert found.notes["restarts_not_finite"] == 1
+    assert found.images.isfinite().all()
+    assert all(value == value for _, value in found.curve)
+    attack.initialize = lambda observation: (start, evidence)
+    whole = attack.reconstruct(observation)
+    if float(whole.score[0]) == float(found.score[0]):
+        torch.testing.assert_close(found.images, whole.images)
+    assert "restarts_not_finite" not in whole.notes

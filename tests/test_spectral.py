@@ -10,6 +10,7 @@ import pytest
 import scipy.fft
 import torch
 import torch.nn.functional as F
+import yaml
 from torch.func import functional_call
 
 from lightning_recon.attacks import LDPAttack, SpectralLDPAttack
@@ -24,7 +25,7 @@ from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.main import main
 from lightning_recon.matching import match
-from lightning_recon.priors import TotalVariation
+from lightning_recon.priors import FFDNet, TotalVariation
 from lightning_recon.rowsparse import RowSparse
 from lightning_recon.targets import ConvNet
 
@@ -34,11 +35,8 @@ CONF = Path(__file__).parent / "conf/spectral_tiny.yaml"
 
 def make_attack(public, *, std=STD, batch_size=8, dtype=torch.float32, **kwargs):
     settings = {"num_bins": 128, "shrinkage_steps": 0, "num_samples": batch_size} | kwargs
-    attack = SpectralLDPAttack(
-        ConvNet(num_classes=20, width=8).to(dtype),
-        defenses=[ClipL2(CLIP), *([GaussianNoise(std)] if std else [])],
-        **settings,
-    )
+    settings.setdefault("defenses", [ClipL2(CLIP), *([GaussianNoise(std)] if std else [])])
+    attack = SpectralLDPAttack(ConvNet(num_classes=20, width=8).to(dtype), **settings)
     attack.data = SimpleNamespace(batch_size=batch_size, image_shape=tuple(public.shape[1:]))
     attack.learn_public(public.to(dtype))
     return attack
@@ -418,3 +416,25 @@ def test_command_line(subcommand, tmp_path):
     assert results["num_images"] == 8
     assert results["num_reconstructions"] == 8
     assert results["metrics"]["psnr"]["mean"] > results["null"]["mean_image"]["psnr"] + 6
+
+
+def test_command_line_with_a_denoiser(tmp_path):
+    """A network trained elsewhere, by path, as the prior of the refinement."""
+    torch.manual_seed(0)
+    torch.save(FFDNet(num_layers=3, num_features=4).state_dict(), tmp_path / "weights.pth")
+    network = {"class_path": "FFDNet", "init_args": {"weights": str(tmp_path / "weights.pth")}}
+    prior = {
+        "class_path": "DenoiserPrior",
+        "init_args": {"denoiser": network, "noise_std": 0.05, "weight": 2.0},
+    }
+    arguments = ["fit", "--config", str(CONF), "--trainer.default_root_dir", str(tmp_path)]
+    arguments += ["--model.init_args.priors", json.dumps([prior])]
+    assert main([*arguments, "--audit.null_controls", "false"]) == 0
+    (path,) = tmp_path.rglob("results.json")
+    results = json.loads(path.read_text())
+    assert results["num_reconstructions"] == 8
+    assert results["metrics"]["psnr"]["mean"] > results["null"]["mean_image"]["psnr"] + 6
+    (written,) = tmp_path.rglob("config.yaml")
+    (found,) = yaml.safe_load(written.read_text())["model"]["init_args"]["priors"]
+    assert found["class_path"].endswith("DenoiserPrior")
+    assert found["init_args"]["denoiser"]["init_args"]["weights"] == str(tmp_path / "weights.pth")

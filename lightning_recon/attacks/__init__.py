@@ -1,17 +1,41 @@
 """Published attacks, one a file."""
 
+from lightning_recon.attacks.analytic import AnalyticAttack
+from lightning_recon.attacks.april import APRIL
 from lightning_recon.attacks.base import Attack
+from lightning_recon.attacks.curious_abandon_honesty import CuriousAbandonHonesty
+from lightning_recon.attacks.dlg import DLG
+from lightning_recon.attacks.grad_inversion import GradInversion
 from lightning_recon.attacks.gradient_matching import GradientMatching
+from lightning_recon.attacks.idlg import IDLG
+from lightning_recon.attacks.inverting_gradients import InvertingGradients
 from lightning_recon.attacks.ldp import LDPAttack
+from lightning_recon.attacks.linear_layer import LinearLayerInversion
+from lightning_recon.attacks.modern import ModernInvertingGradients
+from lightning_recon.attacks.multi_scale import MultiScale
 from lightning_recon.attacks.optimization import OptimizationAttack
+from lightning_recon.attacks.r_gap import RGAP
+from lightning_recon.attacks.robbing_the_fed import RobbingTheFed
 from lightning_recon.attacks.rog import ROGAttack
 from lightning_recon.attacks.spectral import SpectralLDPAttack
 
 __all__ = [
+    "APRIL",
+    "DLG",
+    "IDLG",
+    "RGAP",
+    "AnalyticAttack",
     "Attack",
+    "CuriousAbandonHonesty",
+    "GradInversion",
     "GradientMatching",
+    "InvertingGradients",
     "LDPAttack",
+    "LinearLayerInversion",
+    "ModernInvertingGradients",
+    "MultiScale",
     "OptimizationAttack",
     "ROGAttack",
+    "RobbingTheFed",
     "SpectralLDPAttack",
 ]

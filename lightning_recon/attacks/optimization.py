@@ -79,6 +79,19 @@ class OptimizationAttack(Attack):
         """Bring the dummy images back to where images lie, in place: [0, 1]."""
         dummy.clamp_(0, 1)
 
+    def differentiate(self, dummy: Tensor, evidence: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the parts of the objective and the gradient of their sum.
+
+        Args:
+            dummy: R C H W, a leaf.
+            evidence: as :meth:`initialize` returned it.
+        """
+        parts = self.objective(dummy, evidence)
+        loss = torch.stack([part.sum() for part in parts.values()]).sum()
+        with torch.autocast(dummy.device.type, enabled=False):  # see clients.base
+            (gradient,) = torch.autograd.grad(loss, [dummy])
+        return parts, gradient
+
     def adjust(self, gradient: Tensor) -> None:
         """Change the gradient before the optimizer's step, in place; here not at all."""
 
@@ -112,15 +125,14 @@ class OptimizationAttack(Attack):
 
         def evaluate() -> Tensor:
             with torch.enable_grad():
-                parts = {name: part.sum() for name, part in self.objective(dummy, evidence).items()}
-                loss = torch.stack(list(parts.values())).sum()
-                with torch.autocast(dummy.device.type, enabled=False):  # see clients.base
-                    (dummy.grad,) = torch.autograd.grad(loss, [dummy])
+                parts, dummy.grad = self.differentiate(dummy, evidence)
             self.adjust(dummy.grad)
+            sums = {name: _finite_sum(part.detach()) for name, part in parts.items()}
+            loss = torch.stack(list(sums.values())).sum()
             if not first:
-                first["objective"] = loss.detach()
-                first.update((name, part.detach()) for name, part in parts.items())
-            return loss.detach()
+                first["objective"] = loss
+                first.update(sums)
+            return loss
 
         optimizer.step(evaluate)
         if scheduler is not None:
@@ -272,3 +284,10 @@ class OptimizationAttack(Attack):
             )
         if self._trainer.world_size > 1:
             raise InputError("fit resumes on one process only; use --trainer.devices 1")
+
+
+def _finite_sum(part: Tensor) -> Tensor:
+    """Add up what is finite, so that one lost dummy does not hide the others; NaN if none is."""
+    finite = part.isfinite()
+    total = part.where(finite, 0.0).sum()
+    return total.where(finite.any(), torch.nan)

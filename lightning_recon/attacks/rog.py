@@ -44,6 +44,7 @@ class ROGAttack(GradientMatching):
         priors: see there.
         label_inference: see there.
         num_restarts: see there.
+        compile: see there.
         iterations: 100 in the paper.
         optimizer: Adam of rate .05 in the paper.
         lr_scheduler: in the paper a cosine to 10 % of the rate.
@@ -71,6 +72,7 @@ class ROGAttack(GradientMatching):
         priors: Sequence[Prior] = (),
         label_inference: LabelMethod = "residual_counts",
         num_restarts: int = 1,
+        compile: bool = False,
         iterations: int = 100,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -86,6 +88,7 @@ class ROGAttack(GradientMatching):
             priors,
             label_inference,
             num_restarts,
+            compile,
             iterations,
             optimizer,
             lr_scheduler,

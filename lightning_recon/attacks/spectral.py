@@ -14,12 +14,13 @@ that channel (:mod:`lightning_recon.attacks.spectral_code`): energy C^2 / B an i
   thresholds are the quantiles of the norm's distribution (its logarithm is taken for logistic, with
   moments from public images and a wider spread), so the samples spread over the rows.
 - Samples of one batch that fall into the same row move to the next free one, as in a hash table, so
-  none collide.  A client that computes every sample's gradient by itself defeats that, and then
-  collisions happen as often as chance has it.
+  none collide.  A client that computes every sample's gradient by itself (DP-SGD) defeats that; for
+  it every sample is sent twice, and what collides is unmixed
+  (:mod:`lightning_recon.attacks.spectral_rows`).
 - A row counts as hit when the energy of its first columns exceeds what noise reaches in any of the
   K rows with probability ``false_positive_rate``.  The sign's number is a fixed share of what one
   sample puts into its row.  Several samples in a row add up there, or cancel, while their codes,
-  which point anywhere, add in energy: such a row is not returned.
+  which point anywhere, add in energy: such a row is not returned as an image.
 - The rows are never held: see :class:`lightning_recon.rowsparse.RowSparse`.
 
 The image of least expected squared error under the public spectrum (Wiener) is where the

@@ -82,7 +82,7 @@ class SpectralPayload(nn.Module):
             num_head = self.head.shape[1]
             first = sent[..., :num_head] * F.embedding(row, self.head)
             rest = sent[..., num_head:] * F.embedding(row, self.rows, sparse=True)
-            shift = self.gain * (first.sum((1, 2)) + rest.sum((1, 2)))
+            shift: Tensor = self.gain * (first.sum((1, 2)) + rest.sum((1, 2)))
             return logits.to(shift.dtype) + shift[:, None] * self.class_sign
 
     def choose_rows(self, log_norm: Tensor) -> Tensor:
@@ -96,9 +96,10 @@ class SpectralPayload(nn.Module):
 
     def choose_second_rows(self, code: Tensor) -> Tensor:
         """Return the row of each code, B N, in the second table, B: any one, but its own."""
-        folded = (NUM_FOLDS * code.sum(1)) % 1
         num_second = self.num_bins - self.num_first
-        return self.num_first + (num_second * folded).long().clamp_max(num_second - 1)
+        folded = (NUM_FOLDS * code.sum(1)).remainder(1)
+        row: Tensor = (num_second * folded).long().clamp_max(num_second - 1)
+        return row.add(self.num_first)
 
     def row_log_norm(self, row: Tensor) -> Tensor:
         """Return the logarithm of the norm that a row stands for: its thresholds' middle."""

@@ -14,11 +14,13 @@ after the other we solve for all samples at once.
 from typing import NamedTuple
 
 import torch
+from scipy.sparse.csgraph import connected_components
 from scipy.stats import chi2
 from torch import Tensor
 
-SAME = 0.5  # of one copy's energy, that the product of two rows with a sample in common exceeds
-_IDENTIFIED = 1 - 1e-6
+SAME = 0.5  # of a copy's energy: what the product of two rows that have it in common exceeds
+ROUNDING = 1e-9  # of a copy's energy, in what may be left unexplained without noise
+_TINY = 1e-6
 
 
 class Unmixed(NamedTuple):
@@ -39,8 +41,8 @@ def unmix(received: Tensor, is_first: Tensor, noise_variance: float, test_rate: 
 
     A row of the first table and one of the second have a sample in common if their product is
     that of a copy with itself.  All rows are then sums of samples plus white noise, and the samples
-    their least squares.  A sample is returned if the rows determine it, and if what it and its
-    neighbours leave unexplained is no more than noise.
+    their least squares.  A sample is returned if it has the energy of one, if the rows determine
+    it, and if what hangs together with it leaves no more than noise unexplained.
 
     Args:
         received: R N, the rows that were hit; copies have about the same energy.
@@ -49,38 +51,37 @@ def unmix(received: Tensor, is_first: Tensor, noise_variance: float, test_rate: 
         test_rate: probability that noise alone makes one row count as not explained.
     """
     double = received.double()
-    gram = double @ double.T
     num_columns = received.shape[1]
-    energy = (gram.diagonal() - num_columns * noise_variance).clamp_min(0)
-    one = energy.median() if len(energy) else energy.sum()  # most rows hold one sample
-    common = (gram > SAME * one) & is_first[:, None] & ~is_first
-    first, second = common.nonzero().unbind(1)
-    samples = torch.arange(len(first), device=received.device)
-    holds = double.new_zeros(len(received), len(samples))
-    holds[first, samples] = 1
-    holds[second, samples] = 1
+    one = double.square().sum(1) - num_columns * noise_variance
+    one = one.median() if len(one) else one.sum()  # most rows hold one sample
+    is_common = double @ double.T > SAME * one
+    first, second = (is_common & is_first[:, None] & ~is_first).nonzero().unbind(1)
+    while True:
+        number = torch.arange(len(first), device=received.device)
+        holds = double.new_zeros(len(received), len(first))
+        holds[first, number] = 1
+        holds[second, number] = 1
+        solve = torch.linalg.pinv(holds)
+        samples = solve @ double
+        variance = (solve @ solve.T).diagonal()
+        energy = samples.square().sum(1) - num_columns * variance * noise_variance
+        if not len(first) or energy.min() > SAME * one:
+            break
+        is_kept = number != energy.argmin()  # the two rows are alike by chance
+        first, second = first[is_kept], second[is_kept]
 
-    solve = torch.linalg.pinv(holds)
-    is_known = (solve @ holds).diagonal() > _IDENTIFIED
-    variance = (solve @ solve.T).diagonal()
     # what is left of a row, and the share of its noise that stays in it
-    left = double - holds @ (solve @ double)
+    left = (double - holds @ samples).square().sum(1)
     share = 1 - (holds @ solve).diagonal()
-    critical = noise_variance * float(chi2.isf(test_rate, num_columns))
-    is_bad = left.square().sum(1) > critical * share.clamp_min(1e-6)
-    # a bad row spoils what hangs together with it
-    joined = (holds @ holds.T > 0) | torch.eye(
-        len(received), dtype=torch.bool, device=is_bad.device
-    )
-    reach = torch.linalg.matrix_power(joined.double(), max(len(received), 1)) > 0
-    is_bad = (reach & is_bad).any(1)
-
-    kept = is_known & ~is_bad[first]
-    count = holds.sum(1)
-    shares = (holds.T @ (count > 1).double()) > 0
+    noise = noise_variance * float(chi2.isf(test_rate, num_columns))
+    is_bad = left > noise * share + ROUNDING * one
+    part = torch.from_numpy(connected_components((holds @ holds.T).cpu().numpy())[1]).to(first)
+    is_spoilt = torch.isin(part, part[is_bad])
+    is_kept = ((solve @ holds).diagonal() > 1 - _TINY) & ~is_spoilt[first]
+    is_shared = holds.sum(1) > 1
     return Unmixed(
-        received=((solve @ double) / variance.sqrt()[:, None])[kept].to(received.dtype),
-        first=first[kept],
-        is_mixed=shares[kept],
-        num_shared=int(((count > 1) | is_bad).sum()),
+        received=(samples / variance.sqrt()[:, None])[is_kept].to(received.dtype),
+        first=first[is_kept],
+        is_mixed=(is_shared[first] | is_shared[second])[is_kept],
+        num_shared=int((is_shared | is_bad).sum()),
     )

@@ -5,5 +5,16 @@ from lightning_recon.clients.base import Client
 from lightning_recon.clients.dpsgd import DPSGD
 from lightning_recon.clients.fedavg import FedAvg
 from lightning_recon.clients.fedsgd import FedSGD
+from lightning_recon.clients.mixup import InstaHide, MixUp
+from lightning_recon.clients.soteria import Soteria
 
-__all__ = ["DPSGD", "Aggregate", "Client", "FedAvg", "FedSGD"]
+__all__ = [
+    "DPSGD",
+    "Aggregate",
+    "Client",
+    "FedAvg",
+    "FedSGD",
+    "InstaHide",
+    "MixUp",
+    "Soteria",
+]

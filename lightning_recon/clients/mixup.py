@@ -37,7 +37,7 @@ class MixingClient(Client):
                 "another client"
             )
         if isinstance(client, Aggregate):
-            raise InputError(f"{name}: clients mix their own images; put {name} into Aggregate")
+            raise InputError(f"{name}: a client mixes its own images; it cannot hold an Aggregate")
         self.client = client
         self.protocol = client.protocol
 
@@ -72,6 +72,14 @@ class MixingClient(Client):
         buffers = {name: buffer.clone() for name, buffer in payload.named_buffers()}
         with self.client.working(payload):
             return int(functional_call(payload, buffers, (images,)).shape[1])
+
+    def respond(
+        self, loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor
+    ) -> Update:
+        """Refuse: the number of classes is the payload's, which is not given here."""
+        raise InputError(
+            f"{type(self).__name__} cannot be part of an Aggregate; let it be the outermost client"
+        )
 
     def local_update(
         self,

@@ -46,7 +46,7 @@ class Soteria(Client):
         InputError: if an argument cannot be used.
     """
 
-    def __init__(self, client: FedSGD, prune_rate: float, layer: str | None = None) -> None:
+    def __init__(self, client: Client, prune_rate: float, layer: str | None = None) -> None:
         super().__init__(client.label_smoothing, client.mode)
         if not isinstance(client, FedSGD) or isinstance(client, DPSGD):
             raise InputError(
@@ -87,6 +87,12 @@ class Soteria(Client):
         num_pruned = max(1, round(self.prune_rate * len(ratios)))
         update[name][:, ratios.topk(num_pruned).indices] = 0
         return update
+
+    def respond(
+        self, loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor
+    ) -> Update:
+        """Refuse: the representation is the payload's, which is not given here."""
+        raise InputError("Soteria cannot be part of another client; let it be the outermost one")
 
     def stand_in(self, update: Update, observed: Update) -> Update:
         """Keep the columns of the layer that the observed update has."""

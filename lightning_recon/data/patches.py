@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from lightning_recon.randomness import make_generator
 _MAX_UNREADABLE = 20
 """Pictures in a row that cannot be decoded, after which there is no point in going on."""
 
+_Item: TypeAlias = Tensor | tuple[Tensor, int]
+
 
 class PatchDataModule(LightningDataModule):
     """Random patches of any folder of pictures, its sub-folders included.
@@ -28,7 +30,8 @@ class PatchDataModule(LightningDataModule):
     A picture is first brought to ``image_size``, as an attack's data module does, so that the
     patches have the statistics of the images under attack; then patches are cut at random places
     and turned and mirrored at random.  Both loaders yield pictures x patches x 3 x H x W, float32
-    in [0, 1].  A picture that cannot be decoded is passed over with a warning.
+    in [0, 1], and with ``labels`` the pictures' labels beside them.  A picture that cannot be
+    decoded is passed over with a warning.
 
     Patches are numbered without end, and patch and seed alone say what is on it: every epoch and
     every process has patches of its own, and a resumed run sees those that it would have seen.
@@ -46,6 +49,9 @@ class PatchDataModule(LightningDataModule):
         on_missing: What to do without pictures at ``root``: ``"samples"`` takes the sample
             photographs and says so.
         num_workers: Processes that decode pictures beside each process that trains.
+        labels: Whether items are pairs of patches and the picture's label: the position of its
+            first-level sub-folder among the sorted ones, empty ones included, as
+            ``ImageNetDataModule`` numbers them; 0 outside of sub-folders.
         seed: Of the split and of the patches.
 
     Raises:
@@ -67,6 +73,7 @@ class PatchDataModule(LightningDataModule):
         num_val_images: int = 32,
         on_missing: Literal["error", "samples"] = "error",
         num_workers: int = 0,
+        labels: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -94,6 +101,7 @@ class PatchDataModule(LightningDataModule):
         self.num_val_images = num_val_images
         self.on_missing = on_missing
         self.num_workers = num_workers
+        self.labels = labels
         self.seed = seed
         self.source: ImageSource | None = None
         """The pictures, once :meth:`setup` has found them; a label is the number of the file."""
@@ -123,13 +131,13 @@ class PatchDataModule(LightningDataModule):
         self.val_places = [place for place in places if source.label(place) in kept]
         self.source = source
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
+    def train_dataloader(self) -> DataLoader[_Item]:
         """``steps_per_epoch`` batches, other ones in each epoch and process."""
         rank, world_size = self._place()
         numbers = _Numbers(self.steps_per_epoch * self.batch_size, rank, world_size)
         return self._loader("train", self.train_places, numbers)
 
-    def val_dataloader(self) -> DataLoader[Tensor]:
+    def val_dataloader(self) -> DataLoader[_Item]:
         """This process' share of the ``num_val_images``; rounded up, so that shares are equal."""
         rank, world_size = self._place()
         share = -(-self.num_val_images // world_size)
@@ -139,13 +147,14 @@ class PatchDataModule(LightningDataModule):
 
     def _loader(
         self, split: str, places: list[int], numbers: "_Numbers | range"
-    ) -> DataLoader[Tensor]:
+    ) -> DataLoader[_Item]:
         assert self.source is not None
         patches = _Patches(
             self.source,
             places,
             (self.image_size, self.patch_size, self.patches_per_image),
             (self.seed, split),
+            self._labels() if self.labels else None,
         )
         return DataLoader(
             patches,
@@ -154,6 +163,17 @@ class PatchDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+    def _labels(self) -> list[int]:
+        """Of all pictures of the source."""
+        assert self.source is not None
+        places = range(len(self.source))
+        if not isinstance(self.source, FileSource):
+            return [self.source.label(place) for place in places]
+        root = self.source.root
+        folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+        numbers = {name: label for label, name in enumerate(folders)}
+        return [numbers.get(self.source.key(place).split("/")[0], 0) for place in places]
 
     def _open(self) -> ImageSource:
         root = None if self.root is None else Path(self.root).absolute()
@@ -203,7 +223,7 @@ class _Numbers(Sampler[int]):
         return iter(range(start, start + total, self.world_size))
 
 
-class _Patches(Dataset[Tensor]):
+class _Patches(Dataset[_Item]):
     """Endless random patches; item N is patches x 3 x H x W in [0, 1], from one picture.
 
     Args:
@@ -211,6 +231,7 @@ class _Patches(Dataset[Tensor]):
         places: Those that are used.
         sizes: Side of the whole picture and of a patch, in pixels, and patches of a picture.
         path: What all numbers are drawn from, together with the item's.
+        labels: Of all pictures, to put beside the patches; None: no labels.
     """
 
     def __init__(
@@ -219,19 +240,24 @@ class _Patches(Dataset[Tensor]):
         places: list[int],
         sizes: tuple[int, int, int],
         path: tuple[int, str],
+        labels: list[int] | None,
     ) -> None:
         self.source = source
         self.places = places
         self.image_size, self.patch_size, self.patches_per_image = sizes
         self.path = path
+        self.labels = labels
 
-    def __getitem__(self, number: int) -> Tensor:
+    def __getitem__(self, number: int) -> _Item:
         generator = make_generator(*self.path, number)
-        image = self._image(generator)
-        return torch.stack([self._patch(image, generator) for _ in range(self.patches_per_image)])
+        place, image = self._image(generator)
+        patches = torch.stack(
+            [self._patch(image, generator) for _ in range(self.patches_per_image)]
+        )
+        return patches if self.labels is None else (patches, self.labels[place])
 
-    def _image(self, generator: torch.Generator) -> Tensor:
-        """A random picture that can be read, 3 H W, uint8."""
+    def _image(self, generator: torch.Generator) -> tuple[int, Tensor]:
+        """A random picture that can be read: its place, and 3 H W, uint8."""
         for _ in range(_MAX_UNREADABLE):
             place = self.places[_below(len(self.places), generator)]
             try:
@@ -240,7 +266,7 @@ class _Patches(Dataset[Tensor]):
                 warnings.warn(f"skipped: {error}", stacklevel=2)
                 continue
             picture = self.source.crop(picture, self.image_size, Image.Resampling.BILINEAR)
-            return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+            return place, torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         raise InputError(f"{_MAX_UNREADABLE} pictures in a row cannot be decoded; is root right?")
 
     def _patch(self, image: Tensor, generator: torch.Generator) -> Tensor:

@@ -14,11 +14,20 @@ from lightning_recon.defenses.duchi import Duchi
 from lightning_recon.defenses.gaussian import GaussianNoise
 from lightning_recon.defenses.hybrid import Hybrid
 from lightning_recon.defenses.laplace import Laplace
+from lightning_recon.defenses.laplace_noise import LaplaceNoise
 from lightning_recon.defenses.piecewise import Piecewise
+from lightning_recon.defenses.powersgd import PowerSGD
 from lightning_recon.defenses.privunit import PrivUnit2
 from lightning_recon.defenses.privunit_gaussian import PrivUnitG
+from lightning_recon.defenses.qsgd import QSGD
+from lightning_recon.defenses.random_k import RandomK
+from lightning_recon.defenses.sign_sgd import SignSGD
+from lightning_recon.defenses.terngrad import TernGrad
+from lightning_recon.defenses.top_k import TopK
+from lightning_recon.defenses.uniform_quantiser import UniformQuantiser
 
 __all__ = [
+    "QSGD",
     "ClipL2",
     "DPSGDNoise",
     "Defense",
@@ -26,10 +35,17 @@ __all__ = [
     "GaussianNoise",
     "Hybrid",
     "Laplace",
+    "LaplaceNoise",
     "LocalRandomizer",
     "Piecewise",
+    "PowerSGD",
     "PrivUnit2",
     "PrivUnitG",
+    "RandomK",
+    "SignSGD",
+    "TernGrad",
+    "TopK",
+    "UniformQuantiser",
     "apply_chain",
     "bind_chain",
     "num_update_bits",

@@ -118,6 +118,10 @@ class LocalRandomizer(Defense):
     domain: str
     """The set that updates are brought into first, as it stands in the guarantee."""
 
+    def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:
+        """Return 32 bits for each value: noise has no zeros and no levels."""
+        return dense(shapes)
+
     def __init__(self, epsilon: float) -> None:
         super().__init__()
         self.epsilon = positive(self, "epsilon", epsilon)
@@ -146,6 +150,20 @@ def positive(owner: Defense, name: str, value: float) -> float:
     if not 0 < value < math.inf:
         raise InputError(f"{type(owner).__name__}: {name} must be a number above 0, not {value}")
     return float(value)
+
+
+def whole(owner: Defense, name: str, value: int, at_least: int) -> int:
+    """Return ``value`` if it is a whole number of at least ``at_least``.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if not isinstance(value, int) or value < at_least:
+        raise InputError(
+            f"{type(owner).__name__}: {name} must be a whole number of at least {at_least}, "
+            f"not {value}"
+        )
+    return value
 
 
 def chunks(update: Update) -> Iterator[Tensor]:
@@ -184,6 +202,20 @@ def update_norm(update: Update, order: int = 2) -> float:
     return norm
 
 
+def clipped(update: Update, clip_norm: float, order: int = 2) -> Update:
+    """Return ``update * min(1, clip_norm / norm)``, differentiable: for :meth:`Defense.stand_in`.
+
+    Args:
+        update: as the attacker simulates it; not changed.
+        clip_norm: the bound, above 0.
+        order: of the norm over all numbers together, 1 or 2.
+    """
+    powers = torch.stack([tensor.abs().pow(order).sum() for tensor in update.values()])
+    norm = powers.sum().clamp_min(torch.finfo(powers.dtype).tiny).pow(1 / order)
+    factor = (clip_norm / norm).clamp_max(1.0)
+    return {name: tensor * factor for name, tensor in update.items()}
+
+
 def bind_chain(defenses: Sequence[Defense], norm_bound: float | None = None) -> None:
     """Tell every defense of a chain the L2 bound that the ones before it ensure.
 
@@ -212,6 +244,12 @@ def stand_in_chain(defenses: Sequence[Defense], update: Update, observed: Update
     return update
 
 
+def dense(shapes: Shapes, bits_per_value: float = 32.0) -> Encoding:
+    """Return the encoding of an update that sends every value, whatever reached its defense."""
+    num_values = sum(shape.numel() for shape in shapes.values())
+    return Encoding(num_values, bits_per_value, 0.0)
+
+
 def num_update_bits(defenses: Sequence[Defense], shapes: Shapes) -> float:
     """Return the size of a client's message in bits.
 
@@ -222,7 +260,7 @@ def num_update_bits(defenses: Sequence[Defense], shapes: Shapes) -> float:
         defenses: in the order in which an update passes them.
         shapes: of the update.
     """
-    encoding = Encoding(sum(shape.numel() for shape in shapes.values()), 32.0, 0.0)
+    encoding = dense(shapes)
     for defense in defenses:
         encoding = defense.encode(encoding, shapes)
     return encoding.num_bits

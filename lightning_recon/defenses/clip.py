@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_recon.defenses.base import Defense
+from lightning_recon.defenses.base import Defense, clipped
 from lightning_recon.errors import InputError
 from lightning_recon.rowsparse import RowSparse
 from lightning_recon.structures import Update
@@ -51,10 +51,7 @@ class ClipL2(Defense):
 
     def stand_in(self, update: Update, observed: Update) -> Update:
         """Return the clipped update: clipping stands inside the attacker's loop."""
-        squares = [tensor.square().sum() for tensor in update.values()]
-        norm = torch.stack(squares).sum().clamp_min(torch.finfo(squares[0].dtype).tiny).sqrt()
-        factor = (self.clip_norm / norm).clamp_max(1.0)
-        return {name: tensor * factor for name, tensor in update.items()}
+        return clipped(update, self.clip_norm)
 
     @property
     def guarantee(self) -> str:

@@ -10,7 +10,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from lightning_recon.defenses.base import LocalRandomizer, chunks, positive
+from lightning_recon.defenses.base import Encoding, LocalRandomizer, Shapes, chunks, positive
 from lightning_recon.errors import InputError
 from lightning_recon.structures import Update
 
@@ -33,6 +33,7 @@ class CoordinateSampling(LocalRandomizer):
     """
 
     citation = "Wang et al., ICDE 2019"
+    bits_per_value = 32.0
 
     def __init__(self, epsilon: float, clip_value: float) -> None:
         super().__init__(epsilon)
@@ -82,6 +83,21 @@ class CoordinateSampling(LocalRandomizer):
             flat[places] = released.mul_(self.clip_value * dimension / count).to(flat.dtype)
             start = stop
         return update
+
+    def stand_in(self, update: Update, observed: Update) -> Update:
+        """Return the clamped update times d / k where something was released, 0 elsewhere."""
+        dimension = sum(tensor.numel() for tensor in update.values())
+        factor = dimension / self.num_coordinates(dimension)
+        return {
+            name: tensor.clamp(-self.clip_value, self.clip_value) * (observed[name] != 0) * factor
+            for name, tensor in update.items()
+        }
+
+    def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:
+        """Return the released values, and a position within the update for each of them."""
+        dimension = sum(shape.numel() for shape in shapes.values())
+        count = min(dimension, self.num_coordinates(dimension))
+        return Encoding(count, self.bits_per_value, count * max(dimension - 1, 0).bit_length())
 
 
 def sample_coordinates(dimension: int, count: int, generator: torch.Generator) -> Tensor:

@@ -16,8 +16,8 @@ class DPSGDNoise(GaussianNoise):
     Privacy", CCS 2016, Algorithm 1, for the mean over the batch.  It goes with the client
     :class:`~lightning_recon.clients.DPSGD`, which clips; with any other client nothing bounds what
     a sample can do, and it protects no record.  The guarantee is for one record of the batch
-    (record level), under ``replace`` with sensitivity 2C/B, under ``add_remove`` with C/B and a batch size
-    that is no secret; for all of a client's data together it is far weaker, see
+    (record level), under ``replace`` with sensitivity 2C/B, under ``add_remove`` with C/B and a
+    batch size that is no secret; for all of a client's data together it is far weaker, see
     :func:`~lightning_recon.privacy.statement.privacy_statement`.
 
     Give either ``noise_multiplier`` or ``epsilon``, which is exact for one release (Balle & Wang,

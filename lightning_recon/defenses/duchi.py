@@ -40,6 +40,7 @@ class Duchi(CoordinateSampling):
     """
 
     citation = "Duchi et al., JASA 113(521), 2018; Wang et al., ICDE 2019"
+    bits_per_value = 1.0
 
     def perturb(self, values: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
         """Return B or -B for each number."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from lightning_recon.defenses.base import Defense
+from lightning_recon.defenses.base import Defense, Encoding, Shapes, dense
 from lightning_recon.errors import InputError
 from lightning_recon.privacy.gaussian import gaussian_epsilon
 from lightning_recon.rowsparse import RowSparse
@@ -111,6 +111,10 @@ class GaussianNoise(Defense):
                 chunk.add_(noise, alpha=self.std)
             update[name] = tensor
         return update
+
+    def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:
+        """Return 32 bits for each value: noise has no zeros and no levels."""
+        return dense(shapes) if self.std > 0 else encoding
 
     @property
     def claimed(self) -> dict[str, float | str] | None:

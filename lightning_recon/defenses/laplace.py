@@ -1,9 +1,25 @@
 """Clipping to an L1 norm, and Laplace noise on every coordinate."""
 
 import torch
+from torch import Tensor
 
-from lightning_recon.defenses.base import LocalRandomizer, chunks, positive, update_norm
+from lightning_recon.defenses.base import LocalRandomizer, chunks, clipped, positive, update_norm
 from lightning_recon.structures import Update
+
+
+def add_laplace_(chunk: Tensor, scale: float, generator: torch.Generator) -> None:
+    """Add Laplace noise to every number, in place.
+
+    Args:
+        chunk: any shape.
+        scale: b; the variance is 2 b^2.
+        generator: on the chunk's device.
+    """
+    # in float64: a float32 uniform variable would cut the tails off at 17 b
+    noise = torch.empty(chunk.shape, dtype=torch.float64, device=chunk.device)
+    noise.exponential_(generator=generator)
+    other = torch.empty_like(noise).exponential_(generator=generator)
+    chunk.add_(noise.sub_(other).to(chunk.dtype), alpha=scale)
 
 
 class Laplace(LocalRandomizer):
@@ -36,9 +52,9 @@ class Laplace(LocalRandomizer):
         norm = update_norm(update, order=1)
         factor = min(1.0, self.clip_norm / norm) if norm else 1.0
         for chunk in chunks(update):
-            # in float64: a float32 uniform variable would cut the tails off at 17 b
-            noise = torch.empty(chunk.shape, dtype=torch.float64, device=chunk.device)
-            noise.exponential_(generator=generator)
-            other = torch.empty_like(noise).exponential_(generator=generator)
-            chunk.mul_(factor).add_(noise.sub_(other).to(chunk.dtype), alpha=self.scale)
+            add_laplace_(chunk.mul_(factor), self.scale, generator)
         return update
+
+    def stand_in(self, update: Update, observed: Update) -> Update:
+        """Return the clipped update, of which the release is the unbiased estimate."""
+        return clipped(update, self.clip_norm, order=1)

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import betaincinv, betaln, expit
 from torch import Tensor
 
-from lightning_recon.defenses.base import LocalRandomizer, chunks, positive, update_norm
+from lightning_recon.defenses.base import LocalRandomizer, chunks, clipped, positive, update_norm
 from lightning_recon.structures import Update
 
 _MIN_LOG_TAIL = -640.0  # of a cap: float64 ends a little below, at -708
@@ -122,6 +122,10 @@ class CapRandomizer(LocalRandomizer):
             noise = _normal(chunk, generator).to(chunk.dtype)
             chunk.mul_(scale * to_unit * (along - across * inner)).add_(noise, alpha=scale * across)
         return update
+
+    def stand_in(self, update: Update, observed: Update) -> Update:
+        """Return the clipped update, of which the release is the unbiased estimate."""
+        return clipped(update, self.clip_norm)
 
 
 def _normal(chunk: Tensor, generator: torch.Generator) -> Tensor:

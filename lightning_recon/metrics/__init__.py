@@ -14,6 +14,7 @@ DISTS                          [0, 2]        low    Ding et al. 2022
 FrechetDistance                [0, oo)       low    Heusel et al. 2017 (FID)
 KernelDistance                 (-oo, oo)     low    Bińkowski et al. 2018 (KID)
 TagJaccard                     [0, 1]        high   Yue et al. 2023 (ROG)
+TopKAgreement                  [0, 1]        high   first class of the truth among k
 ImageIdentifiabilityPrecision  [0, 1]        high   Yin et al. 2021 (GradInversion's IIP)
 IdentificationRate             [0, 1]        high   nearest neighbour among N candidates
 LabelAccuracy                  [0, 1]        high   Zhao et al. 2020 (iDLG), Yin et al. 2021
@@ -29,7 +30,9 @@ over ALL images, and ``per_image()`` gives the single values, except for Frechet
 KernelDistance, which know no pairs, and LabelAccuracy, which knows batches.
 
 Over several processes ``compute()`` gives the figure of one process, however unevenly the images
-are spread.  Nothing is ever downloaded: networks come from files that the user names.
+are spread.  Nothing is ever downloaded: networks come from files that the user names.  A metric
+that is left to look for its own network and finds none is ``unavailable``: it gives no values, and
+an audit says so.
 """
 
 from lightning_recon.metrics.base import PenultimateFeatures, PerImageMetric
@@ -38,7 +41,6 @@ from lightning_recon.metrics.identification import (
     IdentificationRate,
     ImageIdentifiabilityPrecision,
     LabelAccuracy,
-    TagJaccard,
 )
 from lightning_recon.metrics.image_quality import (
     MSE,
@@ -49,6 +51,7 @@ from lightning_recon.metrics.image_quality import (
     RegisteredPSNR,
 )
 from lightning_recon.metrics.perceptual import DISTS, LPIPS
+from lightning_recon.metrics.semantic import TagJaccard, TopKAgreement
 
 __all__ = [
     "DISTS",
@@ -67,4 +70,5 @@ __all__ = [
     "PerImageMetric",
     "RegisteredPSNR",
     "TagJaccard",
+    "TopKAgreement",
 ]

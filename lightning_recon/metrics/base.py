@@ -24,6 +24,9 @@ class PerImageMetric(Metric):
     is_differentiable = False
     full_state_update = False
     values: list[Tensor]
+    unavailable: str | None = None
+    """Why there are no values, in one line, such as weights that are not at hand; None: there are.
+    ``update`` then raises InputError."""
 
     def __init__(self) -> None:
         super().__init__()

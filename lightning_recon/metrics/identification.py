@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_recon.functional.identification import nearest_candidate, nearest_neighbour
-from lightning_recon.functional.labels import label_matches, tag_jaccard
+from lightning_recon.functional.labels import label_matches
 from lightning_recon.metrics.base import Frozen, PerImageMetric
 
 
@@ -81,30 +81,6 @@ class ImageIdentifiabilityPrecision(PerImageMetric):
         found = torch.cat([self.features(part) for part in torch.split(candidates, 64)])
         nearest = nearest_neighbour(self.features(preds), found, allowed=allowed)
         self.append(nearest == index.to(nearest.device))
-
-
-class TagJaccard(PerImageMetric):
-    """Jaccard index of the tags that a classifier gives to reconstruction and truth.
-
-    See :func:`~lightning_recon.functional.labels.tag_jaccard`.
-
-    Args:
-        classifier: Images B C H W in [0, 1] -> scores B K; a trained one, other than the target
-            under attack, whose gradient the reconstructions were fitted to.
-        num_tags: How many classes of highest score are an image's tags.
-    """
-
-    higher_is_better = True
-
-    def __init__(self, classifier: nn.Module, num_tags: int = 5) -> None:
-        super().__init__()
-        self.classifier = Frozen(classifier)
-        self.num_tags = num_tags
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Take in B reconstructions and their truths, B C H W in [0, 1]."""
-        scores, true_scores = self.classifier(preds), self.classifier(target)
-        self.append(tag_jaccard(scores, true_scores, self.num_tags))
 
 
 class LabelAccuracy(Metric):

@@ -52,11 +52,7 @@ class Backbone(nn.Module):
         if net not in _NETS:
             raise InputError(f"{metric} has no net {net!r}; choose one of {', '.join(_NETS)}")
         if not Path(weights).is_file():
-            url = torchvision.models.get_model_weights(_NETS[net]).DEFAULT.url
-            raise InputError(
-                f"{metric} finds no weights of {_NETS[net]} at {Path(weights).absolute()}: "
-                f"download {url}, put it there, or give its path as weights"
-            )
+            raise InputError(f"{metric} finds {_missing(net, Path(weights))}")
         self.net = net
         self.pool = pool
         with torch.device("meta"):  # neither memory nor time for weights that are replaced
@@ -88,10 +84,11 @@ class LPIPS(PerImageMetric):
 
     Args:
         net: ``alex`` (the usual one for scores), ``vgg`` or ``squeeze``.
-        weights: torchvision's file of ImageNet weights for AlexNet, VGG-16 or SqueezeNet 1.1.
+        weights: torchvision's file of ImageNet weights for AlexNet, VGG-16 or SqueezeNet 1.1;
+            null: the one in torchvision's cache, and without it the metric is unavailable.
 
     Raises:
-        InputError: If the file is missing or does not fit.
+        InputError: If the file that ``weights`` names is missing, or the file does not fit.
     """
 
     higher_is_better = False
@@ -100,9 +97,14 @@ class LPIPS(PerImageMetric):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: Literal["alex", "vgg", "squeeze"], weights: str) -> None:
+    def __init__(
+        self, net: Literal["alex", "vgg", "squeeze"] = "alex", weights: str | None = None
+    ) -> None:
         super().__init__()
         self.net = net
+        weights, self.unavailable = _find_weights(net, weights, "LPIPS")
+        if self.unavailable:
+            return
         self.backbone = Frozen(Backbone(net, weights, "LPIPS"))
         published = _published(f"lpips_models/{net}.pth")
         weights_of_layers = [
@@ -116,6 +118,7 @@ class LPIPS(PerImageMetric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Take in B reconstructions and their truths, B C H W in [0, 1], C 1 or 3."""
+        _check_available(self)
         features = [
             self.backbone((2.0 * images - 1.0 - self.mean) / self.std)
             for images in _check(preds, target, "LPIPS", _LEAST_SIDE[self.net])
@@ -132,10 +135,11 @@ class DISTS(PerImageMetric):
     channel count as gray ones.
 
     Args:
-        weights: torchvision's file of ImageNet weights for VGG-16.
+        weights: torchvision's file of ImageNet weights for VGG-16; null: the one in torchvision's
+            cache, and without it the metric is unavailable.
 
     Raises:
-        InputError: If the file is missing or does not fit.
+        InputError: If the file that ``weights`` names is missing, or the file does not fit.
     """
 
     higher_is_better = False
@@ -144,8 +148,11 @@ class DISTS(PerImageMetric):
     texture: Tensor
     structure: Tensor
 
-    def __init__(self, weights: str) -> None:
+    def __init__(self, weights: str | None = None) -> None:
         super().__init__()
+        weights, self.unavailable = _find_weights("vgg", weights, "DISTS")
+        if self.unavailable:
+            return
         self.backbone = Frozen(Backbone("vgg", weights, "DISTS", pool=perceptual.l2_pool))
         published = _published("dists_models/weights.pt")
         self.register_buffer("texture", published["alpha"].flatten(), persistent=False)
@@ -155,6 +162,7 @@ class DISTS(PerImageMetric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Take in B reconstructions and their truths, B C H W in [0, 1], C 1 or 3."""
+        _check_available(self)
         features = [
             [images, *self.backbone((images - self.mean) / self.std)]
             for images in _check(preds, target, "DISTS", _LEAST_SIDE["vgg"])
@@ -168,6 +176,32 @@ class DISTS(PerImageMetric):
                 torch.split(self.structure, sizes),
             )
         )
+
+
+def _find_weights(net: str, weights: str | None, metric: str) -> tuple[str, str | None]:
+    """Return the file of a backbone's weights, and why there is none; a named file is taken."""
+    if weights is not None:
+        return weights, None
+    if net not in _NETS:
+        raise InputError(f"{metric} has no net {net!r}; choose one of {', '.join(_NETS)}")
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(_url(net)).name
+    return str(cached), None if cached.is_file() else _missing(net, cached)
+
+
+def _missing(net: str, path: Path) -> str:
+    return (
+        f"no weights of {_NETS[net]} at {path.absolute()}: download {_url(net)}, put it there, or "
+        "give its path as weights"
+    )
+
+
+def _url(net: str) -> str:
+    return str(torchvision.models.get_model_weights(_NETS[net]).DEFAULT.url)
+
+
+def _check_available(metric: PerImageMetric) -> None:
+    if metric.unavailable:
+        raise InputError(f"{type(metric).__name__} is unavailable: {metric.unavailable}")
 
 
 def _published(name: str) -> dict[str, Tensor]:

@@ -6,7 +6,9 @@ ROG optimises a low-resolution latent and decodes it by bicubic interpolation; Y
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,26 @@ class TrainableRefiner(Refiner):
 
     scale: int
     is_conditional = False
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *options: Any, **more: Any) -> Any:
+        """Fill the network; RuntimeError says in one line what does not fit."""
+        own = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        given = {name: tuple(getattr(value, "shape", ())) for name, value in state_dict.items()}
+        lacking = [name for name in own if name not in given and "num_batches" not in name]
+        unknown = [name for name in given if name not in own]
+        other = [name for name in own if name in given and own[name] != given[name]]
+        kind = type(self).__name__
+        problems = []
+        if lacking:
+            problems.append(f"it lacks {_count(lacking)} of {kind}")
+        if unknown:
+            problems.append(f"{kind} of these sizes has no {_count(unknown)}")
+        if other:
+            name = other[0]
+            problems.append(f"{_count(other)} is {given[name]} there and {own[name]} here")
+        if problems:
+            raise RuntimeError("; ".join(problems))
+        return super().load_state_dict(state_dict, *options, **more)
 
 
 def decode(latents: Tensor, scale: int) -> Tensor:
@@ -90,6 +112,10 @@ def _projection(side: int, scale: int) -> Tensor:
     interpolation = F.interpolate(unit, size=(side, count), mode="bicubic")[0, 0]
     projection: Tensor = torch.linalg.pinv(interpolation)
     return projection
+
+
+def _count(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
 
 
 def check_scale(scale: int, owner: str) -> None:

@@ -230,6 +230,11 @@ def _metrics(results: Mapping[str, Any]) -> Table:
     """Return the summary of every metric beside the null controls."""
     metrics = lookup(results, "metrics") or {}
     rows = [_metric_row(metrics[name], *metric_label(name)) for name in metric_names(list(metrics))]
+    missing = lookup(results, "unavailable_metrics") or {}
+    rows += [
+        [f"{metric_label(name)[0]}: unavailable, {reason}", *[DASH] * 4]
+        for name, reason in missing.items()
+    ]
     rows += [
         _metric_row({"mean": null.get("psnr"), **null}, f"PSNR of the control: {label}", "dB", 1)
         for name, label in NULLS.items()

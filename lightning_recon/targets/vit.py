@@ -20,9 +20,7 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query, self.key, self.value, self.output = (
-            nn.Linear(width, width) for _ in range(4)
-        )
+        self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return what the tokens, B N D, take from each other, B N D."""
@@ -70,7 +68,8 @@ class TinyViT(Target):
     Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, small.  As in the closed form
     of Lu et al. (APRIL, CVPR 2022), the sum of patch and position embedding goes into the queries,
     keys and values of the first block, and nowhere else: no layer norm before it, no shortcut
-    around it.  There is no class token: the head reads the mean token.
+    around it.  There is no class token: the head reads the mean token.  Random positions are those
+    of ``nn.Embedding``, N(0, 1): with the usual .02 an untrained attention makes all tokens alike.
 
     Args:
         num_classes: length of the output.
@@ -108,10 +107,11 @@ class TinyViT(Target):
                 "TinyViT: patch_size must divide image_size, num_heads width, and depth be at "
                 f"least 1, not {patch_size}, {image_size}, {num_heads}, {width} and {depth}"
             )
+        self.is_plain = is_plain
         with seeded(seed):
             self.patch_embedding = nn.Conv2d(in_channels, width, patch_size, patch_size)
             num_patches = (image_size // patch_size) ** 2
-            self.position_embedding = nn.Parameter(0.02 * torch.randn(num_patches, width))
+            self.position_embedding = nn.Parameter(torch.randn(num_patches, width))
             self.blocks = nn.Sequential(
                 *(Block(width, num_heads, is_plain and place == 0) for place in range(depth))
             )

@@ -1,0 +1,255 @@
+"""The table of docs/rog.md: what quantised, sparsified and FedAvg updates give away.
+
+    python -m benchmarks.rog_table --root data/imagenet --records rog.jsonl --grids docs
+
+For every obfuscation and client the same observed update is given to the published matching loop
+(Yue et al., USENIX Security 2023: latents of a quarter of the side, bicubic, Adam .05 with a cosine
+to a tenth, 100 iterations, nothing of the obfuscation inside) and to the project's attacks.  Every
+result is appended to the records file at once; a run that was stopped goes on where it was.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import yaml
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+from torchvision.io import write_jpeg
+from torchvision.utils import make_grid
+
+from lightning_recon.attacks import Attack
+from lightning_recon.clients import FedAvg
+from lightning_recon.data import ImageNetDataModule
+from lightning_recon.functional.image_quality import psnr
+from lightning_recon.matching import match
+from lightning_recon.structures import Observation
+
+ROOT = Path(__file__).parents[1]
+SIZE = 128
+ITERATIONS = 100
+
+
+class Obfuscation(NamedTuple):
+    """One row of the table."""
+
+    defenses: list[dict[str, Any]]
+    client: dict[str, Any]
+
+
+def _row(
+    *defenses: tuple[str, dict[str, Any]], client: dict[str, Any] | None = None
+) -> Obfuscation:
+    chain = [{"class_path": name, "init_args": arguments} for name, arguments in defenses]
+    return Obfuscation(chain, client or {"class_path": "FedSGD"})
+
+
+OBFUSCATIONS = {
+    "none": _row(),
+    "qsgd16": _row(("QSGD", {"num_levels": 16})),
+    "qsgd4": _row(("QSGD", {"num_levels": 4})),
+    "topk95": _row(("TopK", {"sparsity": 0.95})),
+    "topk99": _row(("TopK", {"sparsity": 0.99})),
+    "sign": _row(("SignSGD", {"scaled": False})),
+    "fedavg": _row(
+        client={"class_path": "FedAvg", "init_args": {"learning_rate": 0.003, "epochs": 5}}
+    ),
+}
+TARGETS = {"lenet": "ROGLeNet", "vgg7": "VGG7", "resnet9": "ResNet9"}
+
+
+def published_loop(observation: Observation, learning_rate: float | None, epochs: int) -> Tensor:
+    """Return the images that the published matching loop finds, B 3 H W.
+
+    Args:
+        observation: with labels; its update is taken for a gradient as it is.
+        learning_rate: of FedAvg's local steps; None: FedSGD.
+        epochs: local steps on the whole batch.
+    """
+    model, labels = observation.payload, observation.labels
+    assert labels is not None
+    observed = dict(observation.update)
+    if learning_rate is not None:
+        observed = {name: -change / learning_rate for name, change in observed.items()}
+    generator = torch.Generator().manual_seed(observation.seed)
+    latent = torch.rand(len(labels), 3, SIZE // 4, SIZE // 4, generator=generator)
+    latent.requires_grad_()
+    optimizer = torch.optim.Adam([latent], lr=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, ITERATIONS, eta_min=0.005)
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in model.named_parameters()}
+    for _ in range(ITERATIONS):
+        images = F.interpolate(latent, scale_factor=4, mode="bicubic")
+        if learning_rate is None:
+            simulated = _gradient(model, leaves, images, labels)
+        else:
+            weights = dict(leaves)
+            for _ in range(epochs):
+                gradient = _gradient(model, weights, images, labels)
+                weights = {n: weights[n] - learning_rate * gradient[n] for n in weights}
+            simulated = {n: (leaves[n] - weights[n]) / learning_rate for n in leaves}
+        distance = torch.stack(
+            [(simulated[name] - observed[name]).square().sum() for name in simulated]
+        ).sum()
+        optimizer.zero_grad()
+        (latent.grad,) = torch.autograd.grad(distance, [latent])
+        optimizer.step()
+        schedule.step()
+    return F.interpolate(latent.detach(), scale_factor=4, mode="bicubic").clamp(0, 1)
+
+
+def _gradient(
+    model: nn.Module, weights: dict[str, Tensor], images: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    loss = F.cross_entropy(torch.func.functional_call(model, weights, (images,)), labels)
+    gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+    return dict(zip(weights, gradients, strict=True))
+
+
+def make_attack(config: str, row: Obfuscation, target: str, changes: dict[str, Any]) -> Attack:
+    """Return the attack of a configuration file on another obfuscation and target."""
+    model = yaml.safe_load((ROOT / "configs" / f"{config}.yaml").read_text())["model"]
+    model["init_args"] |= {
+        "defenses": row.defenses,
+        "client": row.client,
+        "target": {"class_path": TARGETS[target]},
+        **changes,
+    }
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Attack, "model")
+    attack: Attack = parser.instantiate(parser.parse_object({"model": model})).model
+    return attack
+
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "published": ("rog_qsgd", {"adaptive": False}),  # for the observation alone
+    "rog_naive": ("rog_qsgd", {"adaptive": False}),
+    "rog_adaptive": ("rog_qsgd", {"adaptive": True}),
+    "feature_inversion": ("feature_inversion", {}),
+}
+"""Configuration file and what is changed in it, by the names of the columns."""
+
+
+def measure(
+    name: str, row: Obfuscation, target: str, data: ImageNetDataModule, client: int, method: str
+) -> tuple[dict[str, Any], Tensor]:
+    """Return the figures of one method on one client, and its images in the truth's order."""
+    batch = data.client(client)
+    config, changes = METHODS[method]
+    attack = make_attack(config, row, target, changes)
+    attack.data = data
+    attack.start_run()
+    observation = attack.observe(batch, client)
+    started = time.monotonic()
+    if method == "published":
+        local = attack.client
+        if isinstance(local, FedAvg):
+            images = published_loop(observation, local.learning_rate, local.epochs)
+        else:
+            images = published_loop(observation, None, 1)
+    else:
+        images = attack.reconstruct(observation).images
+    seconds = time.monotonic() - started
+    figures = {
+        "row": name,
+        "target": target,
+        "client": client,
+        "method": method,
+        "psnr": _psnr(images, batch.images),
+        "seconds": round(seconds, 1),
+        "mean_image": _psnr(data.public_images().mean(0).expand_as(batch.images), batch.images),
+    }
+    if method != "published" and client == 0:  # the control costs as much as the attack
+        noise = attack.reconstruct(attack.observe_noise(batch.labels, client))
+        figures["noise_only"] = _psnr(noise.images, batch.images)
+    order = match(images, batch.images).row
+    return figures, images[order]
+
+
+def _psnr(images: Tensor, truth: Tensor) -> float:
+    """Return the mean PSNR over all images, matched."""
+    row = match(images, truth).row
+    return float(psnr(images[row], truth).mean())
+
+
+def run(options: argparse.Namespace, data: ImageNetDataModule) -> list[dict[str, Any]]:
+    """Measure what the records file does not hold yet."""
+    records: list[dict[str, Any]] = []
+    path = Path(options.records)
+    if path.is_file():
+        records = [json.loads(line) for line in path.read_text().splitlines() if line]
+    done = {(r["row"], r["target"], r["client"], r["method"]) for r in records}
+    for client in range(options.clients):
+        for name in options.rows:
+            pictures = [data.client(client).images]
+            for method in options.methods:
+                if (name, options.target, client, method) in done:
+                    continue
+                figures, images = measure(
+                    name, OBFUSCATIONS[name], options.target, data, client, method
+                )
+                pictures.append(images)
+                records.append(figures)
+                with path.open("a") as file:
+                    file.write(json.dumps(figures) + "\n")
+                print(figures, file=sys.stderr, flush=True)
+            if options.grids and client == 0 and len(pictures) == len(options.methods) + 1:
+                grid = make_grid(torch.cat([images[:8] for images in pictures]), nrow=8)
+                file_name = Path(options.grids) / f"rog_{options.target}_{name}.jpg"
+                write_jpeg((grid * 255).round().to(torch.uint8), str(file_name), quality=85)
+    return records
+
+
+def table(records: Sequence[dict[str, Any]], target: str, methods: Sequence[str]) -> str:
+    """Return the Markdown table: PSNR over all images, seconds a client, number of clients."""
+    lines = [
+        "| obfuscation | mean image | "
+        + " | ".join(f"{method} (clients, s)" for method in methods)
+        + " | noise only |",
+        "|" + "---|" * (len(methods) + 3),
+    ]
+    for name in OBFUSCATIONS:
+        of_row = [r for r in records if r["row"] == name and r["target"] == target]
+        if not of_row:
+            continue
+        cells = [name, _mean(of_row, "mean_image")]
+        for method in methods:
+            found = [r for r in of_row if r["method"] == method]
+            text = f"{_mean(found, 'psnr')} ({len(found)}, {_mean(found, 'seconds', 0)})"
+            cells.append(text if found else "not run")
+        best = [r for r in of_row if r["method"] == methods[-1] and "noise_only" in r]
+        cells.append(_mean(best, "noise_only") if best else "not run")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean(records: Sequence[dict[str, Any]], key: str, digits: int = 2) -> str:
+    return f"{sum(r[key] for r in records) / max(1, len(records)):.{digits}f}"
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", required=True, help="ImageNet, folders by WordNet id")
+    parser.add_argument("--records", required=True, help="JSON lines; a run goes on from them")
+    parser.add_argument("--grids", help="folder for pictures of the first client")
+    parser.add_argument("--clients", type=int, default=1)
+    parser.add_argument("--target", choices=sorted(TARGETS), default="lenet")
+    parser.add_argument("--rows", nargs="+", choices=list(OBFUSCATIONS), default=list(OBFUSCATIONS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    options = parser.parse_args()
+    data = ImageNetDataModule(
+        root=options.root, batch_size=16, image_size=SIZE, num_clients=max(5, options.clients)
+    )
+    data.setup()
+    records = run(options, data)
+    print(table(records, options.target, options.methods))
+
+
+if __name__ == "__main__":
+    main()

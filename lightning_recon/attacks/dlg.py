@@ -1,0 +1,78 @@
+"""Deep leakage from gradients (DLG).
+
+Zhu, Liu & Han, "Deep Leakage from Gradients", NeurIPS 2019, algorithm 1: dummy images and the
+logits of dummy labels start as Gaussian noise, and L-BFGS makes their gradient the observed one.
+
+Differences: the best iterate is returned and not the last one (:mod:`.best_iterate`); where the
+objective is not finite its gradient counts as zero; several restarts share one L-BFGS, whose
+direction mixes their curvatures; under FedAvg the dummies run through all local steps.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+
+from lightning_recon.attacks.best_iterate import BestIterate
+from lightning_recon.attacks.gradient_matching import Evidence
+from lightning_recon.errors import InputError
+from lightning_recon.structures import Observation
+from lightning_recon.targets import Target
+
+
+class DLG(BestIterate):
+    """Optimises images and labels together until their update is the observed one.
+
+    Args:
+        target: see :class:`GradientMatching`.
+        known: what is granted to the attacker, of ``num_samples`` (which it needs) and ``client``;
+            it finds the labels itself.
+        iterations: 300 in the paper.
+        optimizer: L-BFGS of rate 1 in the paper, which takes up to 20 steps an iteration.
+        **kwargs: see :class:`GradientMatching`.
+
+    Raises:
+        InputError: if an argument is out of its range, or labels are granted.
+    """
+
+    citation = "Zhu, Liu, Han: Deep Leakage from Gradients. NeurIPS 2019, arXiv 1906.08935"
+
+    def __init__(
+        self,
+        target: Target,
+        known: Sequence[str] = ("num_samples", "client"),
+        iterations: int = 300,
+        optimizer: OptimizerCallable = torch.optim.LBFGS,
+        **kwargs: Any,
+    ) -> None:
+        if "labels" in known:
+            raise InputError(
+                "DLG finds the labels itself; take labels out of known, or choose another attack"
+            )
+        super().__init__(target, known=known, iterations=iterations, optimizer=optimizer, **kwargs)
+
+    @property
+    def dummy_shape(self) -> tuple[int, ...]:
+        """C H W + num_classes: a flat image, and the logits of its label."""
+        return (math.prod(self.data.image_shape) + self.target.num_classes,)
+
+    def start(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        """Return Gaussian noise of variance 1, images and logits alike."""
+        return torch.randn(num_samples, *self.dummy_shape, generator=generator)
+
+    def decode(self, dummy: Tensor) -> Tensor:
+        """Return the images, R C H W."""
+        return dummy[:, : -self.target.num_classes].reshape(-1, *self.data.image_shape)
+
+    def labels_of(self, dummy: Tensor, evidence: Evidence) -> Tensor:
+        """Return the label probabilities, R num_classes."""
+        return dummy[:, -self.target.num_classes :].softmax(1)
+
+    def _labels(self, observation: Observation, scale: float) -> tuple[Tensor, dict[str, float]]:
+        """Return one zero a sample: no label is known before the end."""
+        if observation.num_samples is None:
+            raise InputError("DLG needs the number of samples; add num_samples to known")
+        return torch.zeros(observation.num_samples, dtype=torch.long), {}

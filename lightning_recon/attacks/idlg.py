@@ -1,0 +1,62 @@
+"""Improved deep leakage from gradients (iDLG).
+
+Zhao, Mopuri & Bilen, "iDLG: Improved Deep Leakage from Gradients", arXiv 2001.02610, 2020,
+algorithm 1: the label of a single image is read off the sign of the last layer's gradient
+(:func:`lightning_recon.functional.label_inference.idlg`), and only the image is optimised.
+
+Differences: as in :mod:`.dlg`.  Batches of more images need another ``label_inference``, or the
+labels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+
+from lightning_recon.attacks.best_iterate import BestIterate
+from lightning_recon.functional.label_inference import LabelMethod
+from lightning_recon.targets import Target
+
+
+class IDLG(BestIterate):
+    """Reads the label off the update, then optimises the image until its update is the observed.
+
+    Args:
+        target: see :class:`GradientMatching`.
+        known: see there; the label is not granted.
+        label_inference: see there; ``idlg`` in the paper, for a single image.
+        iterations: 300 in the paper.
+        optimizer: L-BFGS of rate 1 in the paper, which takes up to 20 steps an iteration.
+        **kwargs: see :class:`GradientMatching`.
+
+    Raises:
+        InputError: if an argument is out of its range.
+    """
+
+    citation = (
+        "Zhao, Mopuri, Bilen: iDLG: Improved Deep Leakage from Gradients. arXiv 2001.02610, 2020"
+    )
+
+    def __init__(
+        self,
+        target: Target,
+        known: Sequence[str] = ("num_samples", "client"),
+        label_inference: LabelMethod = "idlg",
+        iterations: int = 300,
+        optimizer: OptimizerCallable = torch.optim.LBFGS,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            target,
+            known=known,
+            label_inference=label_inference,
+            iterations=iterations,
+            optimizer=optimizer,
+            **kwargs,
+        )
+
+    def start(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        """Return Gaussian noise of variance 1."""
+        return torch.randn(num_samples, *self.dummy_shape, generator=generator)
