@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_recon.attacks import Attack
 from lightning_recon.data import ClientDataModule
+from lightning_recon.defenses import num_update_bits
 from lightning_recon.errors import InputError
 from lightning_recon.functional.identification import nearest_candidate
 from lightning_recon.functional.image_quality import psnr
@@ -124,11 +125,16 @@ class Auditor:
         for row in rows:
             matched = int(row["matched"])
             row["score"] = float(reconstruction.score[matched]) if matched >= 0 else torch.nan
+        notes = dict(reconstruction.notes)
+        if attack.has_payload:
+            shapes = {name: tensor.shape for name, tensor in attack.payload.named_parameters()}
+            notes["update_bits"] = num_update_bits(attack.chain, shapes)
+            notes["update_parameters"] = float(sum(shape.numel() for shape in shapes.values()))
         record = ClientRecord(
             client=client,
             rows=[{"client": client, **row} for row in rows],
             num_reconstructions=len(reconstruction.images),
-            notes=reconstruction.notes,
+            notes=notes,
             controls={}
             if is_failure
             else self._controls(attack, client, reconstruction, truth, rows),

@@ -22,7 +22,6 @@ from rich.table import Table
 
 from lightning_recon.attacks import Attack
 from lightning_recon.data import AuditDataModule, ClientDataModule
-from lightning_recon.defenses import num_update_bits
 from lightning_recon.files import write_atomically
 from lightning_recon.privacy.statement import privacy_statement
 from lightning_recon.records import ClientRecord
@@ -74,21 +73,23 @@ def describe_attack(attack: Attack, num_samples: int | None = None) -> dict[str,
         "target": getattr(attack.target, "name", type(attack.target).__name__),
         "defenses": [type(defense).__name__ for defense in attack.defenses],
         "privacy": privacy_statement(defenses, client=attack.client, num_samples=num_samples),
-        "communication": _communication(attack),
         "seed": attack.seed,
     }
 
 
-def _communication(attack: Attack) -> dict[str, float]:
+def _communication(records: Sequence[ClientRecord]) -> dict[str, float] | None:
     """Return what one client's update costs to send, which stands beside what it leaks."""
-    shapes = {name: parameter.shape for name, parameter in attack.payload.named_parameters()}
-    num_parameters = sum(shape.numel() for shape in shapes.values())
-    num_bits = num_update_bits(attack.chain, shapes)
-    return {
-        "num_parameters": num_parameters,
-        "num_bits": num_bits,
-        "bits_per_parameter": num_bits / num_parameters,
-    }
+    for record in records:
+        if "update_bits" in record.notes:
+            num_bits, num_parameters = (
+                record.notes[name] for name in ("update_bits", "update_parameters")
+            )
+            return {
+                "num_parameters": num_parameters,
+                "num_bits": num_bits,
+                "bits_per_parameter": num_bits / num_parameters,
+            }
+    return None
 
 
 def summarise(
@@ -112,6 +113,7 @@ def summarise(
     curved = [record for record in records if record.curve][:MAX_CURVES]
     results = {
         **describe_attack(attack, num_samples),
+        "communication": _communication(records),
         "num_clients": len(records),
         "failures": [{"client": record.client, "reason": record.failure} for record in failures],
         "clients_unrecovered": [
@@ -217,9 +219,9 @@ def print_summary(results: Mapping[str, Any], folder: Path) -> None:
     data = results.get("data", {})
     console.print(f"data     {data.get('description', 'captured updates')}", highlight=False)
     console.print(f"privacy  {results['privacy']['statement']}", highlight=False)
-    megabytes = results["communication"]["num_bits"] / 8e6
-    rate = results["communication"]["bits_per_parameter"]
-    console.print(f"sent     {megabytes:.3g} MB, {rate:.3g} bits a parameter", highlight=False)
+    if sent := results.get("communication"):
+        size = f"{sent['num_bits'] / 8e6:.3g} MB, {sent['bits_per_parameter']:.3g} bits a parameter"
+        console.print(f"sent     {size}", highlight=False)
     console.print(f"granted  {', '.join(results['oracles']) or 'nothing'} to the attacker")
     console.print(f"outputs  {folder}/ (report.html, results.json, clients.csv, reconstructions/)")
 

@@ -42,7 +42,13 @@ NOT_METRICS = (
 )
 """Columns of a row that are no metric; all others are."""
 
-_RANGES = {"mse": (0.0, 1.0), "psnr": (0.0, 100.0), "ssim": (-1.0, 1.0), "cw_ssim": (0.0, 1.0)}
+_RANGES = {
+    "mse": (0.0, 1.0),
+    "psnr": (0.0, 100.0),
+    "ssim": (-1.0, 1.0),
+    "cw_ssim": (0.0, 1.0),
+    "tag_jaccard": (0.0, 1.0),
+}
 _CHUNK = 4  # images scored at a time, to bound the memory of SSIM
 
 

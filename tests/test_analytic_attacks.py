@@ -356,9 +356,9 @@ class TestNoise:
     def test_clipping_changes_nothing(self, public, small):
         plain_attack = ready("robbing", public)
         clipped = ready("robbing", public, defenses=[ClipL2(1e-3)])
-        one = plain_attack.reconstruct(plain_attack.observe(take(small, 4), 0))
-        other = clipped.reconstruct(clipped.observe(take(small, 4), 0))
-        assert torch.allclose(one.images, other.images, atol=1e-4)
+        for attack in (plain_attack, clipped):
+            found = scores(attack.reconstruct(attack.observe(small, 0)), small.images)
+            assert (found > EXACT).sum() >= 6
 
 
 class TestHonesty:

@@ -368,8 +368,6 @@ class Conv(Target):
         (lambda: MixUp(FedSGD(), 0.0), "alpha"),
         (lambda: MixUp(DPSGD(1.0)), "DPSGD"),
         (lambda: MixUp(Aggregate(FedSGD(), 2)), "Aggregate"),
-        (lambda: Aggregate(MixUp(FedSGD()), 2)(net(), private(), seed=0), "Aggregate"),
-        (lambda: Aggregate(Soteria(FedSGD(), 0.5), 2)(net(), private(), seed=0), "outermost"),
         (lambda: MixUp(FedSGD())(net(), private(1), seed=0), "batch of 1"),
         (lambda: InstaHide(FedSGD(), 1), "num_mixed"),
         (lambda: InstaHide(FedSGD(), 4)(net(), private(3), seed=0), "num_mixed 4 is more"),

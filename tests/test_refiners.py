@@ -112,6 +112,30 @@ class TestRefiners:
             refined = SuperResolution(num_blocks=1, num_features=4, scale=scale)(images)
         torch.testing.assert_close(refined, images, atol=1e-5, rtol=0)
 
+    def test_super_resolution_is_the_mean_over_the_orientations(self):
+        images = decode(0.4 + 0.2 * random(1, 3, 8, 12), 4)
+        refiner = SuperResolution(num_blocks=1, num_features=4)
+        torch.nn.init.normal_(refiner.tail.weight, std=0.005)
+        with torch.no_grad():
+            refined = refiner(images)
+            assert not torch.allclose(refined, images, atol=1e-3)
+            for turns in range(4):
+                turned = torch.rot90(refiner(torch.rot90(images, turns, (2, 3))), -turns, (2, 3))
+                torch.testing.assert_close(turned, refined, atol=1e-5, rtol=0)
+            torch.testing.assert_close(refiner(images.flip(3)).flip(3), refined, atol=1e-5, rtol=0)
+            refiner.train()
+            single = [
+                refiner(images), refiner(images.flip(3)).flip(3), refiner(images.flip(2)).flip(2),
+                refiner(images.flip(2, 3)).flip(2, 3),
+            ]  # fmt: skip
+            across = images.mT
+            single += [
+                refiner(across).mT, refiner(across.flip(3)).flip(3).mT,
+                refiner(across.flip(2)).flip(2).mT, refiner(across.flip(2, 3)).flip(2, 3).mT,
+            ]  # fmt: skip
+        assert not torch.allclose(single[0], refined, atol=1e-3)
+        torch.testing.assert_close(torch.stack(single).mean(dim=0), refined, atol=1e-5, rtol=0)
+
     def test_untrained_u_nets_are_about_the_identity(self):
         images = decode(0.3 + 0.4 * random(2, 3, 16, 16), 4)
         with torch.no_grad():

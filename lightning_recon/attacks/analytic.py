@@ -43,8 +43,9 @@ class AnalyticAttack(Attack):
             raise RuntimeError("learn_public() comes first")
         return self.image_shape
 
-    def configure_optimizers(self) -> None:
+    def configure_optimizers(self) -> list[Any]:
         """There is nothing to optimise."""
+        return []
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """Attack one client; ``batch`` is its number."""

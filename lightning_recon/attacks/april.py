@@ -139,9 +139,7 @@ class APRIL(AnalyticAttack):
         image = image.permute(2, 0, 3, 1, 4).reshape(1, channels, height, width)
         if isinstance(payload, TorchvisionClassifier) and payload.normalize:
             image = image * payload.std + payload.mean
-        # an update of noise, or of nothing, does not fulfil the equations
-        is_signal = float(right.norm()) > 0 and notes["residual"] <= MAX_RESIDUAL
-        image = image[: int(is_signal)].to(convolution.weight)
+        image = image[: int(_is_signal(slope.T, observed))].to(convolution.weight)
         return Reconstruction(
             images=image.clamp(0, 1),
             labels=None,

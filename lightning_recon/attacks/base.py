@@ -97,6 +97,11 @@ class Attack(LightningModule, ABC):
             self._payload = (self.server_payload(self.target),)
         return self._payload[0]
 
+    @property
+    def has_payload(self) -> bool:
+        """Whether the server has made the model that it sends."""
+        return bool(self._payload)
+
     def observe(self, batch: PrivateBatch, client: int) -> Observation:
         """Play one round with one client and return all that the server sees of it.
 

@@ -170,7 +170,8 @@ def group_mean(images: Tensor, objective: Tensor, max_shift: int | None = None) 
     """
     if max_shift is None:
         max_shift = min(images.shape[-2:]) // 8
-    best = images.chunk(len(objective))[int(objective.nan_to_num(torch.inf).argmin())]
-    reference = best.repeat(len(objective), 1, 1, 1)
+    restarts = images.view(len(objective), -1, *images.shape[1:])
+    best = restarts.index_select(0, objective.nan_to_num(torch.inf).argmin()[None])
+    reference = best.expand_as(restarts).flatten(0, 1)
     moved = shift_images(images, estimate_shift(images, reference, max_shift))
-    return moved.view(len(objective), -1, *images.shape[1:]).mean(0)
+    return moved.view_as(restarts).mean(0)

@@ -229,8 +229,8 @@ def _solve_conv(
 
     def back(numbers: Tensor) -> Tensor:
         shape = torch.Size((len(numbers), *step.in_shape))
-        found: Tensor = conv2d_input(shape, weight, numbers, *how).flatten(1)
-        return found
+        found: Tensor = conv2d_input(shape, weight, numbers, *how)  # type: ignore[no-untyped-call]
+        return found.flatten(1)
 
     # gradient constraints: the same for every channel that goes in
     pixels = torch.eye(height * width, dtype=torch.float64).view(-1, 1, height, width)
@@ -275,12 +275,12 @@ def _solve_conv(
 def _propagate(step: Step, slope: Tensor) -> Tensor:
     """Return dL/dx from dL/dz."""
     layer = step.layer
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
     weight = layer.weight.detach().double().cpu()
     if isinstance(layer, nn.Linear):
         return slope @ weight
-    assert isinstance(layer, nn.Conv2d)
     shape = (1, *step.in_shape)
-    grad: Tensor = conv2d_input(
+    found: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
         shape, weight, slope[None], layer.stride, layer.padding, layer.dilation
     )
-    return grad[0]
+    return found[0]

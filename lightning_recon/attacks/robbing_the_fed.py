@@ -160,6 +160,8 @@ class RobbingTheFed(AnalyticAttack):
                 "RobbingTheFed has fewer than two public images to fit its bins on; set location "
                 "and scale, or bins to linear, or num_public in the data"
             )
+        if len(brightness) == 0:
+            brightness = np.zeros(1)  # for what is given
         if self.one_shot:
             mass = 1 / (self.num_samples or int(self.data.batch_size))
             edges = self._quantiles(brightness, np.array([0.5 - mass / 2, 0.5 + mass / 2]))
@@ -176,15 +178,14 @@ class RobbingTheFed(AnalyticAttack):
         if self.bins == "empirical":
             # steps between equal values would be bins of no width
             return np.quantile(brightness, at) + np.arange(len(at)) * 1e-9
-        location, scale = self.location, self.scale
-        if location is None:
-            location = np.mean(brightness) if self.bins == "normal" else np.median(brightness)
-        if scale is None:
-            middle = np.median(brightness)
-            laplace_scale = np.abs(brightness - middle).mean()
-            scale = np.std(brightness) if self.bins == "normal" else laplace_scale
+        middle, spread = float(np.mean(brightness)), float(np.std(brightness))
+        if self.bins == "laplace":
+            middle = float(np.median(brightness))
+            spread = float(np.abs(brightness - middle).mean())
+        location = middle if self.location is None else self.location
+        scale = max(spread, 1e-6) if self.scale is None else self.scale
         family = norm if self.bins == "normal" else laplace
-        return family.ppf(at, loc=location, scale=max(scale, 1e-6))
+        return family.ppf(at, loc=location, scale=scale)
 
     def server_payload(self, model: Target) -> ImprintPayload:
         """Return the model behind the imprint block."""

@@ -1,11 +1,12 @@
 """Several clients of whom the server sees the mean update alone."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_recon.clients.base import Client, Gradient, LocalLoss
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Update
+from lightning_recon.randomness import derive_seed
+from lightning_recon.structures import PrivateBatch, Update
 
 
 class Aggregate(Client):
@@ -54,30 +55,31 @@ class Aggregate(Client):
         return self._mean(
             [
                 self.client.local_update(loss, parameters, *share, gradient=gradient)
-                for share in self._shares(images, labels)
+                for share in zip(self._shares(images), self._shares(labels), strict=True)
             ]
         )
 
-    def respond(
-        self, loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor
-    ) -> Update:
-        """Return the mean of the clients' own updates; see :meth:`local_update`."""
+    def __call__(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> Update:
+        """Return the mean of the clients' own updates, each with randomness of its own."""
+        shares = zip(*(self._shares(field) for field in batch), strict=True)
         return self._mean(
             [
-                self.client.respond(loss, parameters, *share)
-                for share in self._shares(images, labels)
+                self.client(payload, PrivateBatch(*share), seed=derive_seed(seed, place))
+                for place, share in enumerate(shares)
             ]
         )
 
-    def _shares(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        if len(images) % self.num_clients:
+    def stand_in(self, update: Update, observed: Update) -> Update:
+        """Return what one client's stand-in makes of the mean."""
+        return self.client.stand_in(update, observed)
+
+    def _shares(self, field: Tensor) -> list[Tensor]:
+        if len(field) % self.num_clients:
             raise InputError(
-                f"Aggregate: {len(images)} samples cannot be shared out among {self.num_clients} "
+                f"Aggregate: {len(field)} samples cannot be shared out among {self.num_clients} "
                 "clients; let the data's batch_size be a multiple of num_clients"
             )
-        return list(
-            zip(images.chunk(self.num_clients), labels.chunk(self.num_clients), strict=True)
-        )
+        return list(field.chunk(self.num_clients))
 
     def _mean(self, updates: list[Update]) -> Update:
         return {

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_recon.clients.fedsgd import FedSGD
@@ -78,11 +77,10 @@ class DPSGD(FedSGD):
         """Yield the gradient of each sample."""
         parameters = {name: tensor.detach() for name, tensor in payload.named_parameters()}
 
+        loss_of_batch = self.loss_of(payload)
+
         def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-            # a layer may count its calls in a buffer
-            buffers = {name: buffer.clone() for name, buffer in payload.named_buffers()}
-            logits = functional_call(payload, (parameters, buffers), (image[None],))
-            return F.cross_entropy(logits, label[None])
+            return loss_of_batch(parameters, image[None], label[None])
 
         num_parallel = self.num_parallel or self._fitting(parameters, images.device.type)
         if num_parallel == 1:

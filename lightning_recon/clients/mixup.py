@@ -73,14 +73,6 @@ class MixingClient(Client):
         with self.client.working(payload):
             return int(functional_call(payload, buffers, (images,)).shape[1])
 
-    def respond(
-        self, loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor
-    ) -> Update:
-        """Refuse: the number of classes is the payload's, which is not given here."""
-        raise InputError(
-            f"{type(self).__name__} cannot be part of an Aggregate; let it be the outermost client"
-        )
-
     def local_update(
         self,
         loss: LocalLoss,

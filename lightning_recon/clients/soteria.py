@@ -88,12 +88,6 @@ class Soteria(Client):
         update[name][:, ratios.topk(num_pruned).indices] = 0
         return update
 
-    def respond(
-        self, loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor
-    ) -> Update:
-        """Refuse: the representation is the payload's, which is not given here."""
-        raise InputError("Soteria cannot be part of another client; let it be the outermost one")
-
     def stand_in(self, update: Update, observed: Update) -> Update:
         """Keep the columns of the layer that the observed update has."""
         name = self._weight(observed)

@@ -149,15 +149,15 @@ def solve_inputs(
         return mean.expand(num_samples, -1).clone()
     residuals, observed = residuals[:, live], observed[live]
     if reading.kind == "exact" and reading.size == 0:
-        return _least_squares(residuals, observed)
+        return least_squares(residuals, observed)
     usual = float((residuals.square().sum(0).mean() * variance.mean()).sqrt())
     products = (residuals[:, None] * residuals).flatten(0, 1).T.contiguous()
     size = max(1, _CHUNK // len(observed))
     pieces = []
-    for columns, m, v in zip(
-        observed.split(size, dim=1), mean.split(size), variance.split(size), strict=True
-    ):
-        newton = _Newton(residuals, products, columns.T.contiguous(), m, v)
+    for start in range(0, observed.shape[1], size):
+        here = slice(start, start + size)
+        columns = observed[:, here].T.contiguous()
+        newton = _Newton(residuals, products, columns, mean[here], variance[here])
         pieces.append(newton.run(reading, usual, rounds).T)
     return torch.cat(pieces, dim=1)
 
@@ -190,15 +190,19 @@ def solve_residuals(observed: Tensor, reading: Reading, inputs: Tensor, guess: T
     if reading.kind == "kept":
         filled = (guess.T @ inputs).clamp(-reading.size, reading.size)
         observed = torch.where(observed == 0, filled, observed)
-    return _least_squares(inputs.T.contiguous().T, observed.T)
+    return least_squares(inputs, observed.T)
 
 
-def _least_squares(factor: Tensor, right: Tensor) -> Tensor:
-    """Return the X, B N, of least ``factor.T @ X - right``; the smallest where many are."""
+def least_squares(factor: Tensor, right: Tensor) -> Tensor:
+    """Return the X, B N, of least ``factor.T @ X - right``; the smallest where many are.
+
+    Args:
+        factor: B K.
+        right: K N.
+    """
     gram = (factor @ factor.T).double()
-    return (torch.linalg.pinv(gram, rtol=1e-9, hermitian=True) @ (factor @ right).double()).to(
-        right
-    )
+    inverse = torch.linalg.pinv(gram, rtol=1e-9, hermitian=True)
+    return (inverse @ (factor @ right).double()).to(right)
 
 
 class _Newton:
@@ -262,10 +266,8 @@ class _Newton:
             wanted = predicted + sign * width * _PROBIT * wrong / curvature
             inputs = self._step(curvature / width**2, wanted).clamp_min(0)
         usual = (num_samples * (self.mean.square() + 1 / self.precision)).sqrt()
-        inputs = (
-            inputs
-            * usual
-            / torch.linalg.vector_norm(inputs, dim=1, keepdim=True).clamp_min(1e-9 * usual)
-        )
+        norm = torch.linalg.vector_norm(inputs, dim=1, keepdim=True)
+        inputs = inputs * (usual / norm.clamp_min(1e-9 * usual))
         # the sign of 0 is one and the same everywhere
-        return inputs * (sign != sign[:, :1]).any(1, keepdim=True)
+        is_known = (sign != sign[:, :1]).any(1, keepdim=True)
+        return inputs * is_known

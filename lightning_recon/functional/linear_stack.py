@@ -8,7 +8,33 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_recon.errors import InputError
+from lightning_recon.functional.linear_layers import (
+    Reading,
+    least_squares,
+    noise_of,
+    output_residuals,
+    solve_inputs,
+    solve_residuals,
+)
 from lightning_recon.structures import Update
+
+_ON = 1e-3  # of the root mean square: an activation that counts as on, where all are exact
+_ON_OBFUSCATED = 0.1  # likewise, where they are not
+_MASK_ROUNDS = {"exact": 3, "kept": 3, "rounded": 5, "signs": 1}
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and variance, N each, of what a layer usually sees."""
+
+
+class Solved(NamedTuple):
+    """What the gradients of a stack's weights tell of a batch."""
+
+    features: Tensor
+    """B F: what the first layer saw."""
+    residuals: Tensor
+    """B K: what came back at its output."""
+    reading: Reading
+    """Of its gradient; with the noise that was found on it."""
 
 
 class LinearStack(NamedTuple):
@@ -103,6 +129,84 @@ def run_features(
     finally:
         handle.remove()
     return seen[-1]
+
+
+def solve_stack(
+    stack: LinearStack,
+    parameters: Update,
+    gradients: list[Tensor],
+    readings: list[Reading],
+    labels: Tensor,
+    moments: list[Moments],
+    probabilities: Tensor,
+) -> Solved:
+    """Return what the first layer saw of every sample, from the gradients of all layers.
+
+    From the logits down: residuals of a layer give its inputs, these say which outputs of the
+    layer below its ReLU let through, and with them the residuals of that layer are known.  Which
+    they are is read again from that layer's own gradient, given its inputs, and so on in turns.
+
+    Samples of one label have the same residuals at the logits, as long as the model knows nothing:
+    the layer sees their mean.  They come apart one layer below, by the ReLUs.
+
+    Args:
+        stack: of the payload.
+        parameters: at which the gradients were taken, by name.
+        gradients: of each layer's weights, K N, of the batch's mean cross-entropy.
+        readings: how each is obfuscated.
+        labels: B, int64.
+        moments: of what each layer sees.
+        probabilities: K: the softmax that the model usually gives.
+    """
+    last = len(gradients) - 1
+    readings = list(readings)
+    logits = probabilities.log().expand(len(labels), -1)
+    passing: dict[int, Tensor] = {}
+    known: dict[int, tuple[Tensor, Tensor]] = {}  # residuals and inputs
+    is_exact = all(reading.kind == "exact" for reading in readings)
+    for attempt in range(3 if is_exact else 2):
+        residuals = output_residuals(logits, labels)
+        inputs = solve_inputs(residuals, gradients[last], readings[last], *moments[last])
+        for layer in range(last - 1, -1, -1):
+            gradient, reading = gradients[layer], readings[layer]
+            whole = residuals @ parameters[stack.weights[layer + 1]]
+            if attempt == 0:
+                above = gradients[layer + 1], readings[layer + 1]
+                passing[layer] = _is_on(inputs, residuals, *above, labels, layer + 1 == last)
+            for _ in range(_MASK_ROUNDS[reading.kind] if attempt == 0 else 1):
+                if layer in known and reading.kind != "signs":
+                    found = solve_residuals(gradient, reading, known[layer][1], known[layer][0])
+                    passing[layer] = found * whole > 0.5 * whole.square()
+                residuals = whole * passing[layer]
+                inputs = solve_inputs(residuals, gradient, reading, *moments[layer])
+                known[layer] = residuals, inputs
+        if readings[0].kind == "exact":
+            size = noise_of(residuals, gradients[0], inputs, moments[0][1])
+            readings[0] = Reading("exact", size)
+        logits = stack.forward(parameters, inputs.clamp_min(0))[-1]
+    return Solved(inputs, residuals, readings[0])
+
+
+def _is_on(
+    inputs: Tensor,
+    residuals: Tensor,
+    gradient: Tensor,
+    reading: Reading,
+    labels: Tensor,
+    is_last: bool,
+) -> Tensor:
+    """Return which of a layer's inputs are above 0, B N."""
+    if reading.kind == "signs" and is_last:
+        # a label's own row of the gradient is the only one in which its sample counts negatively
+        return gradient[labels] < 0
+    size = inputs.square().mean().sqrt()
+    limit = (_ON if reading == Reading("exact", 0.0) else _ON_OBFUSCATED) * size
+    if is_last and reading.kind in ("rounded", "kept") and reading.size < torch.inf:
+        # of zeros only the least squares remain: the label's row decides, in which an input
+        # stands times 1 / B
+        inputs = least_squares(residuals, gradient)
+        limit = limit.new_tensor(reading.size * len(labels) / 2)
+    return inputs > limit
 
 
 def _call(payload: nn.Module, parameters: Update, images: Tensor) -> Tensor:

@@ -27,19 +27,23 @@ class BatchNormStatistics(ActivationPrior):
         self, images: Tensor, labels: Tensor, payload: nn.Module, observed: Update
     ) -> Tensor:
         """Return the weighted penalty of the batch; see :class:`ActivationPrior`."""
-        layers = [
-            layer
-            for layer in payload.modules()
-            if isinstance(layer, nn.BatchNorm2d)
-            and layer.running_mean is not None
-            and bool(layer.running_mean.any())
+        norms = [module for module in payload.modules() if isinstance(module, nn.BatchNorm2d)]
+        # (layer, running mean, running variance)
+        gathered = [
+            (norm, norm.running_mean, norm.running_var)
+            for norm in norms
+            if norm.running_mean is not None
+            and norm.running_var is not None
+            and bool(norm.running_mean.any())
         ]
         penalty = images.new_zeros(())
-        for layer, features in zip(layers, layer_inputs(payload, layers, images), strict=True):
-            mean = features.mean((0, 2, 3))
+        if not gathered:
+            return penalty
+        seen = layer_inputs(payload, [norm for norm, _, _ in gathered], images)
+        for features, (_, mean, variance) in zip(seen, gathered, strict=True):
             # running variances are unbiased; one number alone has none
-            count = features.numel() // features.shape[1]
-            variance = features.var((0, 2, 3), correction=min(1, count - 1))
-            penalty = penalty + torch.linalg.vector_norm(mean - layer.running_mean)
-            penalty = penalty + torch.linalg.vector_norm(variance - layer.running_var)
+            correction = min(1, features.numel() // features.shape[1] - 1)
+            found = features.var((0, 2, 3), correction=correction)
+            penalty = penalty + torch.linalg.vector_norm(features.mean((0, 2, 3)) - mean)
+            penalty = penalty + torch.linalg.vector_norm(found - variance)
         return self.weight * penalty

@@ -7,6 +7,7 @@ subtract, and it is much smaller.  ROG uses USRNet there (Zhang, Van Gool & Timo
 whose weights do not fit: it is a network eight times unrolled at full resolution.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,7 +20,8 @@ class SuperResolution(TrainableRefiner):
     """A residual network on the latent, whose output a pixel shuffle brings to full size.
 
     The latent is taken from the image by least squares; the noise that an attack leaves on it is
-    removed on the way.  Untrained it returns the bicubic interpolation of the latent.
+    removed on the way.  Untrained it returns the bicubic interpolation of the latent; trained, the
+    mean over the latent's eight orientations (the paper's geometric self-ensemble).
 
     Args:
         weights: a file with the network's tensors, as ``fit`` writes; null: random, to be trained.
@@ -59,16 +61,28 @@ class SuperResolution(TrainableRefiner):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the refined images; labels have no part in it.
 
-        In training mode they are not limited to [0, 1], where the gradient would end.
+        In training mode the network runs once, not on all eight orientations, and the images are
+        not limited to [0, 1], where the gradient would end.
         """
         latents = encode(images, self.scale)
+        decoded = decode(latents, self.scale)
+        if self.training:
+            return decoded + self._detail(latents)
+        detail = torch.zeros_like(decoded)
+        for turns in range(4):
+            turned = torch.rot90(latents, turns, (2, 3))
+            for mirrored in (turned, turned.flip(3)):
+                found = self._detail(mirrored)
+                found = found if mirrored is turned else found.flip(3)
+                detail += torch.rot90(found, -turns, (2, 3)) / 8
+        return (decoded + detail).clamp(0, 1)
+
+    def _detail(self, latents: Tensor) -> Tensor:
+        """What bicubic interpolation of B 3 h w misses, B 3 h*scale w*scale."""
         features = head = self.head(latents - 0.5)
         for block in self.blocks:
             features = block(features)
-        features = head + self.body(features)
-        detail = F.pixel_shuffle(self.tail(features), self.scale)
-        refined = decode(latents, self.scale) + detail
-        return refined if self.training else refined.clamp(0, 1)
+        return F.pixel_shuffle(self.tail(head + self.body(features)), self.scale)
 
 
 class _Block(nn.Module):

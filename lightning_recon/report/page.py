@@ -31,6 +31,7 @@ METRICS = {
     "lpips": ("LPIPS", "", 3),
     "dists": ("DISTS", "", 3),
     "mse": ("MSE", "", 4),
+    "tag_jaccard": ("Tag Jaccard", "", 3),
 }
 """Metric: its name for people, its unit and the decimals shown, in the order of the tables."""
 

@@ -1,0 +1,347 @@
+"""Reconstruction through the features of every single sample.
+
+The strongest attack that we know on networks that end in linear layers, with or without
+obfuscation of the update.  From the labels, the residuals at the logits are nearly known; the
+gradient of the last linear layer then gives what this layer saw of every sample, which says which
+ReLUs below were on, and so on down to the feature maps of the convolutions: a regression for every
+feature, whatever was done to the gradient's entries (:mod:`lightning_recon.functional.
+linear_layers`).  The images follow in two steps:
+
+- A linear decoder from feature maps to pixels is fitted on public images.  Where the update is
+  obfuscated, it is fitted on maps with the same errors: the public images take the private ones'
+  place in the batch, and their gradient is obfuscated in the same way and solved again.
+- From there on the images are optimised: their features are to be the ones found, in units of the
+  error that these have; priors fill in what the features leave open.  Where the features are
+  vectors without places (a network that pools them), the update itself is matched, too.
+
+The idea of reading a linear layer's inputs off its gradient is that of Phong et al., IEEE TIFS 13,
+2018, for one sample; for batches see Kariyappa et al., "Cocktail Party Attack", ICML 2023, which
+inverts features as well, and Dimitrov et al., "SPEAR", NeurIPS 2024, which needs no labels.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_recon.attacks.gradient_matching import KNOWN, Evidence, GradientMatching
+from lightning_recon.attacks.optimization import OptimizationAttack
+from lightning_recon.clients import Client, FedAvg
+from lightning_recon.defenses import Defense
+from lightning_recon.errors import InputError
+from lightning_recon.functional.label_inference import LabelMethod
+from lightning_recon.functional.linear_decoder import fit_linear_decoder
+from lightning_recon.functional.linear_layers import (
+    Reading,
+    obfuscate,
+    read_entries,
+    solve_inputs,
+)
+from lightning_recon.functional.linear_stack import (
+    LinearStack,
+    Solved,
+    find_stack,
+    run_features,
+    solve_stack,
+)
+from lightning_recon.priors import Prior
+from lightning_recon.randomness import derive_seed
+from lightning_recon.structures import Observation, Reconstruction, Update
+from lightning_recon.targets import Target
+
+_FEATURE_ERROR = 0.05  # of the features' variance, added to that of what is known of them
+_SCALE = 2.0  # a size that public features and found ones may differ by
+_MIN_PUBLIC = 8  # images; fewer teach nothing that holds for others
+_NUM_SYNTHETIC = 64
+_SPECTRUM = 1.2  # amplitudes fall with that power of the frequency, in images made up
+_BATCH = 16  # public images that run through the payload together
+
+
+class FeatureEvidence(NamedTuple):
+    """What the objective needs of an observation."""
+
+    update: Evidence
+    """What gradient matching needs of it."""
+    stack: LinearStack
+    parameters: Update
+    """That the features belong to, by name; empty for the payload's own."""
+    features: Tensor
+    """B F."""
+    precision: Tensor
+    """F: one over the variance of the features' error."""
+    matching_weight: float
+
+
+class FeatureInversionAttack(GradientMatching):
+    """Solves the linear layers' gradients for every sample's features, and inverts these.
+
+    The attacker tells from the update itself how its entries were obfuscated.
+
+    Args:
+        target: see :class:`GradientMatching`; it ends in linear layers, ReLUs between them.
+        client: see there.
+        defenses: see there.
+        known: see there.
+        adaptive: whether the attacker makes use of the obfuscation; the naive one takes every
+            entry for exact.
+        features_weight: of the mean squared error of the features, in units of the error that
+            they are known with; at least 0.
+        matching_weight: of the squared distance of the updates, relative to the observed one's
+            norm; null: 0 where the features are maps, 1 where they are vectors.
+        kernel_size: of the decoder's convolution on feature maps; odd.
+        num_rehearsals: batches of public images that the decoder is fitted on, at least 1.
+        priors: see :class:`GradientMatching`.
+        label_inference: see there.
+        iterations: of the optimisation that follows the decoder.
+        optimizer: see there.
+        lr_scheduler: see there.
+        seed: see there.
+
+    Raises:
+        InputError: if an argument is out of its range.
+    """
+
+    citation = (
+        "this project, after Yue et al., USENIX Security 2023, and Kariyappa et al., Cocktail "
+        "Party Attack, ICML 2023"
+    )
+
+    def __init__(
+        self,
+        target: Target,
+        client: Client | None = None,
+        defenses: Sequence[Defense] = (),
+        known: Sequence[str] = KNOWN,
+        adaptive: bool = True,
+        features_weight: float = 1.0,
+        matching_weight: float | None = None,
+        kernel_size: int = 5,
+        num_rehearsals: int = 6,
+        priors: Sequence[Prior] = (),
+        label_inference: LabelMethod = "residual_counts",
+        iterations: int = 60,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            target,
+            client,
+            defenses,
+            known,
+            adaptive,
+            priors=priors,
+            label_inference=label_inference,
+            iterations=iterations,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            seed=seed,
+        )
+        if not features_weight >= 0 or not (matching_weight is None or matching_weight >= 0):
+            raise InputError(
+                "FeatureInversionAttack: features_weight and matching_weight must be at least 0, "
+                f"not {features_weight} and {matching_weight}"
+            )
+        if kernel_size < 1 or kernel_size % 2 == 0 or num_rehearsals < 1:
+            raise InputError(
+                "FeatureInversionAttack: kernel_size must be odd and num_rehearsals at least 1, "
+                f"not {kernel_size} and {num_rehearsals}"
+            )
+        self.adaptive = adaptive
+        self.features_weight = features_weight
+        self.matching_weight = matching_weight
+        self.kernel_size = kernel_size
+        self.num_rehearsals = num_rehearsals
+        self._public = torch.empty(0)
+
+    def learn_public(self, images: Tensor) -> None:
+        """Keep public images; fewer than 8 are replaced by noise of a natural spectrum."""
+        super().learn_public(images)
+        self._public = images
+        if len(images) < _MIN_PUBLIC:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "synthetic"))
+            made_up = _natural_noise(_NUM_SYNTHETIC, self.data.image_shape, generator)
+            self._public = made_up.to(images)
+
+    # --- reading the update --------------------------------------------------------------------
+
+    def initialize(self, observation: Observation) -> tuple[Tensor, Any]:
+        """Find the features of every sample, and decode them."""
+        _, update = super().initialize(observation)
+        with (
+            torch.no_grad(),
+            torch.autocast(self.device.type, enabled=False),
+            update.client.working(observation.payload),
+        ):
+            return self._decoded(update, derive_seed(observation.seed, "rehearsal"))
+
+    def _decoded(self, update: Evidence, seed: int) -> tuple[Tensor, FeatureEvidence]:
+        payload, labels = update.payload, update.labels
+        public = self._public[: max(self.num_rehearsals * len(labels), 4 * _BATCH)]
+        stack = find_stack(payload, public[:2])
+        gradients = [self._gradient(update, name) for name in stack.weights]
+        readings = [
+            read_entries(gradient) if self.adaptive else Reading("exact", 0.0)
+            for gradient in gradients
+        ]
+        moved: Update = {}
+        if readings[0].kind == "exact":
+            moved = _half_way(update)
+        parameters = dict(payload.named_parameters()) | moved
+        seen = torch.cat(
+            [run_features(payload, stack, images, moved) for images in torch.split(public, _BATCH)]
+        )
+        *inputs, logits = stack.forward(parameters, seen)
+        moments = [_moments(seen, stack.map_shape)]
+        moments += [_moments(hidden, (hidden.shape[1], 1, 1)) for hidden in inputs[1:]]
+        usual = logits.softmax(1).mean(0)
+
+        def solve() -> Solved:
+            return solve_stack(stack, parameters, gradients, readings, labels, moments, usual)
+
+        solved = solve()
+        factor = float(solved.features.mean() / moments[0][0].mean())
+        if update.scale is None or not 1 / _SCALE < factor < _SCALE:
+            # the update has another size than the gradient: clipped, or of an unknown rate
+            factor = max(factor, torch.finfo(seen.dtype).tiny)
+            gradients = [gradient / factor for gradient in gradients]
+            readings = [Reading(kind, size / factor) for kind, size in readings]
+            solved = solve()
+
+        shape = (-1, *stack.map_shape)
+        num_public = self.num_rehearsals * max(len(labels), _MIN_PUBLIC)
+        found, public, seen = solved.features, public[:num_public], seen[:num_public]
+        estimated = seen
+        if solved.reading != Reading("exact", 0.0):
+            rehearsed = self._rehearse(solved, gradients[0], seen, moments[0], seed)
+            estimated, seen, public = rehearsed, seen[: len(rehearsed)], public[: len(rehearsed)]
+        generator = torch.Generator().manual_seed(seed)
+        decoder = fit_linear_decoder(estimated.view(shape), public, self.kernel_size, generator)
+        images = decoder.decode(found.view(shape), *public.shape[2:])
+
+        error = (estimated - seen).view(shape).square().mean((0, 2, 3))
+        error = error.repeat_interleave(math.prod(stack.map_shape[1:]))
+        variance = error + _FEATURE_ERROR * moments[0][1].mean()
+        has_places = math.prod(stack.map_shape[1:]) > 1
+        weight = float(not has_places) if self.matching_weight is None else self.matching_weight
+        norm = sum(float(tensor.square().sum()) for tensor in update.observed.values())
+        weight /= max((update.scale or 1.0) ** 2 * norm, torch.finfo(seen.dtype).tiny)
+        update.notes["feature_error"] = float(error.mean() / moments[0][1].mean()) ** 0.5
+        evidence = FeatureEvidence(update, stack, moved, found, 1 / variance, weight)
+        return images.clamp(0, 1), evidence
+
+    def _gradient(self, update: Evidence, name: str) -> Tensor:
+        """Return one tensor of the update as the mean gradient that it stands for."""
+        scale = -1.0 if update.scale is None else update.scale
+        return update.observed[name] * (scale / _num_gradients(update))
+
+    def _rehearse(
+        self,
+        solved: Solved,
+        observed: Tensor,
+        seen: Tensor,
+        moments: tuple[Tensor, Tensor],
+        seed: int,
+    ) -> Tensor:
+        """Return what the attack finds where public features stand in for the private ones.
+
+        Args:
+            solved: of the observation.
+            observed: the gradient of the first layer, K F.
+            seen: N F, features of public images.
+            moments: of the features.
+            seed: of the obfuscation.
+        """
+        generator = torch.Generator(seen.device).manual_seed(seed)
+        results = []
+        for batch in torch.split(seen, len(solved.residuals))[: self.num_rehearsals]:
+            residuals = solved.residuals[: len(batch)]
+            gradient = obfuscate(residuals.T @ batch, solved.reading, observed, generator)
+            results.append(solve_inputs(residuals, gradient, solved.reading, *moments))
+        return torch.cat(results)
+
+    # --- the optimisation ----------------------------------------------------------------------
+
+    def objective(self, dummy: Tensor, evidence: Any) -> dict[str, Tensor]:
+        """Return the error of the features, the distance of the updates, and the priors."""
+        payload = evidence.update.payload
+        features = run_features(payload, evidence.stack, dummy, evidence.parameters)
+        error = (features - evidence.features).square() * evidence.precision
+        parts = {"features": self.features_weight * error.mean()[None]}
+        return parts | super().objective(dummy, evidence)
+
+    def matching(self, images: Tensor, labels: Tensor, evidence: Any) -> Tensor:
+        """Return the weighted distance of the updates; none is computed for a weight of 0."""
+        if evidence.matching_weight == 0:
+            return images.new_zeros(1)
+        distance = super().matching(images, labels, evidence.update)
+        return distance * float(evidence.matching_weight)
+
+    def _penalty(self, prior: nn.Module, images: Tensor, labels: Tensor, evidence: Any) -> Tensor:
+        return super()._penalty(prior, images, labels, evidence.update)
+
+    def labels_of(self, dummy: Tensor, evidence: Any) -> Tensor:
+        """Return the labels, known or inferred."""
+        return super().labels_of(dummy, evidence.update)
+
+    def differentiate(self, dummy: Tensor, evidence: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the parts of the objective and the gradient of their sum."""
+        with self.simulating(evidence.update):
+            return OptimizationAttack.differentiate(self, dummy.requires_grad_(), evidence)
+
+    def finish(self, dummy: Tensor, evidence: Any) -> Reconstruction:
+        """Return the images with the objective as the score of all."""
+        with torch.enable_grad():
+            parts, _ = self.differentiate(dummy.detach().clone(), evidence)
+        return Reconstruction(
+            images=dummy.detach().clamp(0, 1),
+            labels=evidence.update.labels,
+            score=torch.stack([part.detach() for part in parts.values()]).sum().expand(len(dummy)),
+            notes=evidence.update.notes,
+        )
+
+
+def _num_gradients(update: Evidence) -> float:
+    """Return how many mean gradients of the batch the update is the sum of, about."""
+    client = update.client
+    if not isinstance(client, FedAvg):
+        return 1.0
+    steps = client.num_steps(len(update.labels))
+    return sum(sum(client.momentum**age for age in range(step + 1)) for step in range(steps))
+
+
+def _half_way(update: Evidence) -> Update:
+    """Return the weights in the middle of the client's local steps; none where it takes one."""
+    client = update.client
+    if update.scale is None or not isinstance(client, FedAvg):
+        return {}
+    steps = client.num_steps(len(update.labels))
+    share = (steps - 1) / (2 * steps)
+    parameters = update.payload.named_parameters()
+    return {name: tensor + share * update.observed[name] for name, tensor in parameters if share}
+
+
+def _moments(seen: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Return the mean and variance of every feature, those of a channel pooled, N each."""
+    maps = seen.view(-1, *shape)
+    variance, mean = torch.var_mean(maps, dim=(0, 2, 3))
+    variance = variance + 1e-3 * variance.mean() + torch.finfo(seen.dtype).tiny
+    places = math.prod(shape[1:])
+    return mean.repeat_interleave(places), variance.repeat_interleave(places)
+
+
+def _natural_noise(
+    num_images: int, shape: tuple[int, int, int], generator: torch.Generator
+) -> Tensor:
+    """Return random fields with a spectrum as photographs have it, mostly grey, in [0, 1]."""
+    channels, height, width = shape
+    down, right = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
+    amplitude = (down.square() + right.square()).sqrt().clamp_min(1 / max(height, width))
+    white = torch.randn(num_images, channels, height, width, generator=generator)
+    white[:, 1:] = white[:, :1] + 0.3 * white[:, 1:]
+    fields = torch.fft.irfft2(torch.fft.rfft2(white) / amplitude**_SPECTRUM, s=(height, width))
+    images: Tensor = 0.45 + 0.25 * fields / fields.std()
+    return images.clamp(0, 1)
