@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--super-resolution", help="weights.pth of SuperResolution")
     parser.add_argument("--generator", help="weights.pth of ConditionalGenerator")
     parser.add_argument("--denoiser", help="weights.pth of UNetDenoiser")
-    parser.add_argument("--width", type=int, default=16, help="of generator and denoiser")
+    parser.add_argument("--width", type=int, default=8, help="of generator and denoiser")
     parser.add_argument("--squeezenet", help="ImageNet weights of SqueezeNet 1.0, for its features")
     arguments = parser.parse_args()
     data = clients(arguments.root, arguments.clients)

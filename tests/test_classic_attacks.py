@@ -253,6 +253,9 @@ def test_shifted_copies_are_aligned():
     aligned = group_mean(torch.cat(copies), objective)
     inner = (..., slice(5, -5), slice(5, -5))
     torch.testing.assert_close(aligned[inner], images[inner])
+    lost = torch.cat([*copies, torch.full_like(images, torch.nan)])
+    still = group_mean(lost, torch.cat([objective, torch.tensor([torch.nan])]))
+    torch.testing.assert_close(still[inner], images[inner])
     plain = torch.stack(copies).mean(0)
     assert float((plain[inner] - images[inner]).square().mean()) > 1e-3
     # the frame is that of the best restart

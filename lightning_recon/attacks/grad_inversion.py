@@ -162,7 +162,7 @@ def group_mean(images: Tensor, objective: Tensor, max_shift: int | None = None) 
 
     Args:
         images: R B C H W as one batch of R B, the restarts one after the other.
-        objective: R, by which the best is found.
+        objective: R, by which the best is found; restarts where it is not finite do not count.
         max_shift: the largest move, in pixels; null: an eighth of the shorter side.
 
     Returns:
@@ -170,8 +170,11 @@ def group_mean(images: Tensor, objective: Tensor, max_shift: int | None = None) 
     """
     if max_shift is None:
         max_shift = min(images.shape[-2:]) // 8
-    restarts = images.view(len(objective), -1, *images.shape[1:])
-    best = restarts.index_select(0, objective.nan_to_num(torch.inf).argmin()[None])
+    restarts = images.nan_to_num(0.0).view(len(objective), -1, *images.shape[1:])
+    is_finite = objective.isfinite()
+    best = restarts.index_select(0, objective.where(is_finite, torch.inf).argmin()[None])
     reference = best.expand_as(restarts).flatten(0, 1)
-    moved = shift_images(images, estimate_shift(images, reference, max_shift))
-    return moved.view_as(restarts).mean(0)
+    shift = estimate_shift(restarts.flatten(0, 1), reference, max_shift)
+    moved = shift_images(restarts.flatten(0, 1), shift).view_as(restarts)
+    share = is_finite / is_finite.sum().clamp_min(1)
+    return (moved * share.view(-1, 1, 1, 1, 1).to(moved)).sum(0)

@@ -202,7 +202,8 @@ def least_squares(factor: Tensor, right: Tensor) -> Tensor:
     """
     gram = (factor @ factor.T).double()
     inverse = torch.linalg.pinv(gram, rtol=1e-9, hermitian=True)
-    return (inverse @ (factor @ right).double()).to(right)
+    solution: Tensor = inverse @ (factor @ right).double()
+    return solution.to(right)
 
 
 class _Newton:
@@ -269,5 +270,5 @@ class _Newton:
         norm = torch.linalg.vector_norm(inputs, dim=1, keepdim=True)
         inputs = inputs * (usual / norm.clamp_min(1e-9 * usual))
         # the sign of 0 is one and the same everywhere
-        is_known = (sign != sign[:, :1]).any(1, keepdim=True)
-        return inputs * is_known
+        is_known: Tensor = (sign != sign[:, :1]).any(1, keepdim=True)
+        return is_known * inputs

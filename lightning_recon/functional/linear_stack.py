@@ -20,7 +20,10 @@ from lightning_recon.structures import Update
 
 _ON = 1e-3  # of the root mean square: an activation that counts as on, where all are exact
 _ON_OBFUSCATED = 0.1  # likewise, where they are not
-_MASK_ROUNDS = {"exact": 3, "kept": 3, "rounded": 5, "signs": 1}
+_NUM_SEARCHED = 4096  # columns of a gradient that are looked at for the ReLUs
+_NUM_TURNS = 30  # of that search, at most
+_NUM_STARTS = 5  # where labels repeat
+_KEPT_SHARE = 0.6  # of the samples of one label, at random, that a ReLU starts open for
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance, N each, of what a layer usually sees."""
@@ -147,7 +150,8 @@ def solve_stack(
     they are is read again from that layer's own gradient, given its inputs, and so on in turns.
 
     Samples of one label have the same residuals at the logits, as long as the model knows nothing:
-    the layer sees their mean.  They come apart one layer below, by the ReLUs.
+    the last layer tells only their mean.  They come apart one layer below, where each has ReLUs of
+    its own: the search starts from random parts of those that are on for any of them.
 
     Args:
         stack: of the payload.
@@ -162,29 +166,70 @@ def solve_stack(
     readings = list(readings)
     logits = probabilities.log().expand(len(labels), -1)
     passing: dict[int, Tensor] = {}
-    known: dict[int, tuple[Tensor, Tensor]] = {}  # residuals and inputs
     is_exact = all(reading.kind == "exact" for reading in readings)
     for attempt in range(3 if is_exact else 2):
         residuals = output_residuals(logits, labels)
         inputs = solve_inputs(residuals, gradients[last], readings[last], *moments[last])
         for layer in range(last - 1, -1, -1):
-            gradient, reading = gradients[layer], readings[layer]
             whole = residuals @ parameters[stack.weights[layer + 1]]
             if attempt == 0:
                 above = gradients[layer + 1], readings[layer + 1]
                 passing[layer] = _is_on(inputs, residuals, *above, labels, layer + 1 == last)
-            for _ in range(_MASK_ROUNDS[reading.kind] if attempt == 0 else 1):
-                if layer in known and reading.kind != "signs":
-                    found = solve_residuals(gradient, reading, known[layer][1], known[layer][0])
-                    passing[layer] = found * whole > 0.5 * whole.square()
-                residuals = whole * passing[layer]
-                inputs = solve_inputs(residuals, gradient, reading, *moments[layer])
-                known[layer] = residuals, inputs
+            sight = gradients[layer], readings[layer], moments[layer]
+            repeated = labels if attempt == 0 else labels.new_empty(0)
+            passing[layer] = _search(passing[layer], whole, *sight, repeated)
+            residuals = whole * passing[layer]
+            inputs = solve_inputs(residuals, gradients[layer], readings[layer], *moments[layer])
         if readings[0].kind == "exact":
             size = noise_of(residuals, gradients[0], inputs, moments[0][1])
             readings[0] = Reading("exact", size)
         logits = stack.forward(parameters, inputs.clamp_min(0))[-1]
     return Solved(inputs, residuals, readings[0])
+
+
+def _search(
+    start: Tensor,
+    whole: Tensor,
+    gradient: Tensor,
+    reading: Reading,
+    moments: Moments,
+    labels: Tensor,
+) -> Tensor:
+    """Return through which ReLUs the residuals pass, B K, by turns with the layer's inputs.
+
+    Args:
+        start: B K, where to begin.
+        whole: B K: the residuals above the ReLUs.
+        gradient: of the layer below, K N.
+        reading: of the gradient.
+        moments: of the layer's inputs.
+        labels: B, those that repeat are searched for from several starts; empty: one start.
+    """
+    if reading.kind == "signs":
+        return start
+    columns = slice(None, None, max(1, gradient.shape[1] // _NUM_SEARCHED))
+    gradient = gradient[:, columns].contiguous()
+    moments = moments[0][columns], moments[1][columns]
+    generator = torch.Generator().manual_seed(0)
+    _, group, count = labels.unique(return_inverse=True, return_counts=True)
+    is_repeated = count[group] > 1
+    best, least = start, torch.inf
+    for _ in range(_NUM_STARTS if is_repeated.any() else 1):
+        passing = start
+        if is_repeated.any():
+            drawn = torch.rand(start.shape, generator=generator).to(whole.device) < _KEPT_SHARE
+            passing = start & (drawn | ~is_repeated[:, None])
+        for _ in range(_NUM_TURNS):
+            residuals = whole * passing
+            inputs = solve_inputs(residuals, gradient, reading, *moments)
+            found = solve_residuals(gradient, reading, inputs, residuals)
+            before, passing = passing, found * whole > 0.5 * whole.square()
+            if torch.equal(before, passing):
+                break
+        misfit = float((gradient - (whole * passing).T @ inputs).square().sum())
+        if misfit < least:
+            best, least = passing, misfit
+    return best
 
 
 def _is_on(

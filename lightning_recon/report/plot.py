@@ -64,6 +64,7 @@ def write_sweep_figure(
     if epsilons:
         upper = plot.secondary_xaxis("top")
         upper.set_xticks(x, [f"{epsilons[value]:.2g}" for value in x])
+        upper.minorticks_off()
         upper.set_xlabel("actual epsilon of one update, client level, delta 1e-5")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
