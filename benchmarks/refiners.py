@@ -33,7 +33,7 @@ from lightning_recon.refiners.losses import PerceptualLoss
 from lightning_recon.refiners.training import simulate
 from lightning_recon.targets import TorchvisionClassifier
 
-LEVELS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15)
+LEVELS = (0.0, 0.02, 0.06, 0.1)
 SCALE = 4
 MEASURES = (("PSNR (dB)", 2), ("SSIM", 3), ("feature distance", 4))
 

@@ -1,5 +1,7 @@
 """The classic optimisation attacks, and their priors against formulas."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -144,11 +146,35 @@ def test_the_best_iterate_is_returned_with_its_own_objective(kind, monkeypatch):
 
 
 def test_the_best_of_one_client_is_not_the_best_of_the_next():
-    attack = make(DLG)
-    first, _ = run(attack, 0)
+    attack = make(IDLG, iterations=2)
+    first, batch = run(attack, 0)
     run(attack, 1)
     again, _ = run(attack, 0)
     assert torch.equal(first.images, again.images)
+    # nor does a control that runs in between take its place
+    start, evidence = attack.initialize(attack.observe(batch, 0))
+    attack.differentiate(start, evidence)
+    attack.reconstruct(attack.observe_noise(batch.labels, 0))
+    found = attack.finish(start + 1, evidence)
+    worse = float(attack.differentiate(start + 1, evidence)[0]["matching"])
+    assert float(found.score[0]) < worse
+    torch.testing.assert_close(found.images, start.clamp(0, 1))
+
+
+def test_the_best_iterate_outlives_a_checkpoint():
+    attack = make(IDLG)
+    _, batch = run(attack)
+    start, evidence = attack.initialize(attack.observe(batch, 0))
+    attack.differentiate(start, evidence)
+    checkpoint = {
+        "loops": {"fit_loop": {"epoch_loop.batch_progress": {"current": {"ready": 1}}}},
+    }
+    attack._trainer = SimpleNamespace(world_size=1, state=SimpleNamespace(fn=None))
+    attack.on_save_checkpoint(checkpoint)
+    other = make(IDLG)
+    other.on_load_checkpoint(checkpoint)
+    _, evidence = other.initialize(other.observe(batch, 0))
+    assert torch.equal(other.finish(start + 1, evidence).images, start.clamp(0, 1))
 
 
 def test_idlg_is_for_one_image():

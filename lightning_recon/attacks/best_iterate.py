@@ -4,13 +4,24 @@ It may leap away from a solution that it had nearly reached, so what counts is t
 not the last one.  It is stored with the objective that was computed AT it, not one step later.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_recon.attacks.gradient_matching import Evidence, GradientMatching
-from lightning_recon.structures import Observation, Reconstruction
+from lightning_recon.structures import Observation, Reconstruction, Update
+
+
+class Best(NamedTuple):
+    """The best dummies of one client."""
+
+    observed: Update | None
+    """What they were compared with; None: they come from a checkpoint."""
+    objective: Tensor
+    """num_restarts."""
+    dummy: Tensor
+    """R ..., the restarts one after the other."""
 
 
 class BestIterate(GradientMatching):
@@ -19,8 +30,7 @@ class BestIterate(GradientMatching):
     The arguments are those of :class:`GradientMatching`.
     """
 
-    _best: tuple[Tensor, Tensor] | None = None
-    """Of each restart the least objective, num_restarts, and the dummies, R ..."""
+    _best: Best | None = None
 
     def project(self, dummy: Tensor) -> None:
         """Leave the dummies where the optimizer puts them."""
@@ -29,42 +39,47 @@ class BestIterate(GradientMatching):
         """Return the parts of the objective and the gradient; remember the best dummies."""
         parts, gradient = super().differentiate(dummy, evidence)
         total = torch.stack([part.detach() for part in parts.values()]).sum(0)
+        total = total.nan_to_num(torch.inf)
         dummy = dummy.detach()
-        # a restart that was lost holds no finite dummies
-        finite = dummy.reshape(len(total), -1).isfinite().all(1) & total.isfinite()
-        total = total.where(finite, torch.inf)
-        if self._best is None or self._best[1].shape != dummy.shape:
-            self._best = total, dummy.clone()
+        best = self._best
+        if best is None or not (best.observed is None or best.observed is evidence.observed):
+            self._best = Best(evidence.observed, total, dummy.clone())
             return parts, gradient
-        value, best = (tensor.to(dummy) for tensor in self._best)
+        value, kept = best.objective.to(total), best.dummy.to(dummy)
         is_better = (total < value).repeat_interleave(len(dummy) // len(total))
         is_better = is_better.view(-1, *[1] * (dummy.ndim - 1))
-        self._best = torch.minimum(total, value), dummy.where(is_better, best)
+        self._best = Best(
+            evidence.observed, torch.minimum(total, value), dummy.where(is_better, kept)
+        )
         return parts, gradient
 
     def finish(self, dummy: Tensor, evidence: Any) -> Reconstruction:
         """Return the best dummies of the best restart."""
         with torch.enable_grad():
             self.differentiate(dummy, evidence)  # the last step's have not been evaluated yet
-        assert self._best is not None
-        return super().finish(self._best[1], evidence)
+        return super().finish(dummy if self._best is None else self._best.dummy, evidence)
 
     def reconstruct(self, observation: Observation) -> Reconstruction:
         """Run all iterations on one client."""
-        self._best = None
-        return super().reconstruct(observation)
+        # a control may run between two iterations of fit
+        kept, self._best = self._best, None
+        try:
+            return super().reconstruct(observation)
+        finally:
+            self._best = kept
 
-    def on_train_epoch_start(self) -> None:
-        """Begin the next client."""
-        self._best = None
-        super().on_train_epoch_start()
+    def _begin_client(self, *, keep_dummy: bool) -> None:
+        if not keep_dummy:
+            self._best = None
+        super()._begin_client(keep_dummy=keep_dummy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the best dummies, too."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["best"] = self._best
+        checkpoint["best"] = None if self._best is None else tuple(self._best[1:])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`on_save_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
-        self._best = checkpoint.get("best")
+        best = checkpoint.get("best")
+        self._best = None if best is None else Best(None, *best)

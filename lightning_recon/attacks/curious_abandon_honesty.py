@@ -12,6 +12,8 @@ What differs: the scaling is the one with which most of the server's public imag
 (null) and not a number tried out per data set.  The rows stand in front of any model, as the
 imprint block of Robbing the Fed does.  Which rows hold one image is told from the rows
 alone (:mod:`lightning_recon.attacks.linear_layer`); the paper counts those near the truth.
+``peel`` is ours: the server knows its rows, so it can take an image that it found out of all rows
+that this image passes, whereupon others stand alone.
 """
 
 from collections.abc import Sequence

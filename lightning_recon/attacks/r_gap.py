@@ -10,8 +10,9 @@ dimensions are left open in the worst layer, the paper's rank analysis (section 
 
 What differs: the paper starts from one logit and a loss that is known up to its argument.  Here the
 last layer has a bias, whose gradient is dL/dz for any loss and number of classes, and its input is
-a quotient of gradients.  The unknown scale of the update cancels in all that follows.  Pixels have
-no loss of their own: the paper's linear activation of the first layer is not needed.
+a quotient of gradients.  The unknown scale of the update cancels in all that follows.  The rank is
+that of the equations themselves, not a count of them; where it is full they are solved by
+Cholesky's method with refinement, elsewhere by an eigendecomposition, with the least norm.
 """
 
 from typing import NamedTuple
@@ -181,11 +182,10 @@ def _refuse(layer: nn.Module) -> str | None:
         return "cannot be inverted"
     if isinstance(layer, nn.LeakyReLU) and layer.negative_slope <= 0:
         return "has no negative slope"
-    if isinstance(layer, nn.Conv2d):
-        if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            return "has groups or a padding that is not of so many zeros"
-        if layer.in_channels > MAX_UNKNOWNS:
-            return "is too wide"
+    if isinstance(layer, nn.Conv2d) and (
+        layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+    ):
+        return "has groups or a padding that is not of so many zeros"
     return None
 
 

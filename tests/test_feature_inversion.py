@@ -1,0 +1,377 @@
+"""Features from the gradients of linear layers, and images from features."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+from lightning_recon.attacks.feature_inversion import FeatureInversionAttack
+from lightning_recon.clients import FedAvg, FedSGD
+from lightning_recon.data import SampleImagesDataModule
+from lightning_recon.defenses import QSGD, ClipL2, GaussianNoise, RandomK, SignSGD, TopK
+from lightning_recon.errors import InputError
+from lightning_recon.functional.image_quality import psnr
+from lightning_recon.functional.linear_decoder import fit_linear_decoder
+from lightning_recon.functional.linear_layers import (
+    Reading,
+    noise_of,
+    obfuscate,
+    output_residuals,
+    read_entries,
+    solve_inputs,
+    solve_residuals,
+)
+from lightning_recon.functional.linear_stack import find_stack, run_features
+from lightning_recon.priors import TotalVariation
+from lightning_recon.targets import ResNet9, ROGLeNet, Target, VGG7
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Deep(Target):
+    """Three linear layers with biases behind a convolution."""
+
+    def __init__(self, num_classes=20):
+        super().__init__(num_classes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.features = nn.Sequential(nn.Conv2d(3, 8, 5, 2, 2), nn.ReLU())
+            self.head = nn.Sequential(
+                nn.Flatten(),
+                nn.Linear(8 * 16 * 16, 256),
+                nn.ReLU(),
+                nn.Linear(256, 128),
+                nn.ReLU(),
+                nn.Linear(128, num_classes),
+            )
+
+    def forward(self, images):
+        return self.head(self.features(images))
+
+
+def make(batch_size=4, num_public=64, **arguments):
+    arguments = {
+        "target": ROGLeNet(num_classes=20, image_size=32),
+        "iterations": 3,
+        "num_rehearsals": 4,
+        "kernel_size": 3,
+        "optimizer": partial(torch.optim.Adam, lr=0.003),
+        **arguments,
+    }
+    attack = FeatureInversionAttack(**arguments)
+    attack.data = SampleImagesDataModule(
+        batch_size=batch_size, num_clients=1, image_size=32, num_public=num_public
+    )
+    attack.start_run()
+    return attack
+
+
+def feature_errors(attack, batch):
+    """Relative error of each sample's features; samples of one label in any order."""
+    start, evidence = attack.initialize(attack.observe(batch, 0))
+    with torch.no_grad():
+        truth = run_features(attack.payload, evidence.stack, batch.images, evidence.parameters)
+    distance = torch.cdist(evidence.features, truth) / truth.norm(dim=1)
+    differ = evidence.update.labels[:, None] != batch.labels.sort().values[None]
+    if torch.equal(evidence.update.labels, batch.labels):
+        differ = batch.labels[:, None] != batch.labels
+        distance = distance + 1e3 * differ
+    rows, columns = linear_sum_assignment(distance.numpy())
+    return distance[rows, columns], start
+
+
+def linear_problem(num_samples=6, num_outputs=200, num_inputs=300, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    residuals = torch.randn(num_samples, num_outputs, generator=generator)
+    inputs = torch.randn(num_samples, num_inputs, generator=generator).relu()
+    return residuals, inputs, residuals.T @ inputs, generator
+
+
+READINGS = {
+    "rounded": Reading("rounded", 2.0),
+    "kept": Reading("kept", 4.0),
+    "random": Reading("kept", math.inf),
+    "signs": Reading("signs", 1.0),
+    "noise": Reading("exact", 0.5),
+}
+
+
+class TestLinearLayers:
+    def test_least_squares(self):
+        residuals, inputs, gradient, _ = linear_problem()
+        moments = inputs.mean(0), inputs.var(0) + 0.1
+        found = solve_inputs(residuals, gradient, Reading("exact", 0.0), *moments)
+        expected = torch.linalg.lstsq(residuals.T.double(), gradient.double()).solution.float()
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        back = solve_residuals(gradient, Reading("exact", 0.0), inputs, residuals)
+        torch.testing.assert_close(back, residuals, rtol=1e-3, atol=1e-3)
+
+    @pytest.mark.parametrize("name", READINGS)
+    def test_each_obfuscation_is_undone_better_than_by_least_squares(self, name):
+        residuals, inputs, gradient, generator = linear_problem()
+        reading = READINGS[name]
+        dropped = gradient * (torch.rand(gradient.shape, generator=generator) < 0.2)
+        observed = obfuscate(gradient, reading, dropped, generator)
+        moments = torch.full((300,), 0.4), torch.full((300,), 0.34)
+        found = solve_inputs(residuals, observed, reading, *moments)
+        plain = torch.linalg.lstsq(residuals.T, observed).solution
+        scale = inputs.norm() / plain.norm() if name == "signs" else 1.0
+        error = (found - inputs).norm() / inputs.norm()
+        assert error < 0.97 * (scale * plain - inputs).norm() / inputs.norm()
+        assert error < {"signs": 0.45, "noise": 0.06, "rounded": 0.06}.get(name, 0.1)
+
+    def test_noise_is_the_posterior_mean(self):
+        residuals, inputs, gradient, generator = linear_problem(num_outputs=8)
+        observed = gradient + 2.0 * torch.randn(gradient.shape, generator=generator)
+        mean, variance = torch.full((300,), 0.4), torch.linspace(0.1, 1, 300)
+        found = solve_inputs(residuals, observed, Reading("exact", 2.0), mean, variance)
+        place = 77
+        normal = residuals @ residuals.T / 4 + torch.eye(6) / variance[place]
+        right = residuals @ observed[:, place] / 4 + mean[place] / variance[place]
+        expected = torch.linalg.solve(normal, right)
+        torch.testing.assert_close(found[:, place], expected, rtol=1e-3, atol=1e-4)
+
+    def test_the_noise_is_measured(self):
+        residuals, inputs, gradient, generator = linear_problem()
+        noisy = gradient + 0.3 * torch.randn(gradient.shape, generator=generator)
+        variance = inputs.var(0)
+        sizes = []
+        for observed in (gradient, noisy):
+            plain = Reading("exact", 0.0)
+            found = solve_inputs(residuals, observed, plain, variance, variance)
+            sizes.append(noise_of(residuals, observed, found, variance))
+        assert sizes[0] == 0
+        assert sizes[1] == pytest.approx(0.3, rel=0.02)
+
+    @pytest.mark.parametrize(
+        ("defense", "kind"),
+        [
+            (QSGD(16), "rounded"),
+            (QSGD(2), "rounded"),
+            (TopK(0.9), "kept"),
+            (RandomK(0.9), "kept"),
+            (SignSGD(), "signs"),
+            (SignSGD(scaled=True), "signs"),
+            (GaussianNoise(0.1), "exact"),
+            (None, "exact"),
+        ],
+    )
+    def test_the_obfuscation_is_told_from_the_entries(self, defense, kind):
+        _, _, gradient, generator = linear_problem()
+        gradient[:5], gradient[:, :20] = 0, 0
+        if kind == "signs":
+            gradient = gradient[5:, 20:]
+        update = {"weight": gradient.clone()}
+        if defense is not None:
+            update = defense(update, generator=generator)
+        reading = read_entries(update["weight"])
+        assert reading.kind == kind
+        if isinstance(defense, TopK):
+            kept = update["weight"].abs()
+            assert reading.size == pytest.approx(float(kept[kept > 0].min()))
+        if isinstance(defense, RandomK):
+            assert math.isinf(reading.size)
+        if isinstance(defense, QSGD):
+            step = float(gradient.abs().max()) / defense.num_steps
+            assert reading.size == pytest.approx(step, rel=1e-4)
+
+    def test_rounding_has_no_bias(self):
+        _, _, gradient, generator = linear_problem(num_inputs=20)
+        drawn = [obfuscate(gradient, READINGS["rounded"], gradient, generator) for _ in range(400)]
+        assert torch.stack(drawn).remainder(2.0).abs().max() == 0
+        assert (torch.stack(drawn).mean(0) - gradient).abs().mean() < 0.05
+
+    def test_output_residuals_are_the_gradient(self):
+        logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        labels = torch.tensor([0, 3, 3, 6, 1])
+        (expected,) = torch.autograd.grad(F.cross_entropy(logits, labels), logits)
+        torch.testing.assert_close(output_residuals(logits.detach(), labels), expected)
+
+    def test_shapes_are_checked(self):
+        with pytest.raises(InputError, match="do not fit"):
+            solve_inputs(
+                torch.ones(2, 3), torch.ones(4, 5), Reading("exact", 0.0), *torch.ones(2, 5)
+            )
+
+
+class TestStack:
+    @pytest.mark.parametrize(
+        ("target", "depth", "shape"),
+        [
+            (ROGLeNet(20, 32), 2, (64, 8, 8)),
+            (VGG7(20, 32, width=4), 1, (16, 4, 4)),
+            (ResNet9(20, width=4), 1, (32, 1, 1)),
+            (Deep(), 3, (8, 16, 16)),
+        ],
+    )
+    def test_the_layers_are_found(self, target, depth, shape):
+        images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        stack = find_stack(target, images)
+        assert len(stack.weights) == depth
+        assert stack.map_shape == shape
+        features = run_features(target, stack, images)
+        assert features.shape == (2, math.prod(shape))
+        seen = stack.forward(dict(target.named_parameters()), features)
+        torch.testing.assert_close(seen[-1], target(images))
+
+    def test_a_network_without_a_linear_end_is_refused(self):
+        target = nn.Sequential(nn.Conv2d(3, 5, 4), nn.Flatten())
+        with pytest.raises(InputError, match="does not end in a linear layer"):
+            find_stack(target, torch.rand(1, 3, 4, 4))
+
+
+class TestDecoder:
+    def test_a_linear_code_is_undone(self):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(24, 3, 16, 16, generator=generator)
+        mixing = torch.randn(48, 48, generator=generator)
+        maps = torch.einsum("oc,bchw->bohw", mixing, F.pixel_unshuffle(images, 4))
+        decoder = fit_linear_decoder(maps[:20], images[:20], 1, generator)
+        decoded = decoder.decode(maps[20:], 16, 16)
+        assert psnr(decoded, images[20:]).min() > 40
+
+    def test_noise_alone_is_decoded_to_the_mean(self):
+        generator = torch.Generator().manual_seed(0)
+        images = 0.3 + 0.1 * torch.rand(24, 3, 16, 16, generator=generator)
+        maps = torch.randn(24, 8, 1, 1, generator=generator)
+        decoder = fit_linear_decoder(maps, images, 5, generator)
+        decoded = decoder.decode(maps, 16, 16)
+        assert (decoded - 0.35).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize(
+    "make_target", [partial(ROGLeNet, 20, 32), partial(VGG7, 20, 32, width=4), Deep]
+)
+def test_features_of_an_exact_update_are_exact(make_target, batch_size):
+    attack = make(batch_size, target=make_target())
+    errors, _ = feature_errors(attack, attack.data.client(0))
+    assert errors.max() < 1e-3
+
+
+def test_features_of_32_samples_with_repeated_labels():
+    attack = make(32)
+    batch = attack.data.client(0)
+    assert len(batch.labels.unique()) < 20
+    errors, _ = feature_errors(attack, batch)
+    assert errors.median() < 1e-3
+    assert (errors < 0.05).float().mean() > 0.9
+
+
+def test_three_of_a_label():
+    attack = make(8)
+    batch = attack.data.client(0)._replace(labels=torch.tensor([3, 3, 3, 5, 5, 7, 8, 9]))
+    errors, _ = feature_errors(attack, batch)
+    assert errors.max() < 1e-3
+
+
+def test_local_steps():
+    attack = make(client=FedAvg(0.003, epochs=5))
+    errors, _ = feature_errors(attack, attack.data.client(0))
+    assert errors.max() < 0.05
+    unknown = make(client=FedAvg(0.003, epochs=5), known=("labels",))
+    errors, _ = feature_errors(unknown, unknown.data.client(0))
+    assert errors.max() < 0.15
+
+
+OBFUSCATIONS = {
+    "rounded": ([QSGD(4)], 0.25),
+    "largest": ([TopK(0.95)], 0.25),
+    "signs": ([SignSGD()], 0.5),
+    "clipped": ([ClipL2(0.01)], 0.1),
+    "random": ([RandomK(0.9)], 0.25),
+}
+
+
+@pytest.mark.parametrize("name", OBFUSCATIONS)
+def test_obfuscation(name):
+    defenses, limit = OBFUSCATIONS[name]
+    attack = make(defenses=defenses)
+    batch = attack.data.client(0)
+    errors, start = feature_errors(attack, batch)
+    assert errors.median() < limit
+    mean_image = attack._public.mean(0).expand_as(batch.images)
+    assert psnr(start, batch.images).mean() > psnr(mean_image, batch.images).mean() + 2
+
+
+@pytest.mark.parametrize("name", ["largest", "signs"])
+def test_the_naive_attacker_does_worse(name):
+    found = []
+    for adaptive in (True, False):
+        attack = make(defenses=OBFUSCATIONS[name][0], adaptive=adaptive)
+        batch = attack.data.client(0)
+        reconstruction = attack.reconstruct(attack.observe(batch, 0))
+        found.append(float(psnr(reconstruction.images, batch.images).mean()))
+    assert found[0] > found[1] + 2
+
+
+def test_the_optimisation_improves_the_decoded_images():
+    attack = make(
+        iterations=30,
+        priors=[TotalVariation(0.3)],
+        optimizer=partial(torch.optim.Adam, lr=0.01),
+    )
+    batch = attack.data.client(0)
+    observation = attack.observe(batch, 0)
+    start, _ = attack.initialize(observation)
+    found = attack.reconstruct(observation)
+    assert psnr(found.images, batch.images).mean() > psnr(start, batch.images).mean() + 0.5
+    assert found.curve[-1][1] < found.curve[0][1]
+    assert found.labels.tolist() == batch.labels.tolist()
+
+
+@pytest.mark.parametrize("client", [FedSGD(), FedAvg(0.01, 2)])
+def test_pooled_features_are_helped_by_the_update(client):
+    attack = make(target=ResNet9(20, width=4), client=client)
+    batch = attack.data.client(0)
+    start, evidence = attack.initialize(attack.observe(batch, 0))
+    assert evidence.matching_weight > 0
+    at_start, _ = attack.differentiate(start.clone(), evidence)
+    at_truth, _ = attack.differentiate(batch.images.clone(), evidence)
+    assert float(at_start["matching"]) > 1e-2
+    assert float(at_truth["matching"]) < 1e-4 * float(at_start["matching"])
+    assert float(at_truth["features"]) < 0.1 * float(at_start["features"])
+
+
+def test_labels_are_inferred():
+    attack = make(known=("num_samples",))
+    batch = attack.data.client(0)
+    observation = attack.observe(batch, 0)
+    assert observation.labels is None
+    found = attack.reconstruct(observation)
+    assert found.labels.tolist() == sorted(batch.labels.tolist())
+    order = batch.labels.argsort()
+    assert psnr(found.images, batch.images[order]).mean() > 20
+
+
+def test_without_public_images():
+    attack = make(num_public=0)
+    batch = attack.data.client(0)
+    _, start = feature_errors(attack, batch)
+    grey = torch.full_like(batch.images, 0.5)
+    assert psnr(start, batch.images).mean() > psnr(grey, batch.images).mean() + 4
+
+
+@pytest.mark.parametrize("name", ["rounded", "signs"])
+def test_the_truth_has_no_part_in_it(name):
+    attack = make(defenses=OBFUSCATIONS[name][0])
+    batch = attack.data.client(0)
+    observation = attack.observe(batch, 0)
+    first = attack.reconstruct(observation)
+    batch.images.fill_(math.nan)
+    again = attack.reconstruct(observation)
+    assert torch.equal(first.images, again.images)
+    assert bool(first.images.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"kernel_size": 2}, {"num_rehearsals": 0}, {"features_weight": -1.0}, {"matching_weight": -1}],
+)
+def test_arguments_are_checked(arguments):
+    with pytest.raises(InputError, match="FeatureInversionAttack"):
+        make(**arguments)
