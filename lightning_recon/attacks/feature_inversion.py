@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ from lightning_recon.functional.label_inference import LabelMethod
 from lightning_recon.functional.linear_decoder import fit_linear_decoder
 from lightning_recon.functional.linear_layers import (
     Reading,
+    least_squares,
     obfuscate,
     read_entries,
     solve_inputs,
@@ -57,6 +59,7 @@ _SCALE = 2.0  # a size that public features and found ones may differ by
 _MIN_PUBLIC = 8  # images; fewer teach nothing that holds for others
 _NUM_SYNTHETIC = 64
 _SPECTRUM = 1.2  # amplitudes fall with that power of the frequency, in images made up
+_NUM_PLAYED = 3  # times that a client's local steps are played
 _BATCH = 16  # public images that run through the payload together
 
 
@@ -210,6 +213,8 @@ class FeatureInversionAttack(GradientMatching):
             gradients = [gradient / factor for gradient in gradients]
             readings = [Reading(kind, size / factor) for kind, size in readings]
             solved = solve()
+        if moved:
+            solved = _through_local_steps(update, stack, gradients[0], solved)
 
         shape = (-1, *stack.map_shape)
         num_public = self.num_rehearsals * max(len(labels), _MIN_PUBLIC)
@@ -322,6 +327,41 @@ def _half_way(update: Evidence) -> Update:
     share = (steps - 1) / (2 * steps)
     parameters = update.payload.named_parameters()
     return {name: tensor + share * update.observed[name] for name, tensor in parameters if share}
+
+
+def _through_local_steps(
+    update: Evidence, stack: LinearStack, gradient: Tensor, solved: Solved
+) -> Solved:
+    """Return what was solved, with the residuals' mean over the client's local steps.
+
+    Their ReLUs open and close as the weights move.  The steps are played on the features found so
+    far, all samples in each, and the features solved again.
+    """
+    client = update.client
+    assert isinstance(client, FedAvg)
+    names = [name for name in (*stack.weights, *stack.biases) if name is not None]
+    start = {name: dict(update.payload.named_parameters())[name].detach() for name in names}
+    steps = client.num_steps(len(update.labels))
+    features = solved.features
+    for _ in range(_NUM_PLAYED):
+        weights, velocity = start, dict.fromkeys(names, 0.0)
+        residuals = torch.zeros_like(solved.residuals)
+        for _ in range(steps):
+            with torch.enable_grad():
+                leaves = {
+                    name: tensor.detach().requires_grad_() for name, tensor in weights.items()
+                }
+                output, logits = stack.probe(leaves, features)
+                loss = F.cross_entropy(logits, update.labels)
+                found, *change = torch.autograd.grad(loss, [output, *leaves.values()])
+            residuals += found
+            weights = dict(weights)
+            for name, part in zip(names, change, strict=True):
+                velocity[name] = client.momentum * velocity[name] + part
+                weights[name] = weights[name] - client.learning_rate * velocity[name]
+        residuals /= steps
+        features = least_squares(residuals, gradient)
+    return Solved(features, residuals, Reading("exact", 0.0))
 
 
 def _moments(seen: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

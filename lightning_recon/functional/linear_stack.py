@@ -20,8 +20,10 @@ from lightning_recon.structures import Update
 
 _ON = 1e-3  # of the root mean square: an activation that counts as on, where all are exact
 _ON_OBFUSCATED = 0.1  # likewise, where they are not
-_NUM_SEARCHED = 4096  # columns of a gradient that are looked at for the ReLUs
-_NUM_TURNS = 30  # of that search, at most
+_NUM_SEARCHED = {"exact": 4096, "kept": 16384, "rounded": 16384}  # columns, for the ReLUs
+_NUM_TURNS = {"exact": 30, "kept": 2, "rounded": 9}  # of that search, at most
+_NUM_SOFT = {"exact": 0, "kept": 0, "rounded": 6}  # of these, in which ReLUs may be half open
+_UNSEEN = 0.3  # how far a ReLU starts open of which only a 0 was seen, after rounding
 _NUM_STARTS = 5  # where labels repeat
 _KEPT_SHARE = 0.6  # of the samples of one label, at random, that a ReLU starts open for
 
@@ -62,6 +64,20 @@ class LinearStack(NamedTuple):
             output = F.linear(seen[-1], parameters[weight], offset)
             seen.append(output if number == len(self.weights) - 1 else output.relu())
         return seen
+
+    def probe(self, parameters: Update, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first layer's output before the ReLU, and the logits.
+
+        Args:
+            parameters: by name.
+            features: B F, what the first layer sees.
+        """
+        offset = None if self.biases[0] is None else parameters[self.biases[0]]
+        output = F.linear(features, parameters[self.weights[0]], offset)
+        if len(self.weights) == 1:
+            return output, output
+        rest = LinearStack(self.weights[1:], self.biases[1:], self.map_shape)
+        return output, rest.forward(parameters, output.relu())[-1]
 
 
 def find_stack(payload: nn.Module, images: Tensor) -> LinearStack:
@@ -165,7 +181,7 @@ def solve_stack(
     last = len(gradients) - 1
     readings = list(readings)
     logits = probabilities.log().expand(len(labels), -1)
-    passing: dict[int, Tensor] = {}
+    passing: dict[int, Tensor] = {}  # from 0 to 1
     is_exact = all(reading.kind == "exact" for reading in readings)
     for attempt in range(3 if is_exact else 2):
         residuals = output_residuals(logits, labels)
@@ -207,7 +223,7 @@ def _search(
     """
     if reading.kind == "signs":
         return start
-    columns = slice(None, None, max(1, gradient.shape[1] // _NUM_SEARCHED))
+    columns = slice(None, None, max(1, gradient.shape[1] // _NUM_SEARCHED[reading.kind]))
     gradient = gradient[:, columns].contiguous()
     moments = moments[0][columns], moments[1][columns]
     generator = torch.Generator().manual_seed(0)
@@ -218,12 +234,14 @@ def _search(
         passing = start
         if is_repeated.any():
             drawn = torch.rand(start.shape, generator=generator).to(whole.device) < _KEPT_SHARE
-            passing = start & (drawn | ~is_repeated[:, None])
-        for _ in range(_NUM_TURNS):
+            passing = start * (drawn | ~is_repeated[:, None])
+        for turn in range(_NUM_TURNS[reading.kind]):
             residuals = whole * passing
             inputs = solve_inputs(residuals, gradient, reading, *moments)
             found = solve_residuals(gradient, reading, inputs, residuals)
-            before, passing = passing, found * whole > 0.5 * whole.square()
+            share = torch.where(whole == 0, 0.0, found / whole)
+            is_soft = turn < _NUM_SOFT[reading.kind]
+            before, passing = passing, share.clamp(0, 1) if is_soft else (share > 0.5).to(share)
             if torch.equal(before, passing):
                 break
         misfit = float((gradient - (whole * passing).T @ inputs).square().sum())
@@ -240,18 +258,18 @@ def _is_on(
     labels: Tensor,
     is_last: bool,
 ) -> Tensor:
-    """Return which of a layer's inputs are above 0, B N."""
+    """Return 1 where a layer's inputs are above 0, else 0, and between where it is open: B N."""
     if reading.kind == "signs" and is_last:
         # a label's own row of the gradient is the only one in which its sample counts negatively
-        return gradient[labels] < 0
+        return (gradient[labels] < 0).to(gradient)
     size = inputs.square().mean().sqrt()
     limit = (_ON if reading == Reading("exact", 0.0) else _ON_OBFUSCATED) * size
     if is_last and reading.kind in ("rounded", "kept") and reading.size < torch.inf:
         # of zeros only the least squares remain: the label's row decides, in which an input
         # stands times 1 / B
-        inputs = least_squares(residuals, gradient)
-        limit = limit.new_tensor(reading.size * len(labels) / 2)
-    return inputs > limit
+        is_on = least_squares(residuals, gradient) > reading.size * len(labels) / 2
+        return is_on.to(gradient).clamp_min(_UNSEEN if reading.kind == "rounded" else 0.0)
+    return (inputs > limit).to(gradient)
 
 
 def _call(payload: nn.Module, parameters: Update, images: Tensor) -> Tensor:

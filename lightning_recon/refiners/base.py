@@ -2,7 +2,7 @@
 
 ROG optimises a low-resolution latent and decodes it by bicubic interpolation; Yue, Jin, Wong, Baron
 & Dai, "Gradient Obfuscation Gives a False Sense of Security in Federated Learning", USENIX Security
-2023, section 4.3.  Refiners take the decoded images, so that they serve any attack.
+2023.  Refiners take the decoded images, so that they serve any attack.
 """
 
 from abc import ABC, abstractmethod

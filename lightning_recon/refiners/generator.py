@@ -1,7 +1,7 @@
 """The U-Nets of ROG: a class-conditional generator, and a denoiser of the latent.
 
 Yue et al., "Gradient Obfuscation Gives a False Sense of Security in Federated Learning", USENIX
-Security 2023, section 4.3, and the released code.  The architecture is theirs at ``width`` 64, so
+Security 2023, and the released code.  The architecture is theirs at ``width`` 64, so
 that their files load: ``postmodel.pth`` into :class:`ConditionalGenerator`, ``denoiser.pth`` into
 :class:`UNetDenoiser`.  Conditional batch normalisation: Dumoulin, Shlens & Kudlur, "A learned
 representation for artistic style", ICLR 2017.

@@ -4,8 +4,7 @@ A clean picture is brought to the latent that comes closest to it, noise of a ra
 which attacks leave is put on the latent, and the refiner learns to undo both.  The objective is
 that of Yue et al., "Gradient Obfuscation Gives a False Sense of Security in Federated Learning",
 USENIX Security 2023 (absolute error + perceptual + adversarial), each part with a weight.  Where we
-differ: they train on reconstructions of the attack, which cost a minute of gradient matching each;
-here a step costs next to nothing, so that hours on any folder of pictures replace days.
+differ: reconstructions are simulated, since each batch of real ones costs a minute of matching.
 
 The noise is like what ROG's matching loop leaves on the latent under QSGD with 16 levels, measured
 on 16 pictures of 128x128: of its power 15 % are an offset of a whole channel, 45 % are white and
