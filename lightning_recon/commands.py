@@ -24,7 +24,7 @@ from lightning_recon.errors import InputError
 T = TypeVar("T")
 
 LIGHTNING = {
-    "fit": "attack one client after the other, with progress and TensorBoard; or train a denoiser",
+    "fit": "attack one client after the other, with progress and TensorBoard; or train a prior",
     "validate": "score the reconstruction that a checkpoint of fit holds",
     "test": "attack many clients, spread over the devices; --resume goes on with a stopped run",
     "predict": "reconstruct from captured updates, for which nobody has the truth",

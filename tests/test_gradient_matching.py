@@ -170,6 +170,7 @@ def test_line_searches_and_single_steps_both_drive_the_dummies():
         ({"distance": "angle"}, "distance must be"),
         ({"num_restarts": 0}, "num_restarts"),
         ({"upsampling": 0}, "upsampling"),
+        ({"patience": 0}, "patience"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message):
@@ -237,3 +238,14 @@ def test_a_restart_that_is_not_finite_stops_alone_and_is_counted():
     if float(whole.score[0]) == float(found.score[0]):
         torch.testing.assert_close(found.images, whole.images)
     assert "restarts_not_finite" not in whole.notes
+
+
+def test_a_client_is_left_on_a_plateau():
+    still = lambda parameters: torch.optim.SGD(parameters, lr=0.0)  # noqa: E731
+    attack = make(optimizer=still, iterations=40, patience=7)
+    observation = attack.observe(attack.data.client(0), 0)
+    assert [place for place, _ in attack.reconstruct(observation).curve] == list(range(8))
+    patient = make(optimizer=still, iterations=40)
+    assert len(patient.reconstruct(observation).curve) == 40
+    moving = make(iterations=20, patience=7)
+    assert len(moving.reconstruct(observation).curve) == 20

@@ -233,7 +233,7 @@ class FeatureInversionAttack(GradientMatching):
         has_places = math.prod(stack.map_shape[1:]) > 1
         weight = float(not has_places) if self.matching_weight is None else self.matching_weight
         norm = sum(float(tensor.square().sum()) for tensor in update.observed.values())
-        weight /= max((update.scale or 1.0) ** 2 * norm, torch.finfo(seen.dtype).tiny)
+        weight = weight / ((update.scale or 1.0) ** 2 * norm) if norm else 0.0
         update.notes["feature_error"] = float(error.mean() / moments[0][1].mean()) ** 0.5
         evidence = FeatureEvidence(update, stack, moved, found, 1 / variance, weight)
         return images.clamp(0, 1), evidence
@@ -344,7 +344,8 @@ def _through_local_steps(
     steps = client.num_steps(len(update.labels))
     features = solved.features
     for _ in range(_NUM_PLAYED):
-        weights, velocity = start, dict.fromkeys(names, 0.0)
+        weights = dict(start)
+        velocity = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
         residuals = torch.zeros_like(solved.residuals)
         for _ in range(steps):
             with torch.enable_grad():
@@ -355,7 +356,6 @@ def _through_local_steps(
                 loss = F.cross_entropy(logits, update.labels)
                 found, *change = torch.autograd.grad(loss, [output, *leaves.values()])
             residuals += found
-            weights = dict(weights)
             for name, part in zip(names, change, strict=True):
                 velocity[name] = client.momentum * velocity[name] + part
                 weights[name] = weights[name] - client.learning_rate * velocity[name]

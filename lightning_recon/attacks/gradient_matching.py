@@ -76,6 +76,8 @@ class GradientMatching(OptimizationAttack):
         num_restarts: independent starts, at least 1.
         compile: whether an iteration is compiled (torch.compile): half a minute once, and for
             small networks two to three times as fast from then on.
+        patience: iterations in which the objective must fall by 1 %, or the client is left; null:
+            all iterations are done.
         iterations: see :class:`~lightning_recon.attacks.optimization.OptimizationAttack`.
         optimizer: see there.
         lr_scheduler: see there.
@@ -99,6 +101,7 @@ class GradientMatching(OptimizationAttack):
         label_inference: LabelMethod = "residual_counts",
         num_restarts: int = 1,
         compile: bool = False,
+        patience: int | None = None,
         iterations: int = 400,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -113,6 +116,9 @@ class GradientMatching(OptimizationAttack):
             raise InputError(f"{name}: distance must be one of {', '.join(DISTANCES)}")
         if num_restarts < 1:
             raise InputError(f"{name}: num_restarts must be at least 1, not {num_restarts}")
+        if patience is not None and patience < 1:
+            raise InputError(f"{name}: patience must be at least 1, not {patience}")
+        self.patience = patience
         self.oracles = (*known, *(["defenses"] if adaptive else []))
         self.distance = distance
         self.priors = nn.ModuleList(priors)

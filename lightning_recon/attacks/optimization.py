@@ -38,6 +38,8 @@ class OptimizationAttack(Attack):
     """
 
     dummy: nn.Parameter
+    patience: int | None = None
+    """Iterations without progress after which a client is left; None: never."""
 
     def __init__(
         self,
@@ -153,6 +155,8 @@ class OptimizationAttack(Attack):
             parts = self.iterate(dummy, evidence, optimizer, scheduler)
             if self._is_on_curve(iteration):
                 curve.append((iteration, float(parts["objective"])))
+                if self._is_on_plateau(curve):
+                    break
         return self.finish(dummy.detach(), evidence)._replace(curve=tuple(curve))
 
     def measure_iteration(self, observation: Observation) -> float:
@@ -172,6 +176,14 @@ class OptimizationAttack(Attack):
     def _is_on_curve(self, iteration: int) -> bool:
         is_last = iteration == self.iterations - 1
         return is_last or iteration % max(1, self.iterations // NUM_CURVE_POINTS) == 0
+
+    def _is_on_plateau(self, curve: Sequence[tuple[int, float]]) -> bool:
+        """Return whether no point of a curve's last stretch is 1 % below the ones before."""
+        if self.patience is None or not curve:
+            return False
+        before = [value for place, value in curve if place <= curve[-1][0] - self.patience]
+        since = [value for place, value in curve if place > curve[-1][0] - self.patience]
+        return bool(before) and min(since) > min(before) - 0.01 * abs(min(before))
 
     def _optimization(self, parameters: list[nn.Parameter]) -> tuple[Any, Any]:
         optimizer = self._make_optimizer(parameters)
@@ -226,8 +238,9 @@ class OptimizationAttack(Attack):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """Do one iteration on the dummy images of the client; ``batch`` is its number."""
-        if self.num_dummies == 0:
-            self.optimizers().step()  # type: ignore[union-attr]  # nothing found: count the step
+        if self.num_dummies == 0 or self._is_on_plateau(self._curve):
+            self.dummy.grad = None  # nothing to do: count the step
+            self.optimizers().step(lambda: torch.zeros(()))  # type: ignore[union-attr]
             return
         parts = self.iterate(self.dummy, self.evidence, self.optimizers(), self.lr_schedulers())
         bar = {"objective": parts.pop("objective")}

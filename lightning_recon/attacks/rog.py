@@ -45,6 +45,7 @@ class ROGAttack(GradientMatching):
         label_inference: see there.
         num_restarts: see there.
         compile: see there.
+        patience: see there.
         iterations: 100 in the paper.
         optimizer: Adam of rate .05 in the paper.
         lr_scheduler: in the paper a cosine to 10 % of the rate.
@@ -73,6 +74,7 @@ class ROGAttack(GradientMatching):
         label_inference: LabelMethod = "residual_counts",
         num_restarts: int = 1,
         compile: bool = False,
+        patience: int | None = None,
         iterations: int = 100,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -89,6 +91,7 @@ class ROGAttack(GradientMatching):
             label_inference,
             num_restarts,
             compile,
+            patience,
             iterations,
             optimizer,
             lr_scheduler,

@@ -270,5 +270,6 @@ class _Newton:
         norm = torch.linalg.vector_norm(inputs, dim=1, keepdim=True)
         inputs = inputs * (usual / norm.clamp_min(1e-9 * usual))
         # the sign of 0 is one and the same everywhere
-        is_known: Tensor = (sign != sign[:, :1]).any(1, keepdim=True)
-        return is_known * inputs
+        is_zero = (sign == sign[:, :1]).all(1, keepdim=True)
+        result: Tensor = inputs.masked_fill(is_zero, 0.0)
+        return result

@@ -227,8 +227,7 @@ def _search(
     gradient = gradient[:, columns].contiguous()
     moments = moments[0][columns], moments[1][columns]
     generator = torch.Generator().manual_seed(0)
-    _, group, count = labels.unique(return_inverse=True, return_counts=True)
-    is_repeated = count[group] > 1
+    is_repeated = (labels[:, None] == labels).sum(1) > 1
     best, least = start, torch.inf
     for _ in range(_NUM_STARTS if is_repeated.any() else 1):
         passing = start
