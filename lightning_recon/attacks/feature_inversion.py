@@ -122,7 +122,7 @@ class FeatureInversionAttack(GradientMatching):
         features_weight: float = 1.0,
         matching_weight: float | None = None,
         kernel_size: int = 5,
-        num_rehearsals: int = 6,
+        num_rehearsals: int = 8,
         priors: Sequence[Prior] = (),
         label_inference: LabelMethod = "residual_counts",
         iterations: int = 60,

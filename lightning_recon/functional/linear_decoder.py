@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_NUM_PLACES = 2**15  # that it is fitted on, at most
+_NUM_PLACES = 2**16  # that it is fitted on, at most
 _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean squared entry
 _HELD_OUT = 4  # one image in so many chooses between the ridges
 

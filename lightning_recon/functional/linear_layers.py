@@ -54,7 +54,7 @@ def read_entries(observed: Tensor) -> Reading:
 
     Examples:
         >>> import torch
-        >>> gradient = torch.tensor([[0.3, -0.01], [-0.7, 0.2]])
+        >>> gradient = torch.tensor([[0.31, -0.013], [-0.7, 0.2]])
         >>> read_entries(gradient.sign()).kind
         'signs'
         >>> read_entries(gradient).kind
