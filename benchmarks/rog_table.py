@@ -118,6 +118,7 @@ def make_attack(config: str, row: Obfuscation, target: str, changes: dict[str, A
         "defenses": row.defenses,
         "client": row.client,
         "target": {"class_path": TARGETS[target]},
+        "known": ["labels", "num_samples", "client"],
         **changes,
     }
     parser = ArgumentParser(exit_on_error=False)
@@ -131,16 +132,34 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "rog_naive": ("rog_qsgd", {"adaptive": False}),
     "rog_adaptive": ("rog_qsgd", {"adaptive": True}),
     "feature_inversion": ("feature_inversion", {}),
+    "feature_inversion_denoiser": ("feature_inversion", {"iterations": 30}),
 }
 """Configuration file and what is changed in it, by the names of the columns."""
 
 
+def _denoiser(weights: str | None) -> dict[str, Any]:
+    """Return the change of a configuration that puts an FFDNet in the place of its priors."""
+    if weights is None:
+        sys.exit("feature_inversion_denoiser needs --denoiser, a file of an FFDNet's weights")
+    network = {"class_path": "FFDNet", "init_args": {"weights": str(Path(weights).absolute())}}
+    arguments = {"noise_std": 0.03, "weight": 0.18, "denoiser": network}
+    return {"priors": [{"class_path": "DenoiserPrior", "init_args": arguments}]}
+
+
 def measure(
-    name: str, row: Obfuscation, target: str, data: ImageNetDataModule, client: int, method: str
+    name: str,
+    row: Obfuscation,
+    target: str,
+    data: ImageNetDataModule,
+    client: int,
+    method: str,
+    denoiser: str | None,
 ) -> tuple[dict[str, Any], Tensor]:
     """Return the figures of one method on one client, and its images in the truth's order."""
     batch = data.client(client)
     config, changes = METHODS[method]
+    if method == "feature_inversion_denoiser":
+        changes = {**changes, **_denoiser(denoiser)}
     attack = make_attack(config, row, target, changes)
     attack.data = data
     attack.start_run()
@@ -164,7 +183,7 @@ def measure(
         "seconds": round(seconds, 1),
         "mean_image": _psnr(data.public_images().mean(0).expand_as(batch.images), batch.images),
     }
-    if method.startswith("feature") and client == 0:  # the control costs as much as the attack
+    if method == "feature_inversion" and client == 0:  # the control costs as much as the attack
         noise = attack.reconstruct(attack.observe_noise(batch.labels, client))
         figures["noise_only"] = _psnr(noise.images, batch.images)
     order = match(images, batch.images).row
@@ -184,14 +203,20 @@ def run(options: argparse.Namespace, data: ImageNetDataModule) -> list[dict[str,
     if path.is_file():
         records = [json.loads(line) for line in path.read_text().splitlines() if line]
     done = {(r["row"], r["target"], r["client"], r["method"]) for r in records}
-    for client in range(options.clients):
+    for client in range(options.first, options.first + options.clients):
         for name in options.rows:
             pictures = [data.client(client).images]
             for method in options.methods:
                 if (name, options.target, client, method) in done:
                     continue
                 figures, images = measure(
-                    name, OBFUSCATIONS[name], options.target, data, client, method
+                    name,
+                    OBFUSCATIONS[name],
+                    options.target,
+                    data,
+                    client,
+                    method,
+                    options.denoiser,
                 )
                 pictures.append(images)
                 records.append(figures)
@@ -239,12 +264,18 @@ def main() -> None:
     parser.add_argument("--records", required=True, help="JSON lines; a run goes on from them")
     parser.add_argument("--grids", help="folder for pictures of the first client")
     parser.add_argument("--clients", type=int, default=1)
+    parser.add_argument("--denoiser", help="weights of an FFDNet, for its prior")
+    parser.add_argument("--first", type=int, default=0, help="the first client")
     parser.add_argument("--target", choices=sorted(TARGETS), default="lenet")
     parser.add_argument("--rows", nargs="+", choices=list(OBFUSCATIONS), default=list(OBFUSCATIONS))
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS)[:-1])
     options = parser.parse_args()
     data = ImageNetDataModule(
-        root=options.root, batch_size=16, image_size=SIZE, num_clients=max(5, options.clients)
+        root=options.root,
+        batch_size=16,
+        image_size=SIZE,
+        num_clients=max(5, options.first + options.clients),
+        num_public=128,
     )
     data.setup()
     records = run(options, data)

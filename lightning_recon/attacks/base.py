@@ -42,7 +42,6 @@ class Attack(LightningModule, ABC):
     ``client`` (the protocol's hyperparameters), ``defenses`` (the chain)."""
     protocols: tuple[str, ...] = ("fedsgd", "fedavg")
     """Those whose updates the attack can read."""
-    citation: str
 
     def __init__(
         self,
@@ -72,6 +71,11 @@ class Attack(LightningModule, ABC):
         """Whether ``test`` goes on after a client whose attack failed; set by the audit."""
 
     # --- the science: what an attack's author writes -------------------------------------------
+
+    @property
+    @abstractmethod
+    def citation(self) -> str:
+        """Where the attack was published; a class attribute of every attack."""
 
     @abstractmethod
     def server_payload(self, model: Target) -> nn.Module:
