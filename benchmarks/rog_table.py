@@ -131,6 +131,19 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "published": ("rog_qsgd", {"adaptive": False}),  # for the observation alone
     "rog_naive": ("rog_qsgd", {"adaptive": False}),
     "rog_adaptive": ("rog_qsgd", {"adaptive": True}),
+    "rog_third": (
+        "rog_qsgd",
+        {
+            "adaptive": True,
+            "iterations": ITERATIONS // 3,
+            "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.1}},
+            "lr_scheduler": {
+                "class_path": "torch.optim.lr_scheduler.CosineAnnealingLR",
+                "init_args": {"T_max": ITERATIONS // 3, "eta_min": 0.01},
+            },
+        },
+    ),
+    "feature_decoder": ("feature_inversion", {"refined_error": 0.0}),
     "feature_inversion": ("feature_inversion", {}),
     "feature_inversion_denoiser": ("feature_inversion", {"iterations": 30}),
 }

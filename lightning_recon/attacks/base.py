@@ -267,7 +267,11 @@ class Attack(LightningModule, ABC):
             return attack(client)
         try:
             return attack(client)
-        except (InputError, RuntimeError, ValueError) as error:  # torch raises both, memory included
+        except (
+            InputError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # torch raises both, memory included
             return Failure(" ".join(str(error).split()))
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Reconstruction:

@@ -76,6 +76,8 @@ class FeatureEvidence(NamedTuple):
     precision: Tensor
     """F: one over the variance of the features' error."""
     matching_weight: float
+    is_refined: bool
+    """Whether the images are optimised at all."""
 
 
 class FeatureInversionAttack(GradientMatching):
@@ -96,6 +98,9 @@ class FeatureInversionAttack(GradientMatching):
             norm; null: 0 where the features are maps, 1 where they are vectors.
         kernel_size: of the decoder's convolution on feature maps; odd.
         num_rehearsals: batches of public images that the decoder is fitted on, at least 1.
+        refined_error: the decoder's images are optimised where the features' error, rehearsed on
+            public images and in units of their standard deviation, is at most this; above it they
+            are kept, since features that are known so badly say less than the decoder's fit.
         priors: see :class:`GradientMatching`.
         label_inference: see there.
         iterations: of the optimisation that follows the decoder.
@@ -123,6 +128,7 @@ class FeatureInversionAttack(GradientMatching):
         matching_weight: float | None = None,
         kernel_size: int = 5,
         num_rehearsals: int = 8,
+        refined_error: float = 0.2,
         priors: Sequence[Prior] = (),
         label_inference: LabelMethod = "residual_counts",
         iterations: int = 60,
@@ -158,6 +164,7 @@ class FeatureInversionAttack(GradientMatching):
         self.matching_weight = matching_weight
         self.kernel_size = kernel_size
         self.num_rehearsals = num_rehearsals
+        self.refined_error = refined_error
         self._public = torch.empty(0)
 
     def learn_public(self, images: Tensor) -> None:
@@ -235,7 +242,9 @@ class FeatureInversionAttack(GradientMatching):
         norm = sum(float(tensor.square().sum()) for tensor in update.observed.values())
         weight = weight / ((update.scale or 1.0) ** 2 * norm) if norm else 0.0
         update.notes["feature_error"] = float(error.mean() / moments[0][1].mean()) ** 0.5
-        evidence = FeatureEvidence(update, stack, moved, found, 1 / variance, weight)
+        is_refined = update.notes["feature_error"] <= self.refined_error or weight > 0
+        update.notes["refined"] = float(is_refined)
+        evidence = FeatureEvidence(update, stack, moved, found, 1 / variance, weight, is_refined)
         return images.clamp(0, 1), evidence
 
     def _gradient(self, update: Evidence, name: str) -> Tensor:
@@ -272,6 +281,8 @@ class FeatureInversionAttack(GradientMatching):
 
     def objective(self, dummy: Tensor, evidence: Any) -> dict[str, Tensor]:
         """Return the error of the features, the distance of the updates, and the priors."""
+        if not evidence.is_refined:
+            return {"features": 0.0 * dummy.sum()[None]}
         payload = evidence.update.payload
         features = run_features(payload, evidence.stack, dummy, evidence.parameters)
         error = (features - evidence.features).square() * evidence.precision
