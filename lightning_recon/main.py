@@ -4,7 +4,8 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import DefaultHelpFormatter, capture_parser
+from jsonargparse import DefaultHelpFormatter, _completions, capture_parser
 from jsonargparse.typing import register_type
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -312,6 +313,26 @@ def main(args: Sequence[str] | None = None) -> int:
     return outcome.exit_code
 
 
+@contextmanager
+def _one_level_of_wrappers() -> Iterator[None]:
+    """Within this context options of wrapped targets and clients are offered to one depth.
+
+    jsonargparse follows a target in a target in a target to the end of Python's stack: 200 MB.
+    """
+    original = _completions.get_typehint_choices
+
+    def bounded(typehint: Any, prefix: str | None, *arguments: Any) -> Any:
+        words = (prefix or "").split(".")
+        is_repeated = len(words) > 1 and words[-1] == words[-2]
+        return original(typehint, None if is_repeated else prefix, *arguments)
+
+    _completions.get_typehint_choices = bounded  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        _completions.get_typehint_choices = original
+
+
 def completion_script(shell: str) -> str:
     """Return the script that completes the command line at the Tab key.
 
@@ -333,5 +354,6 @@ def completion_script(shell: str) -> str:
         strategy = commands.choices[name]._option_string_actions["--trainer.strategy"]
         strategy.choices = ["auto", *StrategyRegistry.available_strategies()]
     add_commands(commands)
-    script: str = parser.get_completion_script(f"shtab-{shell}")
+    with _one_level_of_wrappers():
+        script: str = parser.get_completion_script(f"shtab-{shell}")
     return script + _BASH_PYTHON if shell == "bash" else script
