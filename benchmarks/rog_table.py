@@ -143,9 +143,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
-    "feature_decoder": ("feature_inversion", {"refined_error": 0.0}),
     "feature_inversion": ("feature_inversion", {}),
-    "feature_inversion_denoiser": ("feature_inversion", {"iterations": 30}),
+    "feature_inversion_denoiser": (
+        "feature_inversion",
+        {"iterations": 30, "refined_error": 1.0},
+    ),
 }
 """Configuration file and what is changed in it, by the names of the columns."""
 
