@@ -1,4 +1,4 @@
-"""The peer: breaching 0.1.2 from PyPI, on the same model, image, labels and gradient."""
+"""The peer: the package breaching 0.1.2, on the same model, image, labels and gradient."""
 
 import copy
 import time
