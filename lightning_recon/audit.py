@@ -197,8 +197,9 @@ class Auditor:
         self, attack: Attack, client: int, truth: PrivateBatch
     ) -> dict[str, float] | None:
         """Return what the best attack without a prior would reach; None without clip and noise."""
-        defenses = list(attack.chain)
-        privacy = privacy_statement(defenses, client=attack.client, num_samples=len(truth.images))
+        privacy = privacy_statement(
+            attack.chain, client=attack.client, num_samples=len(truth.images)
+        )
         energy = float(truth.images.double().square().sum())
         if not privacy["clip_norm"] or not privacy["noise_std"] or not energy:
             return None

@@ -64,7 +64,6 @@ def describe_attack(attack: Attack, num_samples: int | None = None) -> dict[str,
         attack: as it ran.
         num_samples: of one client; None: not known.
     """
-    defenses = list(attack.chain)
     return {
         "attack": type(attack).__name__,
         "citation": attack.citation,
@@ -72,7 +71,7 @@ def describe_attack(attack: Attack, num_samples: int | None = None) -> dict[str,
         "oracles": list(attack.oracles),
         "target": getattr(attack.target, "name", type(attack.target).__name__),
         "defenses": [type(defense).__name__ for defense in attack.defenses],
-        "privacy": privacy_statement(defenses, client=attack.client, num_samples=num_samples),
+        "privacy": privacy_statement(attack.chain, client=attack.client, num_samples=num_samples),
         "seed": attack.seed,
     }
 

@@ -267,11 +267,7 @@ class Attack(LightningModule, ABC):
             return attack(client)
         try:
             return attack(client)
-        except (
-            InputError,
-            RuntimeError,
-            ValueError,
-        ) as error:  # torch raises both, memory included
+        except (InputError, RuntimeError, ValueError) as error:  # torch raises the last two
             return Failure(" ".join(str(error).split()))
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Reconstruction:

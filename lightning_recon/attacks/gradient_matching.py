@@ -35,8 +35,6 @@ from lightning_recon.targets import Target
 
 KNOWN = ("labels", "num_samples", "client")
 """What can be granted beside the update; the defenses are granted by ``adaptive``."""
-
-
 NUM_SEEN = 16  # public images from which label inference learns
 
 
@@ -46,6 +44,8 @@ class Evidence(NamedTuple):
     payload: nn.Module
     observed: Update
     """As the server received it."""
+    reference: Update
+    """The same, scaled: what simulated updates are compared with."""
     labels: Tensor
     """B, int64; known or inferred."""
     client: Client
@@ -53,7 +53,7 @@ class Evidence(NamedTuple):
     chain: tuple[Defense, ...] | None
     """Whose stand-ins are used, and the client's own; None: the naive attacker uses none."""
     scale: float | None
-    """Both updates are multiplied by it before they are compared; None: fitted."""
+    """Simulated updates are multiplied by it before they are compared; None: fitted."""
     notes: dict[str, float]
 
 
@@ -183,6 +183,7 @@ class GradientMatching(OptimizationAttack):
         evidence = Evidence(
             payload=observation.payload,
             observed=observation.update,
+            reference=_scaled(observation.update, 1.0 if scale is None else scale),
             labels=labels,
             client=known or FedSGD(),
             chain=observation.defenses,
@@ -308,16 +309,14 @@ class GradientMatching(OptimizationAttack):
 
     def compare(self, simulated: Update, evidence: Evidence) -> Tensor:
         """Return the distance of one simulated update to the observed one."""
-        observed = evidence.observed
         if evidence.chain is not None:
-            simulated = evidence.client.stand_in(simulated, observed)
-            simulated = stand_in_chain(evidence.chain, simulated, observed)
+            simulated = evidence.client.stand_in(simulated, evidence.observed)
+            simulated = stand_in_chain(evidence.chain, simulated, evidence.observed)
         if evidence.scale is None:
-            simulated = _fitted(simulated, observed)
-        elif evidence.scale != 1:
-            simulated = {name: evidence.scale * tensor for name, tensor in simulated.items()}
-            observed = {name: evidence.scale * tensor for name, tensor in observed.items()}
-        return DISTANCES[self.distance](simulated, observed)
+            simulated = _fitted(simulated, evidence.reference)
+        else:
+            simulated = _scaled(simulated, evidence.scale)
+        return DISTANCES[self.distance](simulated, evidence.reference)
 
     def finish(self, dummy: Tensor, evidence: Any) -> Reconstruction:
         """Return the images of the restart of least objective."""
@@ -352,6 +351,10 @@ def _each_restart(function: Callable[..., Tensor], size: int, *tensors: Tensor) 
         return function(*(part[0] for part in parts))[None]
     numbers: Tensor = vmap(function, randomness="different")(*parts)
     return numbers
+
+
+def _scaled(update: Update, scale: float) -> Update:
+    return update if scale == 1 else {name: scale * tensor for name, tensor in update.items()}
 
 
 def _fitted(simulated: Update, observed: Update) -> Update:

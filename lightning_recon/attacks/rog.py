@@ -10,20 +10,14 @@ matching loop, which its released loop does not: ``adaptive`` switches between t
 are kept in [0, 1].
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_recon.attacks.gradient_matching import KNOWN, Evidence, GradientMatching
-from lightning_recon.clients import Client
-from lightning_recon.defenses import Defense
+from lightning_recon.attacks.gradient_matching import Evidence, GradientMatching
 from lightning_recon.errors import InputError
-from lightning_recon.functional.gradient_distance import Distance
-from lightning_recon.functional.label_inference import LabelMethod
-from lightning_recon.priors import Prior
 from lightning_recon.refiners import Refiner
 from lightning_recon.structures import Reconstruction
 from lightning_recon.targets import Target
@@ -34,22 +28,10 @@ class ROGAttack(GradientMatching):
 
     Args:
         target: see :class:`GradientMatching`.
-        client: see there.
-        defenses: see there.
-        known: see there.
-        adaptive: see there.
         upsampling: factor between the latent's side and the image's, at least 1; 4 in the paper.
         refiner: what turns the upsampled latents into the result; null: nothing does.
-        distance: see :class:`GradientMatching`.
-        priors: see there.
-        label_inference: see there.
-        num_restarts: see there.
-        compile: see there.
-        patience: see there.
-        iterations: 100 in the paper.
-        optimizer: Adam of rate .05 in the paper.
-        lr_scheduler: in the paper a cosine to 10 % of the rate.
-        seed: see :class:`GradientMatching`.
+        iterations: 100 in the paper, by Adam of rate .05 with a cosine to 10 % of it.
+        **kwargs: see :class:`GradientMatching`.
 
     Raises:
         InputError: if an argument is out of its range.
@@ -63,40 +45,12 @@ class ROGAttack(GradientMatching):
     def __init__(
         self,
         target: Target,
-        client: Client | None = None,
-        defenses: Sequence[Defense] = (),
-        known: Sequence[str] = KNOWN,
-        adaptive: bool = False,
         upsampling: int = 4,
         refiner: Refiner | None = None,
-        distance: Distance = "squared",
-        priors: Sequence[Prior] = (),
-        label_inference: LabelMethod = "residual_counts",
-        num_restarts: int = 1,
-        compile: bool = False,
-        patience: int | None = None,
         iterations: int = 100,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            target,
-            client,
-            defenses,
-            known,
-            adaptive,
-            distance,
-            priors,
-            label_inference,
-            num_restarts,
-            compile,
-            patience,
-            iterations,
-            optimizer,
-            lr_scheduler,
-            seed,
-        )
+        super().__init__(target, iterations=iterations, **kwargs)
         if upsampling < 1:
             raise InputError(f"ROGAttack: upsampling must be at least 1, not {upsampling}")
         self.upsampling = upsampling

@@ -5,18 +5,18 @@ about a fifth of the cost of an iteration, but no state, no hook that outlives a
 under several local steps.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_recon.errors import InputError
+from lightning_recon.priors.base import Penalty
 from lightning_recon.structures import Update
 
 
-class ActivationPrior(nn.Module, ABC):
+class ActivationPrior(Penalty):
     """A penalty on what the layers of the payload see of a batch.
 
     Args:
@@ -25,12 +25,6 @@ class ActivationPrior(nn.Module, ABC):
     Raises:
         InputError: if the weight is negative.
     """
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        if not weight >= 0:
-            raise InputError(f"{type(self).__name__}: weight must be at least 0, not {weight}")
-        self.weight = weight
 
     @abstractmethod
     def forward(

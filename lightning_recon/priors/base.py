@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from lightning_recon.errors import InputError
 
 
-class Prior(nn.Module, ABC):
-    """Minus the logarithm of a prior density of images, up to a constant.
+class Penalty(nn.Module, ABC):
+    """A penalty with a weight.
 
     Args:
         weight: what the penalty is multiplied by, at least 0.
@@ -22,6 +22,17 @@ class Prior(nn.Module, ABC):
         if not weight >= 0:
             raise InputError(f"{type(self).__name__}: weight must be at least 0, not {weight}")
         self.weight = weight
+
+
+class Prior(Penalty):
+    """Minus the logarithm of a prior density of images, up to a constant.
+
+    Args:
+        weight: what the penalty is multiplied by, at least 0.
+
+    Raises:
+        InputError: if the weight is negative.
+    """
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:

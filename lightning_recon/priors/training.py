@@ -13,23 +13,20 @@ here: the orthogonal filters, the merging of batch normalisation into the convol
 hand-made schedule of the learning rate; any scheduler can be named instead.
 """
 
-import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
-from rich.console import Console
 from torch import Tensor
 
 from lightning_recon.errors import InputError
-from lightning_recon.files import write_atomically
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.priors.denoiser import FFDNet
 from lightning_recon.randomness import make_generator
+from lightning_recon.training import check_same_network, save_weights
 
 
 class DenoiserTraining(LightningModule):
@@ -117,12 +114,8 @@ class DenoiserTraining(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Raise InputError if the checkpoint is of another network."""
-        shapes = {name: tensor.shape for name, tensor in self.state_dict().items()}
-        if shapes != {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}:
-            raise InputError(
-                "the checkpoint holds another network than the configuration's denoiser; give the "
-                "num_layers and num_features that it was trained with"
-            )
+        remedy = "the num_layers and num_features that it was trained with"
+        check_same_network(self, checkpoint, "denoiser", remedy)
 
     def on_fit_end(self) -> None:
         """Write the weights and say where they are.
@@ -130,23 +123,7 @@ class DenoiserTraining(LightningModule):
         Raises:
             InputError: They are not finite.
         """
-        folder = self.trainer.log_dir  # asks the first process: all must
-        if folder is None or not self.trainer.is_global_zero:
-            return
-        state = {name: tensor.cpu() for name, tensor in self.denoiser.state_dict().items()}
-        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-            raise InputError("the training diverged: its weights are not finite; lower lr")
-        content = io.BytesIO()
-        torch.save(state, content)
-        path = Path(folder) / "weights.pth"
-        write_atomically(path, content.getvalue())
-        console = Console(highlight=False, soft_wrap=True)
-        figures = self.trainer.callback_metrics
-        for std in self.val_noise_stds:
-            if f"psnr/{std:g}" in figures:
-                before, after = figures[f"noisy_psnr/{std:g}"], figures[f"psnr/{std:g}"]
-                console.print(f"noise {std:g}: PSNR {before:.2f} -> {after:.2f} dB")
-        console.print(f"weights: {path}", markup=False)
+        save_weights(self, self.denoiser, self.val_noise_stds, "noisy_psnr")
 
 
 def _noise_like(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -12,9 +12,7 @@ on 16 pictures of 128x128: of its power 15 % are an offset of a whole channel, 4
 deviation is .04 to .07.  Without obfuscation it is the same, a little lower.
 """
 
-import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,18 +20,17 @@ import torch.nn.functional as F
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
-from rich.console import Console
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_recon.errors import InputError
-from lightning_recon.files import write_atomically
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.randomness import make_generator
 from lightning_recon.refiners.base import TrainableRefiner, decode, encode
 from lightning_recon.refiners.losses import PatchDiscriminator, PerceptualLoss
 from lightning_recon.targets.base import Target, seeded
 from lightning_recon.targets.torchvision import TorchvisionClassifier
+from lightning_recon.training import check_same_network, save_weights
 
 
 def simulate(images: Tensor, scale: int, noise_std: Tensor, generator: torch.Generator) -> Tensor:
@@ -213,12 +210,8 @@ class RefinerTraining(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Raise InputError if the checkpoint is of another network."""
-        shapes = {name: tensor.shape for name, tensor in self.state_dict().items()}
-        if shapes != {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}:
-            raise InputError(
-                "the checkpoint holds another network than the configuration's refiner; give the "
-                "class and the sizes that it was trained with, and the same losses"
-            )
+        remedy = "the class and the sizes that it was trained with, and the same losses"
+        check_same_network(self, checkpoint, "refiner", remedy)
 
     def on_fit_end(self) -> None:
         """Write the weights and say where they are.
@@ -226,23 +219,7 @@ class RefinerTraining(LightningModule):
         Raises:
             InputError: They are not finite.
         """
-        folder = self.trainer.log_dir  # asks the first process: all must
-        if folder is None or not self.trainer.is_global_zero:
-            return
-        state = {name: tensor.cpu() for name, tensor in self.refiner.state_dict().items()}
-        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-            raise InputError("the training diverged: its weights are not finite; lower lr")
-        content = io.BytesIO()
-        torch.save(state, content)
-        path = Path(folder) / "weights.pth"
-        write_atomically(path, content.getvalue())
-        console = Console(highlight=False, soft_wrap=True)
-        figures = self.trainer.callback_metrics
-        for level in self.val_noise_stds:
-            if f"psnr/{level:g}" in figures:
-                before, after = figures[f"unrefined_psnr/{level:g}"], figures[f"psnr/{level:g}"]
-                console.print(f"noise {level:g}: PSNR {before:.2f} -> {after:.2f} dB")
-        console.print(f"weights: {path}", markup=False)
+        save_weights(self, self.refiner, self.val_noise_stds, "unrefined_psnr")
 
     def _take(self, batch: Tensor | list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """The patches, B 3 H W, and their labels, if the refiner makes use of them."""
