@@ -146,7 +146,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "feature_inversion": ("feature_inversion", {}),
     "feature_inversion_denoiser": (
         "feature_inversion",
-        {"iterations": 30, "refined_error": 1.0},
+        {"iterations": 30, "refined_error": 0.2},
     ),
 }
 """Configuration file and what is changed in it, by the names of the columns."""

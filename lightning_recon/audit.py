@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_recon.attacks import Attack
+from lightning_recon.attacks import Attack, GradientMatching
 from lightning_recon.data import ClientDataModule
 from lightning_recon.defenses import num_update_bits
 from lightning_recon.errors import InputError
@@ -102,6 +102,7 @@ class Auditor:
         client: int,
         outcome: Reconstruction | Failure,
         seconds: float,
+        noise: Reconstruction | Failure | None = None,
     ) -> tuple[ClientRecord, Tensor]:
         """Score the attack on one client.
 
@@ -110,6 +111,7 @@ class Auditor:
             client: its number.
             outcome: what the attack gave back.
             seconds: that the attack took.
+            noise: what the attack made of the noise-only update; null: it is run here.
 
         Returns:
             The record, and the reconstruction of each true image, B C H W, NaN where there is none.
@@ -137,12 +139,26 @@ class Auditor:
             notes=notes,
             controls={}
             if is_failure
-            else self._controls(attack, client, reconstruction, truth, rows),
+            else self._controls(attack, client, reconstruction, truth, rows, noise),
             curve=list(reconstruction.curve),
             seconds=round(seconds, 3),
             failure=outcome.reason if isinstance(outcome, Failure) else None,
         )
         return record, aligned
+
+    def noise_outcomes(
+        self, attack: GradientMatching, outcomes: Mapping[int, Reconstruction | Failure]
+    ) -> dict[int, Reconstruction | Failure]:
+        """Return what an attack makes of the noise-only updates of clients, computed as one.
+
+        Args:
+            attack: on the clients.
+            outcomes: what it gave back, by client; where it failed there is no control.
+        """
+        if not self.null_controls:
+            return {}
+        clients = [c for c, outcome in outcomes.items() if not isinstance(outcome, Failure)]
+        return dict(zip(clients, attack.attack_together(clients, noise_only=True), strict=True))
 
     def shown(self, images: Tensor, truth: Tensor) -> Tensor:
         """Return for each true image its reconstruction, or the mean image, B C H W."""
@@ -170,12 +186,14 @@ class Auditor:
         reconstruction: Reconstruction,
         truth: PrivateBatch,
         rows: list[Row],
+        noise: Reconstruction | Failure | None,
     ) -> dict[str, dict[str, float]]:
         controls: dict[str, dict[str, float]] = {}
         if self.null_controls:
-            outcome = attack.attempt(attack.attack_noise, client)
-            failed = isinstance(outcome, Failure)
-            found = _nothing(truth) if isinstance(outcome, Failure) else _on_cpu(outcome)
+            if noise is None:
+                noise = attack.attempt(attack.attack_noise, client)
+            failed = isinstance(noise, Failure)
+            found = _nothing(truth) if isinstance(noise, Failure) else _on_cpu(noise)
             values = psnr(self.shown(found.images, truth.images), truth.images)
             floor = torch.tensor([row["psnr_mean_image"] for row in rows])
             recovered = (values >= self.recovered_psnr) & (values > floor)

@@ -14,7 +14,12 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_recon import board
-from lightning_recon.attacks import AnalyticAttack, Attack, OptimizationAttack
+from lightning_recon.attacks import (
+    AnalyticAttack,
+    Attack,
+    GradientMatching,
+    OptimizationAttack,
+)
 from lightning_recon.audit import Auditor
 from lightning_recon.data import ClientDataModule
 from lightning_recon.errors import InputError
@@ -63,7 +68,7 @@ class Audit(Callback):
         extra_metrics: dict[str, PerImageMetric] | None = None,
         num_pictured_clients: int = 50,
         on_failure: Literal["stop", "record"] = "stop",
-        psnr_every: int = 20,
+        psnr_every: int = 50,
         images_every: int = 100,
     ) -> None:
         super().__init__()
@@ -120,12 +125,19 @@ class Audit(Callback):
         )
 
     def _record(
-        self, trainer: Trainer, attack: Attack, client: int, outcome: Reconstruction | Failure
+        self,
+        trainer: Trainer,
+        attack: Attack,
+        client: int,
+        outcome: Reconstruction | Failure,
+        seconds: float | None = None,
+        noise: Reconstruction | Failure | None = None,
     ) -> ClientRecord:
-        """Score one client, and write what is known of it."""
+        """Score one client, and write what is known of it; see :meth:`Auditor.audit`."""
         assert self._auditor is not None
-        seconds = time.monotonic() - self._client_started
-        record, aligned = self._auditor.audit(attack, client, outcome, seconds)
+        if seconds is None:
+            seconds = time.monotonic() - self._client_started
+        record, aligned = self._auditor.audit(attack, client, outcome, seconds, noise)
         if client < self.num_pictured_clients:
             truth = self._auditor.data.client(client).images
             folder = self._folder / "reconstructions"
@@ -275,6 +287,14 @@ class Audit(Callback):
         assert isinstance(attack, Attack)
         if isinstance(outputs, Reconstruction | Failure):
             self._record(trainer, attack, int(batch), outputs)
+        elif isinstance(outputs, list):  # of several clients that were attacked as one
+            assert isinstance(attack, GradientMatching)
+            assert self._auditor is not None
+            outcomes = dict(zip(batch.tolist(), outputs, strict=True))
+            seconds = (time.monotonic() - self._client_started) / len(outcomes)
+            noises = self._auditor.noise_outcomes(attack, outcomes)
+            for client, outcome in outcomes.items():
+                self._record(trainer, attack, client, outcome, seconds, noises.get(client))
 
     # --- predict: no truth ---------------------------------------------------------------------
 

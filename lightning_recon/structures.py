@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Update = dict[str, Tensor]
 """What a client sends, by parameter name: a gradient (FedSGD) or a weight delta (FedAvg)."""
+Buffers = dict[str, Tensor]
+"""A model's buffers, by name: the running statistics of batch norm, and whatever else it keeps."""
 
 
 class PrivateBatch(NamedTuple):
@@ -52,6 +54,10 @@ class Observation(NamedTuple):
     """The clients' protocol with its hyperparameters; its randomness is not part of it."""
     defenses: tuple[Defense, ...] | None = None
     """The chain that the update passed; its randomness is not part of it."""
+    buffers: Buffers | None = None
+    """The payload's, as the client's local training left them, which no defense touches: in the
+    client's ``train`` mode they tell the statistics of its batch
+    (:func:`lightning_recon.functional.batch_statistics.batch_statistics`)."""
 
 
 class Reconstruction(NamedTuple):

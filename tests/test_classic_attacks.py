@@ -21,6 +21,7 @@ from lightning_recon.attacks.schedules import step_decay, warm_cosine
 from lightning_recon.clients import FedAvg, FedSGD
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.errors import InputError
+from lightning_recon.functional.batch_statistics import batch_statistics
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.functional.registration import shift_images
 from lightning_recon.priors import (
@@ -400,12 +401,12 @@ def test_the_truth_has_the_statistics_of_batch_norm():
     data.setup()
     batch, other = data.client(0), data.client(1)
     prior = BatchNormStatistics(2.0)
-    assert prior(batch.images, batch.labels, network.eval(), {}).item() == 0  # never trained
+    assert prior(batch.images, batch.labels, network.eval(), {}, {}).item() == 0  # never trained
     norms = gather_statistics(network, batch.images)
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     network.eval()
-    assert prior(batch.images, batch.labels, network, {}).item() < 1e-4
-    assert prior(other.images, batch.labels, network, {}).item() > 0.1
+    assert prior(batch.images, batch.labels, network, {}, batch_statistics(network)).item() < 1e-4
+    assert prior(other.images, batch.labels, network, {}, batch_statistics(network)).item() > 0.1
     # the first layer's part, by hand
     with torch.no_grad():
         columns = network.features[0](other.images).movedim(1, 0).flatten(1)
@@ -416,10 +417,13 @@ def test_the_truth_has_the_statistics_of_batch_norm():
     for norm in norms[1:]:
         norm.running_mean.zero_()
     torch.testing.assert_close(
-        prior(other.images, batch.labels, network, {}), 2 * expected, rtol=1e-4, atol=1e-6
+        prior(other.images, batch.labels, network, {}, batch_statistics(network)),
+        2 * expected,
+        rtol=1e-4,
+        atol=1e-6,
     )
     network.train()
-    prior(other.images, batch.labels, network, {})
+    prior(other.images, batch.labels, network, {}, batch_statistics(network))
     assert torch.equal(first.running_mean, before["features.1.running_mean"])
     assert not any(module._forward_pre_hooks for module in network.modules())
 
@@ -443,7 +447,9 @@ def test_statistics_of_several_restarts_are_those_of_each(mode):
     with attack.simulating(evidence):
         for restart in range(2):
             images = start[3 * restart : 3 * restart + 3]
-            value = BatchNormStatistics(0.1)(images, evidence.labels, network, {})
+            value = BatchNormStatistics(0.1)(
+                images, evidence.labels, network, {}, batch_statistics(network)
+            )
             assert value.item() > 0.01
             torch.testing.assert_close(
                 parts["BatchNormStatistics"][restart], value, rtol=1e-4, atol=1e-7
@@ -457,18 +463,18 @@ def test_features_of_the_truth_are_those_that_the_update_tells():
     start, evidence = attack.initialize(observation)
     prior = DeepFeatures(1.0)
     with attack.client.working(attack.payload):
-        at_truth = prior(batch.images, batch.labels, attack.payload, observation.update)
-        elsewhere = prior(other.images, batch.labels, attack.payload, observation.update)
+        at_truth = prior(batch.images, batch.labels, attack.payload, observation.update, {})
+        elsewhere = prior(other.images, batch.labels, attack.payload, observation.update, {})
         scaled = {name: -0.3 * tensor for name, tensor in observation.update.items()}
-        assert prior(batch.images, batch.labels, attack.payload, scaled).item() < 1e-6
+        assert prior(batch.images, batch.labels, attack.payload, scaled, {}).item() < 1e-6
     assert at_truth.item() < 1e-8
     assert elsewhere.item() > 1e-3
     # several restarts at once give what each gives alone
     with attack.simulating(evidence):
-        together = attack.objective(start, evidence)["DeepFeatures"]
+        together = attack.differentiate(start, evidence)[0]["DeepFeatures"]
         for restart in range(2):
             value = attack.priors[1](
-                start[restart, None], batch.labels, attack.payload, observation.update
+                start[restart, None], batch.labels, attack.payload, observation.update, {}
             )
             torch.testing.assert_close(together[restart], value, rtol=1e-4, atol=1e-7)
 

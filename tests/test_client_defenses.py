@@ -56,9 +56,9 @@ def private(num_samples=6):
 class Recorder(FedSGD):
     """Keeps the batch that it is given."""
 
-    def __call__(self, payload, batch, *, seed):
+    def run(self, payload, batch, *, seed):
         self.batch = batch
-        return super().__call__(payload, batch, seed=seed)
+        return super().run(payload, batch, seed=seed)
 
 
 # Soteria

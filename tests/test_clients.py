@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_recon.clients import Aggregate, Client, FedAvg, FedSGD
-from lightning_recon.clients.base import functional
-from lightning_recon.defenses import ClipL2, apply_chain
+from lightning_recon.attacks import InvertingGradients
+from lightning_recon.clients import DPSGD, Aggregate, Client, FedAvg, FedSGD, InstaHide, MixUp
+from lightning_recon.clients.base import LocalLoss, functional
+from lightning_recon.defenses import ClipL2, GaussianNoise, apply_chain
 from lightning_recon.errors import InputError
-from lightning_recon.structures import PrivateBatch
+from lightning_recon.structures import Buffers, PrivateBatch, Update
 from lightning_recon.targets import ConvNet, LeNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -330,6 +331,79 @@ def test_an_aggregate_is_the_mean_of_its_clients() -> None:
         torch.testing.assert_close(
             update[name], torch.stack([part[name] for part in parts]).mean(0)
         )
+
+
+WRAPPERS = {
+    "mixup": (MixUp, 6),
+    "instahide": (InstaHide, 6),
+    "aggregate": (lambda client: Aggregate(client, 2), 3),
+    "aggregate of mixup": (lambda client: Aggregate(MixUp(client), 3), 2),
+}
+
+
+def count_gradients(client: Client, num_samples: int) -> list[float]:
+    """How often each local step's gradient counts, by a client whose k-th gradient is e_k."""
+    steps: list[int] = []
+
+    def unit(loss: object, parameters: Update, images: Tensor, labels: Tensor) -> Update:
+        steps.append(1)
+        return {"weight": torch.eye(40, dtype=torch.float64)[len(steps) - 1]}
+
+    def loss(parameters: Update, images: Tensor, labels: Tensor) -> Tensor:
+        raise AssertionError
+
+    start = {"weight": torch.zeros(40, dtype=torch.float64)}
+    samples = torch.arange(num_samples)
+    update = client.local_update(loss, start, samples, samples, gradient=unit)
+    return (client.gradient_scale * update["weight"])[: len(steps)].tolist()
+
+
+@pytest.mark.parametrize(
+    "client",
+    [FedSGD(), FedAvg(0.1, 3), FedAvg(0.3, 2, 4), FedAvg(0.2, 3, 4, momentum=0.9)],
+    ids=["fedsgd", "whole batches", "minibatches", "momentum"],
+)
+def test_how_often_each_gradient_counts_in_an_update(client: Client) -> None:
+    assert client.gradient_weights(6) == pytest.approx(count_gradients(client, 6))
+    assert client.num_gradients(6) == pytest.approx(sum(count_gradients(client, 6)))
+    for make, num_samples in WRAPPERS.values():
+        # an aggregate's clients have fewer samples, and hence steps, than there are in all
+        assert make(client).gradient_weights(6) == client.gradient_weights(num_samples)
+        assert make(client).num_gradients(6) == client.num_gradients(num_samples)
+
+
+@pytest.mark.parametrize("make", [make for make, _ in WRAPPERS.values()], ids=WRAPPERS)
+def test_a_wrapped_client_is_simulated_as_the_inner_one(make: Callable[[Client], Client]) -> None:
+    class Own(FedAvg):
+        clip_norm = None
+
+        def loss_of(self, payload: nn.Module, buffers: Buffers | None = None) -> LocalLoss:
+            return lambda parameters, images, labels: parameters["1.bias"].square().sum()
+
+        def stand_in(self, update: Update, observed: Update) -> Update:
+            return observed
+
+    inner = Own(0.25, 2, mode="eval")
+    client, payload, batch = make(inner), _net(), _batch()
+    assert (client.protocol, client.gradient_scale, client.mode) == ("fedavg", -4, "eval")
+    with client.working(payload):
+        assert not payload.training
+        simulated = client.simulate(payload, batch.images, batch.labels)
+        expected = inner.simulate(payload, batch.images, batch.labels)
+    assert payload.training
+    assert simulated["1.bias"].any()
+    assert not simulated["1.weight"].any()
+    for name in expected:
+        torch.testing.assert_close(simulated[name], expected[name])
+    assert client.stand_in(simulated, expected) is expected
+
+
+def test_an_aggregate_of_clients_that_clip_says_so() -> None:
+    assert Aggregate(DPSGD(0.5), 2).clip_norm == 0.5
+    assert Aggregate(FedSGD(), 2).clip_norm is None
+    noise = GaussianNoise(0.1)
+    InvertingGradients(LeNet(), client=Aggregate(DPSGD(0.5), 2), defenses=[noise])
+    assert noise.norm_bound == 0.5
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,17 @@ def test_client_has_the_documented_types(root):
     assert data.describe() == f"imagenet: 12 images in {root}; no masks"
 
 
+def test_labels_are_known_without_a_look_at_the_images(root, monkeypatch):
+    data = small(root, num_clients=2)
+    expected = [data.client(client).labels for client in range(2)]
+    monkeypatch.setattr(type(data.source), "image", None)
+    for client, labels in enumerate(expected):
+        assert data.client_labels(client).dtype == torch.int64
+        assert torch.equal(data.client_labels(client), labels)
+    with pytest.raises(InputError, match="no client 2"):
+        data.client_labels(2)
+
+
 def test_same_seed_same_clients_whatever_the_global_generator(root):
     torch.manual_seed(1)
     first = small(root, num_clients=3, seed=5)
@@ -657,7 +668,12 @@ def test_captured_updates(tmp_path):
         assert torch.equal(captured["update"]["weight"], expected["update"]["weight"])
         assert captured["num_samples"] == expected["num_samples"]
         assert captured["image_shape"] == (3, 8, 8)
+        assert "buffers" not in captured
     assert data.captured(1)["labels"] is None
+    expected = captured_file(tmp_path / "b.pt", buffers={"norm.running_mean": torch.rand(3)})
+    assert torch.equal(
+        data.captured(1)["buffers"]["norm.running_mean"], expected["buffers"]["norm.running_mean"]
+    )
     with pytest.raises(InputError, match="no update 2"):
         data.captured(2)
     for loader in (data.train_dataloader, data.val_dataloader, data.test_dataloader):
@@ -671,6 +687,7 @@ def test_captured_updates(tmp_path):
         ({"extra": 1}, "keys update, num_samples, labels, image_shape"),
         ({"update": {}}, "update must be"),
         ({"update": {"weight": 3}}, "update must be"),
+        ({"buffers": {"norm.running_mean": 3}}, "buffers must be"),
         ({"image_shape": (8, 8)}, "image_shape"),
         ({"num_samples": 0}, "num_samples"),
         ({"num_samples": 3}, "4 labels, but num_samples is 3"),

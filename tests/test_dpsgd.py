@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_recon.clients import FedSGD, dpsgd
+from lightning_recon.clients import Aggregate, FedSGD, dpsgd
 from lightning_recon.clients.dpsgd import DPSGD
 from lightning_recon.defenses import DPSGDNoise, apply_chain, bind_chain
 from lightning_recon.errors import InputError
@@ -111,6 +111,15 @@ def test_equals_a_loop_over_batches_of_one(make, num_parallel):
 def test_without_need_to_clip_it_is_fedsgd():
     payload, batch = LeNet().double(), private()
     assert_close(DPSGD(1e9)(payload, batch, seed=0), FedSGD()(payload, batch, seed=0))
+
+
+@EVERY
+@pytest.mark.parametrize("client", [DPSGD(1e9), Aggregate(DPSGD(1e9), 5)], ids=["one", "five"])
+def test_its_attacker_uses_running_statistics_too_and_leaves_only_the_clip_out(make, client):
+    payload, batch = make(), private()
+    with client.working(payload):
+        simulated = client.simulate(payload, batch.images, batch.labels)
+    assert_close(simulated, client(payload, batch, seed=0))
 
 
 def test_samples_are_differentiated_in_groups_that_fit_in_memory(monkeypatch):
@@ -248,6 +257,14 @@ def test_one_bad_sample_is_refused():
     with pytest.raises(InputError, match="not finite") as error:
         DPSGD(1.0)(LeNet().double(), batch, seed=0)
     assert "\n" not in str(error.value)
+
+
+def test_buffers_are_returned_as_they_were():
+    payload = ConvNet(width=4).double()
+    _, buffers = DPSGD(1.0).run(payload, private(), seed=0)
+    assert list(buffers) == [name for name, _ in payload.named_buffers()]
+    for name, buffer in payload.named_buffers():
+        assert torch.equal(buffers[name], buffer)
 
 
 def test_batch_norm_without_running_statistics_is_refused():

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from lightning_recon.attacks.feature_inversion import FeatureInversionAttack
-from lightning_recon.clients import FedAvg, FedSGD
+from lightning_recon.clients import Aggregate, FedAvg, FedSGD, MixUp
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.defenses import QSGD, ClipL2, GaussianNoise, RandomK, SignSGD, TopK
 from lightning_recon.errors import InputError
@@ -26,6 +26,8 @@ from lightning_recon.functional.linear_layers import (
     solve_residuals,
 )
 from lightning_recon.functional.linear_stack import find_stack, run_features
+from lightning_recon.functional.network_decoder import NetworkDecoder, fit_network_decoder
+from lightning_recon.functional.relus import learn_foresight, updated_chances
 from lightning_recon.priors import TotalVariation
 from lightning_recon.targets import VGG7, ResNet9, ROGLeNet, Target
 
@@ -59,6 +61,7 @@ def make(batch_size=4, num_public=64, **arguments):
         "iterations": 3,
         "num_rehearsals": 4,
         "kernel_size": 3,
+        "decoder_steps": 0,
         "optimizer": partial(torch.optim.Adam, lr=0.003),
         **arguments,
     }
@@ -214,8 +217,9 @@ class TestStack:
         assert stack.map_shape == shape
         features = run_features(target, stack, images)
         assert features.shape == (2, math.prod(shape))
-        seen = stack.forward(dict(target.named_parameters()), features)
-        torch.testing.assert_close(seen[-1], target(images))
+        seen, outputs = stack.forward(dict(target.named_parameters()), features)
+        assert torch.equal(seen[0], features)
+        torch.testing.assert_close(outputs[-1], target(images))
 
     def test_a_network_without_a_linear_end_is_refused(self):
         target = nn.Sequential(nn.Conv2d(3, 5, 4), nn.Flatten())
@@ -240,6 +244,84 @@ class TestDecoder:
         decoder = fit_linear_decoder(maps, images, 5, generator)
         decoded = decoder.decode(maps, 16, 16)
         assert (decoded - 0.35).abs().mean() < 0.02
+
+
+class TestNetworkDecoder:
+    def decoders(self, num_images, num_steps):
+        """Decoders of squares on grey, seen through maps of which the noise depends on the map."""
+        generator = torch.Generator().manual_seed(0)
+        corners = torch.rand(2, num_images + 16, 1, 1, 1, generator=generator)
+        places = torch.linspace(0, 1, 32)
+        inside = (places > corners[0]) & (places[:, None] > corners[1])
+        images = torch.where(inside, 0.8, 0.2).expand(-1, 3, -1, -1)
+        maps = F.pixel_unshuffle(images, 4)
+        maps = maps + 1.5 * maps * torch.randn(maps.shape, generator=generator)
+        linear = fit_linear_decoder(maps[16:], images[16:], 3, generator)
+        before = torch.random.get_rng_state()
+        network = fit_network_decoder(linear, maps[16:], images[16:], num_steps, seed=0)
+        assert torch.equal(before, torch.random.get_rng_state())
+        return linear, network, maps[:16], images[:16]
+
+    def test_it_beats_the_linear_decoder_on_images_that_it_never_saw(self):
+        linear, network, maps, images = self.decoders(48, 200)
+        error = [F.mse_loss(one.decode(maps, 32, 32), images) for one in (linear, network)]
+        assert error[1] < 0.8 * error[0]
+
+    def test_the_linear_decoder_stays_where_the_network_learned_nothing_of_use(self):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(8, 3, 8, 8, generator=generator)
+        maps = torch.randn(8, 4, 2, 2, generator=generator)
+        linear = fit_linear_decoder(maps, images, 1, generator)
+        assert fit_network_decoder(linear, maps, images, 300, seed=0) is linear
+
+    def test_it_begins_as_the_linear_decoder(self):
+        generator = torch.Generator().manual_seed(0)
+        maps = torch.randn(4, 6, 8, 8, generator=generator)
+        linear = fit_linear_decoder(maps, torch.rand(4, 3, 16, 16), 3, generator)
+        network = NetworkDecoder(linear)
+        assert torch.equal(network.decode(maps, 16, 16), linear.decode(maps, 16, 16))
+
+
+class TestRelus:
+    def test_outputs_are_foreseen_without_bias_and_with_their_error(self):
+        generator = torch.Generator().manual_seed(0)
+        true = torch.randn(5000, 3, generator=generator) * torch.tensor([1.0, 2.0, 0.5]) + 0.3
+        blurred = 0.5 * true - 1 + 0.2 * torch.randn(5000, 3, generator=generator)
+        foresight = learn_foresight(blurred, true)
+        foreseen = foresight.outputs(blurred)
+        torch.testing.assert_close(foreseen.mean(0), true.mean(0))
+        torch.testing.assert_close(foresight.error, (foreseen - true).std(0), rtol=0.05, atol=0)
+        # a ReLU of which the probability is p is open in p of the cases
+        chance = foresight.probability(blurred)
+        for low in (0.1, 0.4, 0.7):
+            cases = (chance > low) & (chance < low + 0.2)
+            assert abs(float((true > 0)[cases].float().mean()) - low - 0.1) < 0.05
+
+    @pytest.mark.parametrize("size", [1.0, 3.0])
+    def test_two_looks_know_more_than_either(self, size):
+        generator = torch.Generator().manual_seed(0)
+        output = torch.randn(4, 4000, generator=generator)
+        whole = torch.randn(4, 4000, generator=generator)
+        is_open = output > 0
+        chance = torch.special.ndtr(
+            (output + 0.2 * torch.randn(4, 4000, generator=generator)) / 0.2
+        )
+        noise = torch.randn(4, 4000, generator=generator)
+        passed = size * (whole * is_open + 0.3 * noise)
+        updated = updated_chances(chance, whole, passed)
+        wrong = [float(((one > 0.5) != is_open).float().mean()) for one in (chance, updated)]
+        by_passing = ((passed / size - whole).abs() < (passed / size).abs()) != is_open
+        assert wrong[1] < 0.5 * min(wrong[0], float(by_passing.float().mean()))
+
+
+def test_a_second_look_at_the_images_mends_what_an_obfuscated_gradient_tells(monkeypatch):
+    module = "lightning_recon.attacks.feature_inversion"
+    errors = {}
+    for num_looks in (0, 4):
+        monkeypatch.setattr(f"{module}._NUM_LOOKS", num_looks)
+        attack = make(8, defenses=[QSGD(4)])
+        errors[num_looks] = feature_errors(attack, attack.data.client(0))[0]
+    assert errors[4].mean() < 0.97 * errors[0].mean()
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -275,6 +357,28 @@ def test_local_steps():
     unknown = make(client=FedAvg(0.003, epochs=5), known=("labels",))
     errors, _ = feature_errors(unknown, unknown.data.client(0))
     assert errors.max() < 0.15
+
+
+@pytest.mark.parametrize(
+    ("client", "limit"),
+    [
+        (FedAvg(0.003, 5, momentum=0.9), 0.03),
+        (FedAvg(0.003, 2, minibatch_size=3, shuffle=False), 0.05),
+        (Aggregate(FedAvg(0.003, 5), 2), 0.05),
+        (Aggregate(FedSGD(), 2), 1e-3),
+    ],
+    ids=["momentum", "uneven minibatches", "aggregate", "one step each"],
+)
+def test_local_steps_of_other_clients(client, limit):
+    attack = make(8, client=client)
+    errors, _ = feature_errors(attack, attack.data.client(0))
+    assert errors.max() < limit
+
+
+def test_local_steps_of_a_client_that_mixes():
+    attack = make(client=MixUp(FedAvg(0.003, 5), alpha=1e-3))  # weights of nearly 0 and 1
+    errors, _ = feature_errors(attack, attack.data.client(0))
+    assert errors.max() < 0.05
 
 
 OBFUSCATIONS = {

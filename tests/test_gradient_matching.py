@@ -3,12 +3,15 @@ import torch
 import torch.nn.functional as F
 
 from lightning_recon.attacks import GradientMatching, ROGAttack
-from lightning_recon.clients import FedAvg, FedSGD
+from lightning_recon.attacks.batched import stack_clients
+from lightning_recon.attacks.gradient_matching import KNOWN
+from lightning_recon.clients import Aggregate, FedAvg, FedSGD, MixUp
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.errors import InputError
 from lightning_recon.functional.gradient_distance import DISTANCES
 from lightning_recon.functional.image_quality import psnr
+from lightning_recon.priors import BatchNormStatistics
 from lightning_recon.structures import PrivateBatch
 from lightning_recon.targets import ConvNet, LeNet, ROGLeNet
 
@@ -16,8 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def distances(attack, images, evidence):
-    with attack.simulating(evidence):
-        return attack.objective(images, evidence)["matching"].detach()
+    return attack.differentiate(images, evidence)[0]["matching"].detach()
 
 
 def adam(parameters, lr=0.05):
@@ -132,6 +134,77 @@ def test_the_adaptive_attacker_clips_as_the_client_does_and_the_naive_one_does_n
         assert (value < 1e-6) is adaptive
 
 
+@pytest.mark.parametrize(
+    "client",
+    [
+        FedAvg(1e-3, 6, momentum=0.9),
+        Aggregate(FedAvg(1e-3, 6), 2),
+        MixUp(FedAvg(1e-3, 6), alpha=1e-3),
+    ],
+    ids=["momentum", "aggregate", "mixup"],
+)
+def test_labels_are_inferred_from_the_sum_of_local_gradients(client, monkeypatch):
+    seen = {}
+
+    def infer(method, weight, bias, num_samples, **options):
+        seen.update(weight=weight, scale=options["scale"])
+        return torch.zeros(num_samples, dtype=torch.int64)
+
+    monkeypatch.setattr("lightning_recon.attacks.gradient_matching.infer_labels", infer)
+    attack = make(client=client, known=["num_samples", "client"], adaptive=True)
+    batch = attack.data.client(0)
+    attack.initialize(attack.observe(batch, 0))
+    gradient = FedSGD()(attack.payload, batch, seed=0)
+    last = list(gradient)[-1]
+    assert seen["scale"] == 1
+    assert (seen["weight"] - gradient[last]).norm() < 0.05 * gradient[last].norm()
+
+
+def test_priors_see_the_statistics_of_the_batch_where_buffers_are_granted():
+    found = {}
+    for known in (KNOWN, (*KNOWN, "buffers")):
+        attack = make(
+            target=ConvNet(20, width=4),
+            upsampling=1,
+            known=known,
+            priors=[BatchNormStatistics(1.0)],
+        )
+        batch, other = attack.data.client(0), attack.data.client(1)
+        observation = attack.observe(batch, 0)
+        assert (observation.buffers is None) is (known == KNOWN)
+        _, evidence = attack.initialize(observation)
+        with attack.simulating(evidence):
+            found[known] = [
+                float(attack.objective(images, evidence)["BatchNormStatistics"].detach())
+                for images in (batch.images, other.images)
+            ]
+    assert found[KNOWN] == [0, 0], "an untrained model has no running statistics"
+    at_truth, elsewhere = found[(*KNOWN, "buffers")]
+    assert at_truth < 1e-4
+    assert elsewhere > 1e-2
+
+
+def test_clients_attacked_together_keep_their_own_statistics():
+    attack = make(
+        target=ConvNet(20, width=4),
+        upsampling=1,
+        num_restarts=2,
+        known=(*KNOWN, "buffers"),
+        priors=[BatchNormStatistics(1.0)],
+    )
+    starts, evidences = zip(
+        *(attack.initialize(attack.observe(attack.data.client(i), i)) for i in range(2)),
+        strict=True,
+    )
+    together, gradient = attack.differentiate(torch.cat(starts), stack_clients(evidences))
+    for client, (start, evidence) in enumerate(zip(starts, evidences, strict=True)):
+        alone, expected = attack.differentiate(start, evidence)
+        found = together["BatchNormStatistics"][2 * client : 2 * client + 2]
+        torch.testing.assert_close(found, alone["BatchNormStatistics"], rtol=1e-4, atol=1e-7)
+        scale = expected.abs().max()
+        assert (gradient[8 * client : 8 * client + 8] - expected).abs().max() < 1e-4 * scale
+
+
 def test_what_is_not_known_is_not_observed_and_labels_are_inferred():
     attack = make(known=["num_samples"])
     batch = attack.data.client(0)
@@ -171,6 +244,9 @@ def test_line_searches_and_single_steps_both_drive_the_dummies():
         ({"num_restarts": 0}, "num_restarts"),
         ({"upsampling": 0}, "upsampling"),
         ({"patience": 0}, "patience"),
+        ({"compile": "fast"}, "compile must be true, false, default"),
+        ({"clients_at_once": 0}, "clients_at_once must be at least 1"),
+        ({"clients_at_once": 2, "optimizer": torch.optim.LBFGS}, "LBFGS mixes what it optimises"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message):
@@ -185,16 +261,20 @@ def test_images_that_have_no_latent_are_refused():
     assert issubclass(ROGAttack, GradientMatching)
 
 
-def test_a_compiled_iteration_is_the_eager_one():
+def test_a_compiled_iteration_of_clients_and_restarts_is_the_eager_one():
     target = LeNet(num_classes=20)
     eager = make(target=target, num_restarts=2, upsampling=1)
-    compiled = make(target=target, num_restarts=2, upsampling=1, compile=True)
-    start, evidence = eager.initialize(eager.observe(eager.data.client(0), 0))
-    expected, expected_gradient = eager.differentiate(start, evidence)
-    parts, gradient = compiled.differentiate(start, evidence)
-    torch.testing.assert_close(parts["matching"], expected["matching"].detach(), rtol=1e-4, atol=0)
-    scale = expected_gradient.abs().max()
-    torch.testing.assert_close(gradient / scale, expected_gradient / scale, rtol=0, atol=1e-4)
+    compiled = make(target=target, num_restarts=2, upsampling=1, compile="default")
+    begun = [eager.initialize(eager.observe(eager.data.client(c), c)) for c in (0, 1)]
+    expected = [eager.differentiate(start, evidence) for start, evidence in begun]
+    parts, gradient = compiled.differentiate(
+        torch.cat([start for start, _ in begun]), stack_clients([e for _, e in begun])
+    )
+    values = torch.cat([parts["matching"] for parts, _ in expected])
+    torch.testing.assert_close(parts["matching"], values, rtol=1e-5, atol=0)
+    wanted = torch.cat([gradient for _, gradient in expected])
+    scale = wanted.abs().max()
+    torch.testing.assert_close(gradient / scale, wanted / scale, rtol=0, atol=1e-5)
 
 
 def test_where_memory_is_short_fewer_restarts_run_at_once(monkeypatch):

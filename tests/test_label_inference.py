@@ -69,9 +69,7 @@ def head_gradients(model, client, batch):
     """The last layer's gradient as an attacker brings it to the gradient's sign and size."""
     update = client(model, batch, seed=0)
     names = last_linear_layer(model, torch.zeros_like(batch.images[:1]))
-    scale = client.gradient_scale
-    if isinstance(client, FedAvg):
-        scale /= client.num_steps(len(batch.labels))
+    scale = client.gradient_scale / client.num_gradients(len(batch.labels))
     weight, bias = (None if name is None else update[name] * scale for name in names)
     return weight, bias, update
 

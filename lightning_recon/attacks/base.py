@@ -9,20 +9,29 @@ truth comes back only where the audit matches the reconstruction to it
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_recon.clients import DPSGD, Client, FedSGD
+from lightning_recon.clients import Client, FedSGD
 from lightning_recon.defenses import Defense, apply_chain, bind_chain
 from lightning_recon.errors import InputError
 from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.rowsparse import is_finite, zeros_for
-from lightning_recon.structures import Failure, Observation, PrivateBatch, Reconstruction, Update
+from lightning_recon.structures import (
+    Buffers,
+    Failure,
+    Observation,
+    PrivateBatch,
+    Reconstruction,
+    Update,
+)
 from lightning_recon.targets import Target
+
+Result = TypeVar("Result")
 
 
 class Attack(LightningModule, ABC):
@@ -39,7 +48,8 @@ class Attack(LightningModule, ABC):
     """One sentence: what the server does, and what it sees."""
     oracles: tuple[str, ...] = ()
     """What the attacker is told beside the update: ``labels`` and ``num_samples`` of the batch,
-    ``client`` (the protocol's hyperparameters), ``defenses`` (the chain)."""
+    ``client`` (the protocol's hyperparameters), ``defenses`` (the chain), ``buffers`` (the
+    payload's, as the client's training left them)."""
     protocols: tuple[str, ...] = ("fedsgd", "fedavg")
     """Those whose updates the attack can read."""
 
@@ -61,9 +71,7 @@ class Attack(LightningModule, ABC):
                 f"{type(self).__name__} reads updates of {' and '.join(self.protocols)}, not of "
                 f"{self.client.protocol}; change the client, or choose another attack"
             )
-        bind_chain(
-            list(defenses), self.client.clip_norm if isinstance(self.client, DPSGD) else None
-        )
+        bind_chain(list(defenses), self.client.clip_norm)
         # a tuple hides the payload from Lightning: it is neither saved nor broadcast
         self._payload: tuple[nn.Module, ...] = ()
         self._data: Any = None
@@ -120,11 +128,15 @@ class Attack(LightningModule, ABC):
         batch = PrivateBatch(*(field.to(self.device) for field in batch))
         batch = batch._replace(images=batch.images.to(dtype))
         with sdpa_kernel(SDPBackend.MATH):
-            update = self.client(self.payload, batch, seed=derive_seed(self.seed, client, "client"))
-        return self._send(update, client, batch.labels, "defenses")
+            update, buffers = self.client.run(
+                self.payload, batch, seed=derive_seed(self.seed, client, "client")
+            )
+        return self._send(update, buffers, client, batch.labels, "defenses")
 
     def observe_noise(self, labels: Tensor, client: int) -> Observation:
         """Return what the server sees of a client whose update is zero before the defenses.
+
+        Its buffers are the payload's own.
 
         The null control: what the attack makes of it is its prior and not a leak.
 
@@ -133,16 +145,24 @@ class Attack(LightningModule, ABC):
             client: its number.
         """
         update = {name: zeros_for(parameter) for name, parameter in self.payload.named_parameters()}
-        return self._send(update, client, labels.to(self.device), "noise only")
+        buffers = dict(self.payload.named_buffers())
+        return self._send(update, buffers, client, labels.to(self.device), "noise only")
 
-    def _send(self, update: Update, client: int, labels: Tensor, purpose: str) -> Observation:
+    def _send(
+        self, update: Update, buffers: Buffers, client: int, labels: Tensor, purpose: str
+    ) -> Observation:
         generator = make_generator(self.seed, client, purpose, device=self.device)
         update = apply_chain(self.chain, update, generator=generator)
         _check_finite(update, client)
-        return self._observation(update, client, labels, len(labels))
+        return self._observation(update, buffers, client, labels, len(labels))
 
     def _observation(
-        self, update: Update, client: int, labels: Tensor | None, num_samples: int | None
+        self,
+        update: Update,
+        buffers: Buffers | None,
+        client: int,
+        labels: Tensor | None,
+        num_samples: int | None,
     ) -> Observation:
         """Leave out what is not granted to the attacker."""
         return Observation(
@@ -154,6 +174,7 @@ class Attack(LightningModule, ABC):
             seed=derive_seed(self.seed, client, "attack"),
             client=self.client if "client" in self.oracles else None,
             defenses=self.chain if "defenses" in self.oracles else None,
+            buffers=buffers if "buffers" in self.oracles else None,
         )
 
     @property
@@ -165,25 +186,23 @@ class Attack(LightningModule, ABC):
         """Return the observation of an update that was captured outside this program.
 
         Args:
-            captured: ``update`` (tensors by parameter name), ``num_samples`` and ``labels``.
+            captured: ``update`` (tensors by parameter name), ``num_samples``, ``labels`` and, if
+                the client sent them, ``buffers`` (tensors by buffer name).
             client: its number.
 
         Raises:
-            InputError: if the update does not fit the payload.
+            InputError: if the update or the buffers do not fit the payload.
         """
         update = {name: tensor.to(self.device) for name, tensor in captured["update"].items()}
-        for name, parameter in self.payload.named_parameters():
-            if name not in update or update[name].shape != parameter.shape:
-                found = tuple(update[name].shape) if name in update else "missing"
-                raise InputError(
-                    f"captured update {client}: parameter {name} should be "
-                    f"{tuple(parameter.shape)} but is {found}; configure the attack as it was "
-                    "when the payload was sent"
-                )
+        _check_fit(update, dict(self.payload.named_parameters()), "parameter", client)
         _check_finite(update, client)
+        buffers = captured.get("buffers")
+        if buffers is not None:
+            buffers = {name: tensor.to(self.device) for name, tensor in buffers.items()}
+            _check_fit(buffers, dict(self.payload.named_buffers()), "buffer", client)
         labels = captured.get("labels")
         labels = None if labels is None else labels.to(self.device)
-        return self._observation(update, client, labels, captured["num_samples"])
+        return self._observation(update, buffers, client, labels, captured["num_samples"])
 
     # --- Lightning -----------------------------------------------------------------------------
 
@@ -245,7 +264,7 @@ class Attack(LightningModule, ABC):
     def attack_noise(self, client: int) -> Reconstruction:
         """Reconstruct from the noise-only update of a client: the null control."""
         with self.computing():
-            labels = self.data.client(client).labels
+            labels = self.data.client_labels(client)
             return self.reconstruct(self.observe_noise(labels, client))
 
     def test_step(  # type: ignore[override]
@@ -254,13 +273,11 @@ class Attack(LightningModule, ABC):
         """Attack one client; ``batch`` is its number."""
         return self.attempt(self.attack_client, int(batch))
 
-    def attempt(
-        self, attack: Callable[[int], Reconstruction], client: int
-    ) -> Reconstruction | Failure:
+    def attempt(self, attack: Callable[[int], Result], client: int) -> Result | Failure:
         """Return what an attack gives back; a failure if it fails and failures are recorded.
 
         Args:
-            attack: :meth:`attack_client` or :meth:`attack_noise`.
+            attack: :meth:`attack_client`, :meth:`attack_noise`, or a part of them.
             client: its number.
         """
         if not self.records_failures:
@@ -277,6 +294,18 @@ class Attack(LightningModule, ABC):
             return self.attack_client(client)
         with self.computing():
             return self.reconstruct(self.observe_captured(self.data.captured(client), client))
+
+
+def _check_fit(
+    captured: dict[str, Tensor], expected: dict[str, Tensor], kind: str, client: int
+) -> None:
+    for name, tensor in expected.items():
+        if name not in captured or captured[name].shape != tensor.shape:
+            found = tuple(captured[name].shape) if name in captured else "missing"
+            raise InputError(
+                f"captured update {client}: {kind} {name} should be {tuple(tensor.shape)} but is "
+                f"{found}; configure the attack as it was when the payload was sent"
+            )
 
 
 def _check_finite(update: Update, client: int) -> None:

@@ -30,6 +30,8 @@ class BestIterate(GradientMatching):
     The arguments are those of :class:`GradientMatching`.
     """
 
+    is_batchable = False
+    """The best dummies are kept of one client."""
     _best: Best | None = None
 
     def project(self, dummy: Tensor) -> None:

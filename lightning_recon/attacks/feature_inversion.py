@@ -24,43 +24,32 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_recon.attacks.feature_reading import Sight, read_features
 from lightning_recon.attacks.gradient_matching import KNOWN, Evidence, GradientMatching
 from lightning_recon.attacks.optimization import OptimizationAttack
-from lightning_recon.clients import Client, FedAvg
+from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.functional.label_inference import LabelMethod
-from lightning_recon.functional.linear_decoder import fit_linear_decoder
-from lightning_recon.functional.linear_layers import (
-    Reading,
-    least_squares,
-    obfuscate,
-    read_entries,
-    solve_inputs,
-)
-from lightning_recon.functional.linear_stack import (
-    LinearStack,
-    Solved,
-    find_stack,
-    run_features,
-    solve_stack,
-)
+from lightning_recon.functional.linear_decoder import LinearDecoder, fit_linear_decoder
+from lightning_recon.functional.linear_layers import Reading, obfuscate, solve_inputs
+from lightning_recon.functional.linear_stack import LinearStack, run_features
+from lightning_recon.functional.network_decoder import fit_network_decoder
+from lightning_recon.functional.relus import learn_foresight, residuals_of_images
 from lightning_recon.priors import Prior
 from lightning_recon.randomness import derive_seed
 from lightning_recon.structures import Observation, Reconstruction, Update
 from lightning_recon.targets import Target
 
 _FEATURE_ERROR = 0.05  # of the features' variance, added to that of what is known of them
-_SCALE = 2.0  # a size that public features and found ones may differ by
+_NUM_LOOKS = 4  # at the images, to tell which ReLUs were open
+_MIN_SEEN = 64  # public images from which the usual features are learned, where there are as many
 _MIN_PUBLIC = 8  # images; fewer teach nothing that holds for others
 _NUM_SYNTHETIC = 64
 _SPECTRUM = 1.2  # amplitudes fall with that power of the frequency, in images made up
-_NUM_PLAYED = 3  # times that a client's local steps are played
-_BATCH = 16  # public images that run through the payload together
 
 
 class FeatureEvidence(NamedTuple):
@@ -98,6 +87,8 @@ class FeatureInversionAttack(GradientMatching):
             norm; null: 0 where the features are maps, 1 where they are vectors.
         kernel_size: of the decoder's convolution on feature maps; odd.
         num_rehearsals: batches of public images that the decoder is fitted on, at least 1.
+        decoder_steps: in which a small network is trained to correct the linear decoder of feature
+            maps, a minute for the default on one core; 0: the linear decoder alone.
         refined_error: the decoder's images are optimised where the features' error, rehearsed on
             public images and in units of their standard deviation, is at most this; above it they
             are kept, since features that are known so badly say less than the decoder's fit.
@@ -128,6 +119,7 @@ class FeatureInversionAttack(GradientMatching):
         matching_weight: float | None = None,
         kernel_size: int = 5,
         num_rehearsals: int = 8,
+        decoder_steps: int = 960,
         refined_error: float = 0.2,
         priors: Sequence[Prior] = (),
         label_inference: LabelMethod = "residual_counts",
@@ -154,24 +146,27 @@ class FeatureInversionAttack(GradientMatching):
                 "FeatureInversionAttack: features_weight and matching_weight must be at least 0, "
                 f"not {features_weight} and {matching_weight}"
             )
-        if kernel_size < 1 or kernel_size % 2 == 0 or num_rehearsals < 1:
+        if kernel_size < 1 or kernel_size % 2 == 0 or num_rehearsals < 1 or decoder_steps < 0:
             raise InputError(
-                "FeatureInversionAttack: kernel_size must be odd and num_rehearsals at least 1, "
-                f"not {kernel_size} and {num_rehearsals}"
+                "FeatureInversionAttack: kernel_size must be odd, num_rehearsals at least 1 and "
+                f"decoder_steps at least 0, not {kernel_size}, {num_rehearsals}, {decoder_steps}"
             )
         self.adaptive = adaptive
         self.features_weight = features_weight
         self.matching_weight = matching_weight
         self.kernel_size = kernel_size
         self.num_rehearsals = num_rehearsals
+        self.decoder_steps = decoder_steps
         self.refined_error = refined_error
         self._public = torch.empty(0)
+        self._is_public_made_up = False
 
     def learn_public(self, images: Tensor) -> None:
         """Keep public images; fewer than 8 are replaced by noise of a natural spectrum."""
         super().learn_public(images)
         self._public = images
-        if len(images) < _MIN_PUBLIC:
+        self._is_public_made_up = len(images) < _MIN_PUBLIC
+        if self._is_public_made_up:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "synthetic"))
             made_up = _natural_noise(_NUM_SYNTHETIC, self.data.image_shape, generator)
             self._public = made_up.to(images)
@@ -189,86 +184,86 @@ class FeatureInversionAttack(GradientMatching):
             return self._decoded(update, derive_seed(observation.seed, "rehearsal"))
 
     def _decoded(self, update: Evidence, seed: int) -> tuple[Tensor, FeatureEvidence]:
-        payload, labels = update.payload, update.labels
-        public = self._public[: max(self.num_rehearsals * len(labels), 4 * _BATCH)]
-        stack = find_stack(payload, public[:2])
-        gradients = [self._gradient(update, name) for name in stack.weights]
-        readings = [
-            read_entries(gradient) if self.adaptive else Reading("exact", 0.0)
-            for gradient in gradients
-        ]
-        moved: Update = {}
-        if readings[0].kind == "exact":
-            moved = _half_way(update)
-        parameters = dict(payload.named_parameters()) | moved
-        seen = torch.cat(
-            [run_features(payload, stack, images, moved) for images in torch.split(public, _BATCH)]
-        )
-        *inputs, logits = stack.forward(parameters, seen)
-        moments = [_moments(seen, stack.map_shape)]
-        moments += [_moments(hidden, (hidden.shape[1], 1, 1)) for hidden in inputs[1:]]
-        usual = logits.softmax(1).mean(0)
-
-        def solve() -> Solved:
-            return solve_stack(stack, parameters, gradients, readings, labels, moments, usual)
-
-        solved = solve()
-        factor = float(solved.features.mean() / moments[0][0].mean())
-        if update.scale is None or not 1 / _SCALE < factor < _SCALE:
-            # the update has another size than the gradient: clipped, or of an unknown rate
-            factor = max(factor, torch.finfo(seen.dtype).tiny)
-            gradients = [gradient / factor for gradient in gradients]
-            readings = [Reading(kind, size / factor) for kind, size in readings]
-            solved = solve()
-        if moved:
-            solved = _through_local_steps(update, stack, gradients[0], solved)
-
-        shape = (-1, *stack.map_shape)
+        labels = update.labels
+        public = self._public[: max(self.num_rehearsals * len(labels), _MIN_SEEN)]
+        sight = read_features(update, public, is_adaptive=self.adaptive)
+        solved, shape = sight.solved, (-1, *sight.stack.map_shape)
         num_public = self.num_rehearsals * max(len(labels), _MIN_PUBLIC)
-        found, public, seen = solved.features, public[:num_public], seen[:num_public]
+        public, seen = public[:num_public], sight.seen[:num_public]
         estimated = seen
         if solved.reading != Reading("exact", 0.0):
-            rehearsed = self._rehearse(solved, gradients[0], seen, moments[0], seed)
-            estimated, seen, public = rehearsed, seen[: len(rehearsed)], public[: len(rehearsed)]
+            estimated = self._rehearse(sight, seen, seed)
+            public, seen = public[: len(estimated)], seen[: len(estimated)]
+        maps, size = estimated.view(shape), public.shape[2:]
         generator = torch.Generator().manual_seed(seed)
-        decoder = fit_linear_decoder(estimated.view(shape), public, self.kernel_size, generator)
-        images = decoder.decode(found.view(shape), *public.shape[2:])
+        decoder = fit_linear_decoder(maps, public, self.kernel_size, generator)
+        found, images = self._look_again(sight, decoder, public, seen, maps)
+        has_places = math.prod(shape[2:]) > 1
+        if has_places and self.decoder_steps > 0 and not self._is_public_made_up:
+            network = fit_network_decoder(decoder, maps, public, self.decoder_steps, seed)
+            images = network.decode(found.view(shape), *size).clamp(0, 1)
 
+        usual = sight.moments[0][1].mean()
         error = (estimated - seen).view(shape).square().mean((0, 2, 3))
-        error = error.repeat_interleave(math.prod(stack.map_shape[1:]))
-        variance = error + _FEATURE_ERROR * moments[0][1].mean()
-        has_places = math.prod(stack.map_shape[1:]) > 1
+        update.notes["feature_error"] = float(error.mean() / usual) ** 0.5
+        variance = error.repeat_interleave(math.prod(shape[2:])) + _FEATURE_ERROR * usual
         weight = float(not has_places) if self.matching_weight is None else self.matching_weight
         norm = sum(float(tensor.square().sum()) for tensor in update.observed.values())
         weight = weight / ((update.scale or 1.0) ** 2 * norm) if norm else 0.0
-        update.notes["feature_error"] = float(error.mean() / moments[0][1].mean()) ** 0.5
         is_refined = update.notes["feature_error"] <= self.refined_error or weight > 0
         update.notes["refined"] = float(is_refined)
-        evidence = FeatureEvidence(update, stack, moved, found, 1 / variance, weight, is_refined)
-        return images.clamp(0, 1), evidence
+        return images, FeatureEvidence(
+            update, sight.stack, sight.moved, found, 1 / variance, weight, is_refined
+        )
 
-    def _gradient(self, update: Evidence, name: str) -> Tensor:
-        """Return one tensor of the update as the mean gradient that it stands for."""
-        scale = -1.0 if update.scale is None else update.scale
-        return update.observed[name] * (scale / _num_gradients(update))
+    def _look_again(
+        self, sight: Sight, decoder: LinearDecoder, public: Tensor, seen: Tensor, maps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the features, B F, and what the decoder makes of them, B C H W.
 
-    def _rehearse(
-        self,
-        solved: Solved,
-        observed: Tensor,
-        seen: Tensor,
-        moments: tuple[Tensor, Tensor],
-        seed: int,
-    ) -> Tensor:
+        Where the features came through ReLUs that an obfuscated gradient shows badly, the images
+        tell which of these were open, and the features are solved again.
+
+        Args:
+            sight: of the update.
+            decoder: fitted on ``maps``.
+            public: N C H W.
+            seen: N F, the features of these.
+            maps: N C h w, the same as the attack estimates them.
+        """
+        solved, size = sight.solved, public.shape[2:]
+        found = solved.features
+        images = decoder.decode(found.view(-1, *maps.shape[1:]), *size).clamp(0, 1)
+        if solved.reading.kind not in ("rounded", "kept") or len(sight.stack.weights) == 1:
+            return found, images
+        rehearsed = sight.features_of(decoder.decode(maps, *size).clamp(0, 1))
+        outputs = [
+            sight.stack.forward(sight.parameters, features)[1] for features in (rehearsed, seen)
+        ]
+        foresights = [learn_foresight(*pair) for pair in zip(*outputs, strict=True)][:-1]
+        for _ in range(_NUM_LOOKS):
+            residuals = residuals_of_images(
+                sight.stack,
+                sight.parameters,
+                sight.gradients,
+                sight.readings,
+                sight.labels,
+                sight.features_of(images),
+                foresights,
+            )
+            found = solve_inputs(residuals, sight.gradients[0], solved.reading, *sight.moments[0])
+            images = decoder.decode(found.view(-1, *maps.shape[1:]), *size).clamp(0, 1)
+        return found, images
+
+    def _rehearse(self, sight: Sight, seen: Tensor, seed: int) -> Tensor:
         """Return what the attack finds where public features stand in for the private ones.
 
         Args:
-            solved: of the observation.
-            observed: the gradient of the first layer, K F.
+            sight: of the update.
             seen: N F, features of public images.
-            moments: of the features.
             seed: of the obfuscation.
         """
+        solved, observed, moments = sight.solved, sight.gradients[0], sight.moments[0]
         generator = torch.Generator(seen.device).manual_seed(seed)
         results = []
         for batch in torch.split(seen, len(solved.residuals))[: self.num_rehearsals]:
@@ -318,70 +313,6 @@ class FeatureInversionAttack(GradientMatching):
             score=torch.stack([part.detach() for part in parts.values()]).sum().expand(len(dummy)),
             notes=evidence.update.notes,
         )
-
-
-def _num_gradients(update: Evidence) -> float:
-    """Return how many mean gradients of the batch the update is the sum of, about."""
-    client = update.client
-    if not isinstance(client, FedAvg):
-        return 1.0
-    steps = client.num_steps(len(update.labels))
-    return sum(sum(client.momentum**age for age in range(step + 1)) for step in range(steps))
-
-
-def _half_way(update: Evidence) -> Update:
-    """Return the weights in the middle of the client's local steps; none where it takes one."""
-    client = update.client
-    if update.scale is None or not isinstance(client, FedAvg):
-        return {}
-    steps = client.num_steps(len(update.labels))
-    share = (steps - 1) / (2 * steps)
-    parameters = update.payload.named_parameters()
-    return {name: tensor + share * update.observed[name] for name, tensor in parameters if share}
-
-
-def _through_local_steps(
-    update: Evidence, stack: LinearStack, gradient: Tensor, solved: Solved
-) -> Solved:
-    """Return what was solved, with the residuals' mean over the client's local steps.
-
-    Their ReLUs open and close as the weights move.  The steps are played on the features found so
-    far, all samples in each, and the features solved again.
-    """
-    client = update.client
-    assert isinstance(client, FedAvg)
-    names = [name for name in (*stack.weights, *stack.biases) if name is not None]
-    start = {name: dict(update.payload.named_parameters())[name].detach() for name in names}
-    steps = client.num_steps(len(update.labels))
-    features = solved.features
-    for _ in range(_NUM_PLAYED):
-        weights = dict(start)
-        velocity = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
-        residuals = torch.zeros_like(solved.residuals)
-        for _ in range(steps):
-            with torch.enable_grad():
-                leaves = {
-                    name: tensor.detach().requires_grad_() for name, tensor in weights.items()
-                }
-                output, logits = stack.probe(leaves, features)
-                loss = F.cross_entropy(logits, update.labels)
-                found, *change = torch.autograd.grad(loss, [output, *leaves.values()])
-            residuals += found
-            for name, part in zip(names, change, strict=True):
-                velocity[name] = client.momentum * velocity[name] + part
-                weights[name] = weights[name] - client.learning_rate * velocity[name]
-        residuals /= steps
-        features = least_squares(residuals, gradient)
-    return Solved(features, residuals, Reading("exact", 0.0))
-
-
-def _moments(seen: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Return the mean and variance of every feature, those of a channel pooled, N each."""
-    maps = seen.view(-1, *shape)
-    variance, mean = torch.var_mean(maps, dim=(0, 2, 3))
-    variance = variance + 1e-3 * variance.mean() + torch.finfo(seen.dtype).tiny
-    places = math.prod(shape[1:])
-    return mean.repeat_interleave(places), variance.repeat_interleave(places)
 
 
 def _natural_noise(

@@ -71,6 +71,8 @@ class GradInversion(GradientMatching):
         "Yin, Mallya, Vahdat, Alvarez, Kautz, Molchanov: See through Gradients: Image Batch "
         "Recovery via GradInversion. CVPR 2021, arXiv 2104.07586"
     )
+    is_batchable = False
+    """The group's mean, and the noise, are one client's."""
 
     def __init__(
         self,

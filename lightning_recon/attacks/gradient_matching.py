@@ -10,21 +10,20 @@ The adaptive attacker knows the defenses and passes f(x) through their stand-ins
 (:meth:`lightning_recon.defenses.Defense.stand_in`); the naive one compares with the raw f(x).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.func import vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_recon.attacks.optimization import OptimizationAttack
-from lightning_recon.clients import Client, FedAvg, FedSGD
+from lightning_recon.attacks.batched import BatchedAttack, CompileMode
+from lightning_recon.attacks.batched import Evidence as Evidence  # for those who build on this
+from lightning_recon.clients import Client, FedSGD
 from lightning_recon.clients.base import functional
 from lightning_recon.defenses import Defense, stand_in_chain
 from lightning_recon.errors import InputError
+from lightning_recon.functional.batch_statistics import batch_statistics
 from lightning_recon.functional.gradient_distance import DISTANCES, Distance
 from lightning_recon.functional.label_inference import LabelMethod, infer_labels
 from lightning_recon.functional.last_layer import dummy_forward, last_linear_layer
@@ -34,30 +33,13 @@ from lightning_recon.structures import Observation, Reconstruction, Update
 from lightning_recon.targets import Target
 
 KNOWN = ("labels", "num_samples", "client")
+"""What is granted beside the update unless ``known`` says otherwise."""
+GRANTABLE = (*KNOWN, "buffers")
 """What can be granted beside the update; the defenses are granted by ``adaptive``."""
 NUM_SEEN = 16  # public images from which label inference learns
 
 
-class Evidence(NamedTuple):
-    """What the objective needs of an observation."""
-
-    payload: nn.Module
-    observed: Update
-    """As the server received it."""
-    reference: Update
-    """The same, scaled: what simulated updates are compared with."""
-    labels: Tensor
-    """B, int64; known or inferred."""
-    client: Client
-    """That is simulated."""
-    chain: tuple[Defense, ...] | None
-    """Whose stand-ins are used, and the client's own; None: the naive attacker uses none."""
-    scale: float | None
-    """Simulated updates are multiplied by it before they are compared; None: fitted."""
-    notes: dict[str, float]
-
-
-class GradientMatching(OptimizationAttack):
+class GradientMatching(BatchedAttack):
     """An attack that optimises a batch of dummy images until their update is the observed one.
 
     All restarts run as one batched computation; the one of least objective is returned.
@@ -66,16 +48,26 @@ class GradientMatching(OptimizationAttack):
         target: see :class:`~lightning_recon.attacks.base.Attack`.
         client: see there.
         defenses: see there.
-        known: what is granted to the attacker, of ``labels``, ``num_samples`` and ``client``
-            (the local hyperparameters).  Without the labels they are inferred; without the
-            client, one step of SGD at an unknown rate is simulated.
+        known: what is granted to the attacker, of ``labels``, ``num_samples``, ``client`` (the
+            local hyperparameters) and ``buffers`` (batch norm's statistics as the client left
+            them).  Without the labels they are inferred; without the client, one step of SGD at
+            an unknown rate is simulated; without the buffers, a prior that reads statistics
+            reads those that the server sent.
         adaptive: whether the attacker knows the defenses, and simulates them.
         distance: between the simulated update and the observed one.
         priors: penalties on the dummy images, added to the distance.
         label_inference: how labels are found that are not known.
         num_restarts: independent starts, at least 1.
+        clients_at_once: clients that ``test`` attacks as one batched computation, at least 1.
+            Each comes out as it would alone but for rounding (a network with dropout draws other
+            masks), and is recorded by itself.  Those of another batch size than the others, or
+            whose computation cannot be batched, are attacked one by one.  Where the memory does
+            not suffice, half as many are computed at once from then on.
+            The optimizer must treat every number by itself, which L-BFGS does not.
         compile: whether an iteration is compiled (torch.compile): half a minute once, and for
-            small networks two to three times as fast from then on.
+            small networks two to three times as fast from then on.  A mode of torch.compile may be
+            named: ``reduce-overhead`` and ``max-autotune`` use CUDA graphs, and were not tried on
+            a GPU by us.
         patience: iterations in which the objective must fall by 1 %, or the client is left; null:
             all iterations are done.
         iterations: see :class:`~lightning_recon.attacks.optimization.OptimizationAttack`.
@@ -84,7 +76,8 @@ class GradientMatching(OptimizationAttack):
         seed: see :class:`~lightning_recon.attacks.base.Attack`.
 
     Raises:
-        InputError: if an argument is out of its range.
+        InputError: if an argument is out of its range, or clients are to be attacked together that
+            the optimizer or the attack (``is_batchable``) would mix.
     """
 
     threat_model = "an honest-but-curious server that sees one client's update"
@@ -100,22 +93,32 @@ class GradientMatching(OptimizationAttack):
         priors: Sequence[Prior | ActivationPrior] = (),
         label_inference: LabelMethod = "residual_counts",
         num_restarts: int = 1,
-        compile: bool = False,
+        clients_at_once: int = 1,
+        compile: bool | CompileMode = False,
         patience: int | None = None,
         iterations: int = 400,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(target, client, defenses, iterations, optimizer, lr_scheduler, seed)
+        super().__init__(
+            target,
+            client,
+            defenses,
+            num_restarts,
+            clients_at_once,
+            compile,
+            iterations,
+            optimizer,
+            lr_scheduler,
+            seed,
+        )
         name = type(self).__name__
         for word in known:
-            if word not in KNOWN:
-                raise InputError(f"{name}: known may hold {', '.join(KNOWN)}, not {word!r}")
+            if word not in GRANTABLE:
+                raise InputError(f"{name}: known may hold {', '.join(GRANTABLE)}, not {word!r}")
         if distance not in DISTANCES:
             raise InputError(f"{name}: distance must be one of {', '.join(DISTANCES)}")
-        if num_restarts < 1:
-            raise InputError(f"{name}: num_restarts must be at least 1, not {num_restarts}")
         if patience is not None and patience < 1:
             raise InputError(f"{name}: patience must be at least 1, not {patience}")
         self.patience = patience
@@ -123,11 +126,6 @@ class GradientMatching(OptimizationAttack):
         self.distance = distance
         self.priors = nn.ModuleList(priors)
         self.label_inference: LabelMethod = label_inference
-        self.num_restarts = num_restarts
-        self.restarts_at_once = num_restarts
-        """How many are computed together; less where they did not fit in memory."""
-        self.is_compiled = compile
-        self._compiled: Any = None
         self._seen = torch.empty(0)
 
     def learn_public(self, images: Tensor) -> None:
@@ -164,11 +162,6 @@ class GradientMatching(OptimizationAttack):
         """
         return evidence.labels.repeat(len(dummy) // len(evidence.labels))
 
-    @property
-    def num_dummies_held(self) -> int:
-        """The dummy images of all restarts together."""
-        return self.num_restarts * super().num_dummies_held
-
     # --- the attack ----------------------------------------------------------------------------
 
     def initialize(self, observation: Observation) -> tuple[Tensor, Evidence]:
@@ -185,6 +178,7 @@ class GradientMatching(OptimizationAttack):
             observed=observation.update,
             reference=_scaled(observation.update, 1.0 if scale is None else scale),
             labels=labels,
+            statistics=batch_statistics(observation.payload, observation.buffers),
             client=known or FedSGD(),
             chain=observation.defenses,
             scale=scale,
@@ -210,8 +204,8 @@ class GradientMatching(OptimizationAttack):
         # an update that passed no defense has the size, and for FedAvg the end, that it says
         is_whole = observation.defenses == ()
         is_sized = is_whole and (client is not None or observation.protocol == "fedsgd")
-        if isinstance(client, FedAvg):
-            scale /= client.num_steps(observation.num_samples)
+        if client is not None:
+            scale /= client.num_gradients(observation.num_samples)
         is_delta = is_whole and observation.protocol == "fedavg"
         with torch.no_grad(), (client or FedSGD()).working(payload):
             weight, bias = last_linear_layer(payload, seen[:1])
@@ -227,7 +221,7 @@ class GradientMatching(OptimizationAttack):
         return labels, {"labels_inferred": float(len(labels))}
 
     def objective(self, dummy: Tensor, evidence: Evidence) -> dict[str, Tensor]:
-        """Return the distance and the priors, each of one number a restart.
+        """Return the distance and the priors of one restart, each of shape 1.
 
         Call it within :meth:`simulating`.
         """
@@ -242,70 +236,20 @@ class GradientMatching(OptimizationAttack):
     def _penalty(
         self, prior: nn.Module, images: Tensor, labels: Tensor, evidence: Evidence
     ) -> Tensor:
-        if not isinstance(prior, ActivationPrior):
-            penalty: Tensor = prior(images)
-            return penalty.view(-1, len(evidence.labels)).mean(1)
-
-        def one(images: Tensor, labels: Tensor) -> Tensor:
-            penalty: Tensor = prior(images, labels, evidence.payload, evidence.observed)
-            return penalty
-
-        return _each_restart(one, len(evidence.labels), images, labels)
+        penalty: Tensor
+        if isinstance(prior, ActivationPrior):
+            penalty = prior(
+                images, labels, evidence.payload, evidence.observed, evidence.statistics
+            )
+        else:
+            penalty = prior(images).mean()
+        return penalty[None]
 
     def matching(self, images: Tensor, labels: Tensor, evidence: Evidence) -> Tensor:
-        """Return the distance of each restart's update to the observed one."""
-        num_samples = len(evidence.labels)
-        gradient = functional if self.is_compiled or len(images) > num_samples else None
-
-        def one(images: Tensor, labels: Tensor) -> Tensor:
-            simulated = evidence.client.simulate(
-                evidence.payload, images, labels, gradient=gradient
-            )
-            return self.compare(simulated, evidence)
-
-        return _each_restart(one, num_samples, images, labels)
-
-    @contextmanager
-    def simulating(self, evidence: Evidence) -> Iterator[None]:
-        """Put the payload in the client's mode, and let attention differentiate twice."""
-        with evidence.client.working(evidence.payload), sdpa_kernel(SDPBackend.MATH):
-            yield
-
-    def differentiate(self, dummy: Tensor, evidence: Evidence) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the parts of the objective and the gradient of their sum, restarts in chunks.
-
-        Where the memory does not suffice, half as many restarts are computed at once from then on.
-        A restart whose objective is not finite gets no gradient.
-        """
-        with self.simulating(evidence):
-            while True:
-                chunks = torch.split(dummy.detach(), self.restarts_at_once * len(evidence.labels))
-                try:
-                    results = [self._differentiate(chunk, evidence) for chunk in chunks]
-                    break
-                except RuntimeError as error:
-                    if self.restarts_at_once == 1 or not _is_out_of_memory(error):
-                        raise
-                # outside of the handler, for an error keeps its tensors alive
-                self.restarts_at_once //= 2
-        parts = {name: torch.cat([parts[name] for parts, _ in results]) for name in results[0][0]}
-        gradient = torch.cat([gradient for _, gradient in results])
-        finite = torch.stack(list(parts.values())).sum(0).isfinite()
-        gradient.view(len(finite), -1).masked_fill_(~finite[:, None], 0.0)
-        return parts, gradient
-
-    def _differentiate(self, dummy: Tensor, evidence: Evidence) -> tuple[dict[str, Tensor], Tensor]:
-        if not self.is_compiled:
-            return super().differentiate(dummy.requires_grad_(), evidence)
-        if self._compiled is None:
-
-            def total(dummy: Tensor, evidence: Evidence) -> tuple[Tensor, dict[str, Tensor]]:
-                parts = self.objective(dummy, evidence)
-                return torch.stack([part.sum() for part in parts.values()]).sum(), parts
-
-            self._compiled = torch.compile(torch.func.grad(total, has_aux=True))
-        gradient, parts = self._compiled(dummy, evidence)
-        return parts, gradient
+        """Return the distance of a restart's update to the observed one, of shape 1."""
+        gradient = functional if evidence.is_functional else None
+        simulated = evidence.client.simulate(evidence.payload, images, labels, gradient=gradient)
+        return self.compare(simulated, evidence)[None]
 
     def compare(self, simulated: Update, evidence: Evidence) -> Tensor:
         """Return the distance of one simulated update to the observed one."""
@@ -330,6 +274,8 @@ class GradientMatching(OptimizationAttack):
             notes["restarts_not_finite"] = float((~finite).sum())
         if self.restarts_at_once < self.num_restarts:
             notes["restarts_at_once"] = float(self.restarts_at_once)
+        if self.clients_together < self.clients_at_once:
+            notes["clients_at_once"] = float(self.clients_together)
         images = self.decode(dummy).chunk(self.num_restarts)[best]
         labels = self.labels_of(dummy, evidence).chunk(self.num_restarts)[best]
         return Reconstruction(
@@ -338,19 +284,6 @@ class GradientMatching(OptimizationAttack):
             score=total[best].expand(len(images)),
             notes=notes,
         )
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error)
-
-
-def _each_restart(function: Callable[..., Tensor], size: int, *tensors: Tensor) -> Tensor:
-    """Return the number that a function gives for each run of ``size`` along the tensors."""
-    parts = [tensor.view(-1, size, *tensor.shape[1:]) for tensor in tensors]
-    if len(parts[0]) == 1:
-        return function(*(part[0] for part in parts))[None]
-    numbers: Tensor = vmap(function, randomness="different")(*parts)
-    return numbers
 
 
 def _scaled(update: Update, scale: float) -> Update:

@@ -30,7 +30,7 @@ NORMALISED_STD = 0.25
 
 def published_adam(parameters: Any) -> torch.optim.Adam:
     """Return Adam of the paper's rate, .1 in normalised pixels."""
-    return torch.optim.Adam(parameters, lr=0.1 * NORMALISED_STD)
+    return torch.optim.Adam(parameters, lr=0.1 * NORMALISED_STD, fused=True)
 
 
 class InvertingGradients(GradientMatching):

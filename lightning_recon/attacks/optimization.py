@@ -3,7 +3,8 @@
 import copy
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from lightning_recon.structures import Observation, Reconstruction
 from lightning_recon.targets import Target
 
 NUM_CURVE_POINTS = 50  # of the objective, about, that a reconstruction keeps
+BAR_EVERY = 10  # iterations between two objectives in the progress bar
 
 
 class OptimizationAttack(Attack):
@@ -115,26 +117,38 @@ class OptimizationAttack(Attack):
 
     # --- the loop ------------------------------------------------------------------------------
 
+    @contextmanager
+    def iterating(self, evidence: Any) -> Iterator[None]:
+        """The context of a whole loop: what need not be set up anew for each iteration."""
+        yield
+
+    def num_clients_of(self, evidence: Any) -> int:
+        """Return how many clients' dummy images are optimised together; here one's."""
+        return 1
+
     def iterate(
         self, dummy: nn.Parameter, evidence: Any, optimizer: Any, scheduler: Any
     ) -> dict[str, Tensor]:
-        """Do one iteration on the dummy images; return the parts of the objective, summed.
+        """Do one iteration on the dummy images.
 
         The gradient is set by hand: DDP's hooks would average the dummy images of different
         clients without a word.
+
+        Returns:
+            ``objective`` and its parts, each summed over a client's dummies: numbers, or one for
+            each of several clients.
         """
         first: dict[str, Tensor] = {}  # an optimizer with a line search evaluates often
+        num_clients = self.num_clients_of(evidence)
 
         def evaluate() -> Tensor:
             with torch.enable_grad():
                 parts, dummy.grad = self.differentiate(dummy, evidence)
             self.adjust(dummy.grad)
-            sums = {name: _finite_sum(part.detach()) for name, part in parts.items()}
-            loss = torch.stack(list(sums.values())).sum()
+            sums = _finite_sums(parts, num_clients)
             if not first:
-                first["objective"] = loss
                 first.update(sums)
-            return loss
+            return sums["objective"].sum()
 
         optimizer.step(evaluate)
         if scheduler is not None:
@@ -148,16 +162,41 @@ class OptimizationAttack(Attack):
         start, evidence = self.initialize(observation)
         if len(start) == 0:
             return self.finish(start, evidence)
+        ((dummy, curve),) = self.optimise(start, evidence)
+        return self.finish(dummy, evidence)._replace(curve=tuple(curve))
+
+    def optimise(
+        self, start: Tensor, evidence: Any
+    ) -> list[tuple[Tensor, list[tuple[int, float]]]]:
+        """Run all iterations.
+
+        Args:
+            start: as :meth:`initialize` returned it; those of several clients one after the other.
+            evidence: of the same clients.
+
+        Returns:
+            The dummy images and the curve of each client.  A client that is left on a plateau
+            keeps the dummy images that it had there.
+        """
         dummy = nn.Parameter(start.clone())
         optimizer, scheduler = self._optimization([dummy])
-        curve = []
-        for iteration in range(self.iterations):
-            parts = self.iterate(dummy, evidence, optimizer, scheduler)
-            if self._is_on_curve(iteration):
-                curve.append((iteration, float(parts["objective"])))
-                if self._is_on_plateau(curve):
+        shares = dummy.detach().chunk(self.num_clients_of(evidence))
+        curves: list[list[tuple[int, float]]] = [[] for _ in shares]
+        left: dict[int, Tensor] = {}
+        with self.iterating(evidence):
+            for iteration in range(self.iterations):
+                parts = self.iterate(dummy, evidence, optimizer, scheduler)
+                if not self._is_on_curve(iteration):
+                    continue
+                for place, value in enumerate(parts["objective"].reshape(-1).tolist()):
+                    if place in left:
+                        continue
+                    curves[place].append((iteration, value))
+                    if self._is_on_plateau(curves[place]):
+                        left[place] = shares[place].clone()
+                if len(left) == len(shares):
                     break
-        return self.finish(dummy.detach(), evidence)._replace(curve=tuple(curve))
+        return [(left.get(place, shares[place]), curve) for place, curve in enumerate(curves)]
 
     def measure_iteration(self, observation: Observation) -> float:
         """Return the seconds of one iteration on an observation, after one that warms up."""
@@ -246,8 +285,12 @@ class OptimizationAttack(Attack):
         bar = {"objective": parts.pop("objective")}
         if self._is_on_curve(batch_idx):
             self._curve.append((batch_idx, float(bar["objective"])))
-        self.log_dict(bar, prog_bar=True, on_step=True, on_epoch=False)
-        self.log_dict(parts, on_step=True, on_epoch=False)
+        # a millisecond, which for small networks is an iteration: not at every step
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_logged = every > 0 and self.trainer.global_step % every == 0
+        if is_logged or batch_idx % BAR_EVERY == 0:
+            self.log_dict(bar, prog_bar=True, on_step=True, on_epoch=False)
+            self.log_dict(parts, on_step=True, on_epoch=False)
 
     @property
     def current(self) -> Reconstruction:
@@ -299,8 +342,15 @@ class OptimizationAttack(Attack):
             raise InputError("fit resumes on one process only; use --trainer.devices 1")
 
 
-def _finite_sum(part: Tensor) -> Tensor:
-    """Add up what is finite, so that one lost dummy does not hide the others; NaN if none is."""
-    finite = part.isfinite()
-    total = part.where(finite, 0.0).sum()
-    return total.where(finite.any(), torch.nan)
+def _finite_sums(parts: dict[str, Tensor], num_clients: int) -> dict[str, Tensor]:
+    """Add up what is finite, so that one lost dummy does not hide the others; NaN if none is.
+
+    Returns:
+        ``objective`` and the parts: numbers of one client, vectors of several.
+    """
+    table = torch.stack([part.detach().view(num_clients, -1) for part in parts.values()])
+    finite = table.isfinite()
+    sums = table.where(finite, 0.0).sum(2).where(finite.any(2), torch.nan)
+    if num_clients == 1:
+        sums = sums[:, 0]
+    return {"objective": sums.sum(0), **dict(zip(parts, sums, strict=True))}

@@ -41,7 +41,7 @@ from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.attacks.spectral_code import SpectralCode
 from lightning_recon.attacks.spectral_payload import SpectralPayload
 from lightning_recon.attacks.spectral_rows import unmix
-from lightning_recon.clients import DPSGD, Client
+from lightning_recon.clients import Client
 from lightning_recon.defenses import ClipL2, Defense, GaussianNoise
 from lightning_recon.errors import InputError
 from lightning_recon.priors import Prior
@@ -154,12 +154,12 @@ class SpectralLDPAttack(OptimizationAttack):
                 raise InputError(f"SpectralLDPAttack: {name} must be above 0, not {value}")
         clips = [defense.clip_norm for defense in defenses if isinstance(defense, ClipL2)]
         noises = [defense.std for defense in defenses if isinstance(defense, GaussianNoise)]
-        if isinstance(self.client, DPSGD):
+        if self.client.clip_norm is not None:
             clips.append(self.client.clip_norm)
         self.clip_norm = clip_norm or min(clips, default=1.0)
         self.noise_std = max(noise_std or math.hypot(*noises), MIN_NOISE * self.clip_norm)
         # such a client cannot keep the samples of a batch in different rows
-        self.copies = 2 if isinstance(self.client, DPSGD) else 1
+        self.copies = 1 if self.client.clip_norm is None else 2
         self.num_bins = num_bins
         self.num_samples = num_samples
         self.gain = gain
@@ -176,7 +176,7 @@ class SpectralLDPAttack(OptimizationAttack):
     def energy(self) -> float:
         """What one sample of the batch may use of the squared clipping norm."""
         num_samples: int = self.num_samples or self.data.batch_size
-        if isinstance(self.client, DPSGD):  # the mean of gradients of norm C
+        if self.client.clip_norm is not None:  # the mean of gradients of norm C
             return (self.clip_norm / num_samples) ** 2
         return self.clip_norm**2 / num_samples
 

@@ -1,15 +1,18 @@
 """Several clients of whom the server sees the mean update alone."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from lightning_recon.clients.base import Client, Gradient, LocalLoss
+from lightning_recon.clients.wrapped import WrappedClient
 from lightning_recon.errors import InputError
 from lightning_recon.randomness import derive_seed
-from lightning_recon.structures import PrivateBatch, Update
+from lightning_recon.structures import Buffers, PrivateBatch, Update
 
 
-class Aggregate(Client):
+class Aggregate(WrappedClient):
     """The mean update of several clients, as secure aggregation shows it to the server.
 
     Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS
@@ -26,17 +29,14 @@ class Aggregate(Client):
     """
 
     def __init__(self, client: Client, num_clients: int) -> None:
-        super().__init__(client.label_smoothing, client.mode)
+        super().__init__(client)
         if num_clients < 1:
             raise InputError(f"Aggregate: num_clients must be at least 1, not {num_clients}")
-        self.client = client
         self.num_clients = num_clients
-        self.protocol = client.protocol
 
-    @property
-    def gradient_scale(self) -> float:
-        """That of one client."""
-        return self.client.gradient_scale
+    def gradient_weights(self, num_samples: int) -> list[float]:
+        """Return how often each gradient counts in the update of one client with its share."""
+        return self.client.gradient_weights(-(-num_samples // self.num_clients))
 
     def local_update(
         self,
@@ -52,26 +52,24 @@ class Aggregate(Client):
         Raises:
             InputError: if the samples cannot be shared out equally.
         """
-        return self._mean(
+        return _mean(
             [
                 self.client.local_update(loss, parameters, *share, gradient=gradient)
                 for share in zip(self._shares(images), self._shares(labels), strict=True)
             ]
         )
 
-    def __call__(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> Update:
-        """Return the mean of the clients' own updates, each with randomness of its own."""
+    def run(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> tuple[Update, Buffers]:
+        """Return the means of the clients' updates and buffers, each of randomness of its own."""
         shares = zip(*(self._shares(field) for field in batch), strict=True)
-        return self._mean(
-            [
-                self.client(payload, PrivateBatch(*share), seed=derive_seed(seed, place))
+        updates, buffers = zip(
+            *(
+                self.client.run(payload, PrivateBatch(*share), seed=derive_seed(seed, place))
                 for place, share in enumerate(shares)
-            ]
+            ),
+            strict=True,
         )
-
-    def stand_in(self, update: Update, observed: Update) -> Update:
-        """Return what one client's stand-in makes of the mean."""
-        return self.client.stand_in(update, observed)
+        return _mean(updates), _mean(buffers)
 
     def _shares(self, field: Tensor) -> list[Tensor]:
         if len(field) % self.num_clients:
@@ -81,7 +79,10 @@ class Aggregate(Client):
             )
         return list(field.chunk(self.num_clients))
 
-    def _mean(self, updates: list[Update]) -> Update:
-        return {
-            name: torch.stack([update[name] for update in updates]).mean(0) for name in updates[0]
-        }
+
+def _mean(parts: Sequence[Update]) -> Update:
+    stacks = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    return {
+        name: stack.mean(0) if stack.is_floating_point() else stack.double().mean(0).to(stack)
+        for name, stack in stacks.items()
+    }

@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lightning_recon.errors import InputError
-from lightning_recon.structures import PrivateBatch, Update
+from lightning_recon.functional.stateless import run_stateless
+from lightning_recon.structures import Buffers, PrivateBatch, Update
 
 LocalLoss = Callable[[Update, Tensor, Tensor], Tensor]
 """(parameters, images B C H W, labels B or B num_classes) -> the batch's mean loss."""
@@ -37,6 +37,8 @@ class Client(ABC):
 
     protocol: str
     """The protocol's name, as it stands in the observation."""
+    clip_norm: float | None = None
+    """The L2 norm to which the client clips the gradient of every sample; None: it does not."""
 
     def __init__(
         self, label_smoothing: float = 0.0, mode: Literal["train", "eval"] = "train"
@@ -53,6 +55,17 @@ class Client(ABC):
     def gradient_scale(self) -> float:
         """What an update is multiplied by to be of a gradient's sign and size."""
         return 1.0
+
+    def gradient_weights(self, num_samples: int) -> list[float]:
+        """Return how often the gradient of each local step counts in an update.
+
+        Times :attr:`gradient_scale`, the update is the sum of these multiples.
+        """
+        return [1.0]
+
+    def num_gradients(self, num_samples: int) -> float:
+        """Return how many mean gradients of a batch an update is the sum of, about."""
+        return sum(self.gradient_weights(num_samples))
 
     @abstractmethod
     def local_update(
@@ -75,7 +88,11 @@ class Client(ABC):
         """
 
     def __call__(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> Update:
-        """Return the update that the client computes, before any defense.
+        """Return the update that the client computes; see :meth:`run`."""
+        return self.run(payload, batch, seed=seed)[0]
+
+    def run(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> tuple[Update, Buffers]:
+        """Return the update that the client computes, before any defense, and its buffers.
 
         Args:
             payload: the model that the server sent; it is not changed.
@@ -83,13 +100,14 @@ class Client(ABC):
             seed: of the client's own randomness, such as dropout.
 
         Returns:
-            Tensors of their own by parameter name; zeros for parameters that play no part.
+            Tensors of their own by parameter name, zeros for parameters that play no part; and
+            the payload's buffers as the client's training left them.
         """
         parameters = {name: tensor.detach() for name, tensor in payload.named_parameters()}
-        devices = [batch.images.device] if batch.images.is_cuda else []
-        with self.working(payload), torch.enable_grad(), torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            return self.respond(self.loss_of(payload), parameters, batch.images, batch.labels)
+        buffers = {name: buffer.clone() for name, buffer in payload.named_buffers()}
+        with self.working(payload), torch.enable_grad(), randomness(seed, batch.images.device):
+            loss = self.loss_of(payload, buffers)
+            return self.respond(loss, parameters, batch.images, batch.labels), buffers
 
     def respond(
         self, loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor
@@ -138,21 +156,20 @@ class Client(ABC):
         """
         return update
 
-    def loss_of(self, payload: nn.Module) -> LocalLoss:
+    def loss_of(self, payload: nn.Module, buffers: Buffers | None = None) -> LocalLoss:
         """Return the mean cross-entropy of a batch as a function of the payload's parameters.
 
         The penalty of a payload that has one (``Target.has_penalty``) is added.
+
+        Args:
+            payload: the model that the server sent.
+            buffers: that the client reads and writes; null: the payload's, copied at every call.
         """
         has_penalty = getattr(payload, "has_penalty", False)
         options = {"with_penalty": True} if has_penalty else {}
 
         def loss(parameters: Update, images: Tensor, labels: Tensor) -> Tensor:
-            # batch norm writes its running statistics: on a copy, inside vmap on one for each batch
-            zero = torch.zeros_like(images[:1, :1, :1, :1].reshape(()))
-            buffers = {
-                name: buffer + zero.to(buffer.dtype) for name, buffer in payload.named_buffers()
-            }
-            output = functional_call(payload, (parameters, buffers), (images,), options)
+            output = run_stateless(payload, parameters, images, buffers, **options)
             logits, penalty = output if has_penalty else (output, 0.0)
             loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
             return loss + penalty
@@ -169,6 +186,14 @@ class Client(ABC):
         finally:
             for module, training in modes.items():
                 module.training = training
+
+
+@contextmanager
+def randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Within this context torch's global random numbers depend on ``seed`` alone."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def plain(loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor) -> Update:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_recon.clients.base import randomness
 from lightning_recon.clients.fedsgd import FedSGD
 from lightning_recon.errors import InputError
 from lightning_recon.rowsparse import RowSparse
-from lightning_recon.structures import PrivateBatch, Update
+from lightning_recon.structures import Buffers, PrivateBatch, Update
 
 _NUM_NUMBERS = 2**26  # of per-sample gradients that are held at once (256 MB in float32)
 _CHUNK = 2**20
@@ -25,15 +26,17 @@ class DPSGD(FedSGD):
     then moves the update by at most 2C/B (replacement), and the update's norm is at most C.  The
     noise is a defense of its own, :class:`~lightning_recon.defenses.dpsgd_noise.DPSGDNoise`.
 
-    Where it differs from :class:`FedSGD`: batch norm mixes the samples,
-    so that no gradient belongs to one of them; its layers use their running statistics here, which
-    the server knows.  A payload that computes across the batch in any other way sees batches of
-    one.  An attacker simulates it as FedSGD without the clip.
+    Where it differs from :class:`FedSGD`: batch norm mixes the samples, so that no gradient belongs
+    to one of them; its layers use their running statistics here, which the server knows.  A payload
+    that computes across the batch in any other way sees batches of one.  An attacker simulates it
+    without the clip.
 
     Args:
         clip_norm: the L2 norm C of a sample's gradient over all parameters, above 0.
         num_parallel: samples that are differentiated at once; null: as many as fit in 256 MB.
     """
+
+    clip_norm: float
 
     def __init__(self, clip_norm: float, num_parallel: int | None = None) -> None:
         super().__init__()
@@ -44,19 +47,17 @@ class DPSGD(FedSGD):
         self.clip_norm = clip_norm
         self.num_parallel = num_parallel
 
-    def __call__(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> Update:
-        """Return the mean of the clipped gradients; zeros for parameters that play no part.
+    def run(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> tuple[Update, Buffers]:
+        """Return the mean of the clipped gradients, and the payload's buffers as they were.
 
-        That of an embedding with sparse gradients is a
-        :class:`~lightning_recon.rowsparse.RowSparse`.
+        The gradient is zeros for parameters that play no part; that of an embedding with sparse
+        gradients is a :class:`~lightning_recon.rowsparse.RowSparse`.
 
         Raises:
             InputError: if a sample's gradient has no finite norm.
         """
         update: Update = {}
-        devices = [batch.images.device] if batch.images.is_cuda else []
-        with _training_without_batch_norm(payload), torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
+        with self.working(payload), randomness(seed, batch.images.device):
             for gradient in self._gradients(payload, batch.images, batch.labels):
                 norm = _norm(gradient)
                 if not math.isfinite(norm):
@@ -66,10 +67,28 @@ class DPSGD(FedSGD):
                     )
                 factor = min(1.0, self.clip_norm / norm) if norm else 1.0
                 _add(update, gradient, factor / len(batch.images))
-        return {
-            name: RowSparse.from_gradient(total) if total.is_sparse else total
-            for name, total in update.items()
-        }
+        for name, total in update.items():
+            if total.is_sparse:
+                update[name] = RowSparse.from_gradient(total)
+        return update, dict(payload.named_buffers())
+
+    @contextmanager
+    def working(self, payload: nn.Module) -> Iterator[None]:
+        """Within this context the payload trains but for its batch norms; all modes come back.
+
+        Raises:
+            InputError: if a batch norm has no running statistics.
+        """
+        with super().working(payload):
+            for module in payload.modules():
+                if isinstance(module, _BatchNorm):
+                    if module.running_mean is None:
+                        raise InputError(
+                            "DPSGD: a batch norm without running statistics mixes the samples of a "
+                            "batch; use a target with group norm"
+                        )
+                    module.eval()
+            yield
 
     def _gradients(
         self, payload: nn.Module, images: Tensor, labels: Tensor
@@ -133,23 +152,3 @@ def _add(update: Update, gradient: dict[str, Tensor], factor: float) -> None:
         else:
             scaled = torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
             update[name] = scaled.add_(tensor, alpha=factor)
-
-
-@contextmanager
-def _training_without_batch_norm(payload: nn.Module) -> Iterator[None]:
-    """Within this context the model trains but for its batch norms; all modes come back."""
-    modes = {module: module.training for module in payload.modules()}
-    payload.train()
-    for module in modes:
-        if isinstance(module, _BatchNorm):
-            if module.running_mean is None:
-                raise InputError(
-                    "DPSGD: a batch norm without running statistics mixes the samples of a batch; "
-                    "use a target with group norm"
-                )
-            module.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

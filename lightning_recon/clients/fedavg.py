@@ -78,6 +78,11 @@ class FedAvg(Client):
         """Return the number of local steps on so many samples."""
         return self.epochs * -(-num_samples // (self.minibatch_size or num_samples))
 
+    def gradient_weights(self, num_samples: int) -> list[float]:
+        """Return for each local step 1 + momentum + momentum^2 + ..., a term a step to the end."""
+        left = range(self.num_steps(num_samples), 0, -1)
+        return [sum(self.momentum**age for age in range(steps)) for steps in left]
+
     def local_update(
         self,
         loss: LocalLoss,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_recon.clients.base import Client, Gradient, LocalLoss
 from lightning_recon.rowsparse import RowSparse
-from lightning_recon.structures import PrivateBatch, Update
+from lightning_recon.structures import Buffers, PrivateBatch, Update
 
 
 class FedSGD(Client):
@@ -37,12 +37,12 @@ class FedSGD(Client):
         """Return the gradient of the batch."""
         return gradient(loss, parameters, images, labels)
 
-    def __call__(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> Update:
-        """Return the gradient by parameter name; zeros for parameters that play no part.
+    def run(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> tuple[Update, Buffers]:
+        """Return the gradient by parameter name, and the buffers; see :meth:`Client.run`.
 
         That of an embedding with sparse gradients is a :class:`RowSparse`.
         """
-        gradients = super().__call__(payload, batch, seed=seed)
+        gradients, buffers = super().run(payload, batch, seed=seed)
         # autograd may hand out one tensor twice, or an expanded one; defenses write in place
         taken: set[int] = set()
         update: Update = {}
@@ -56,4 +56,4 @@ class FedSGD(Client):
             update[name] = (
                 gradient if is_own else gradient.clone(memory_format=torch.contiguous_format)
             )
-        return update
+        return update, buffers

@@ -5,16 +5,16 @@ from abc import abstractmethod
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lightning_recon.clients.aggregate import Aggregate
-from lightning_recon.clients.base import Client, Gradient, LocalLoss
-from lightning_recon.clients.dpsgd import DPSGD
+from lightning_recon.clients.base import Client, randomness
+from lightning_recon.clients.wrapped import WrappedClient
 from lightning_recon.errors import InputError
-from lightning_recon.structures import PrivateBatch, Update
+from lightning_recon.functional.stateless import run_stateless
+from lightning_recon.structures import Buffers, PrivateBatch, Update
 
 
-class MixingClient(Client):
+class MixingClient(WrappedClient):
     """A client that hands a mixed batch on to another client's protocol.
 
     The batch is mixed once, however many local steps follow.  How is the client's secret: an
@@ -29,22 +29,15 @@ class MixingClient(Client):
     """
 
     def __init__(self, client: Client) -> None:
-        super().__init__(client.label_smoothing, client.mode)
+        super().__init__(client)
         name = type(self).__name__
-        if isinstance(client, DPSGD):
+        if client.clip_norm is not None:
             raise InputError(
-                f"{name}: DPSGD promises something of single samples, which are mixed here; use "
-                "another client"
+                f"{name}: {type(client).__name__} promises something of single samples, which are "
+                "mixed here; use another client"
             )
         if isinstance(client, Aggregate):
             raise InputError(f"{name}: a client mixes its own images; it cannot hold an Aggregate")
-        self.client = client
-        self.protocol = client.protocol
-
-    @property
-    def gradient_scale(self) -> float:
-        """That of the inner client."""
-        return self.client.gradient_scale
 
     @abstractmethod
     def mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,36 +51,17 @@ class MixingClient(Client):
             InputError: if there are too few images to mix.
         """
 
-    def __call__(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> Update:
-        """Return the inner client's update on the mixed batch."""
-        devices = [batch.images.device] if batch.images.is_cuda else []
-        with torch.random.fork_rng(devices), torch.no_grad():
-            torch.manual_seed(seed)
+    def run(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> tuple[Update, Buffers]:
+        """Return the inner client's update on the mixed batch, and its buffers."""
+        with randomness(seed, batch.images.device), torch.no_grad():
             num_classes = self._num_classes(payload, batch.images)
             labels = F.one_hot(batch.labels, num_classes).to(batch.images)
             images, labels = self.mix(batch.images, labels)
-        return self.client(payload, batch._replace(images=images, labels=labels), seed=seed)
+        return self.client.run(payload, batch._replace(images=images, labels=labels), seed=seed)
 
     def _num_classes(self, payload: nn.Module, images: Tensor) -> int:
-        buffers = {name: buffer.clone() for name, buffer in payload.named_buffers()}
-        with self.client.working(payload):
-            return int(functional_call(payload, buffers, (images,)).shape[1])
-
-    def local_update(
-        self,
-        loss: LocalLoss,
-        parameters: Update,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        gradient: Gradient,
-    ) -> Update:
-        """Return the inner client's update, without mixing: the attacker's side."""
-        return self.client.local_update(loss, parameters, images, labels, gradient=gradient)
-
-    def stand_in(self, update: Update, observed: Update) -> Update:
-        """Return what the inner client's stand-in makes of an update."""
-        return self.client.stand_in(update, observed)
+        with self.working(payload):
+            return int(run_stateless(payload, {}, images).shape[1])
 
 
 class MixUp(MixingClient):

@@ -6,16 +6,16 @@ Learning from Representation Perspective", CVPR 2021.
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from lightning_recon.clients.base import Client, Gradient, LocalLoss
-from lightning_recon.clients.dpsgd import DPSGD
+from lightning_recon.clients.base import Client, randomness
 from lightning_recon.clients.fedsgd import FedSGD
+from lightning_recon.clients.wrapped import WrappedClient
 from lightning_recon.errors import InputError
-from lightning_recon.structures import PrivateBatch, Update
+from lightning_recon.functional.stateless import run_stateless
+from lightning_recon.structures import Buffers, PrivateBatch, Update
 
 
-class Soteria(Client):
+class Soteria(WrappedClient):
     """FedSGD that zeroes columns of one linear layer's gradient.
 
     The layer reads the representation r(x), D entries; column i of its weight's gradient belongs
@@ -47,46 +47,30 @@ class Soteria(Client):
     """
 
     def __init__(self, client: Client, prune_rate: float, layer: str | None = None) -> None:
-        super().__init__(client.label_smoothing, client.mode)
-        if not isinstance(client, FedSGD) or isinstance(client, DPSGD):
+        super().__init__(client)
+        if not isinstance(client, FedSGD) or client.clip_norm is not None:
             raise InputError(
                 f"Soteria prunes the gradient of FedSGD, not of {type(client).__name__}; let "
                 "client be FedSGD"
             )
         if not 0 < prune_rate < 1:
             raise InputError(f"Soteria: prune_rate must lie between 0 and 1, not {prune_rate}")
-        self.client = client
         self.prune_rate = prune_rate
         self.layer = layer
-        self.protocol = client.protocol
 
-    def local_update(
-        self,
-        loss: LocalLoss,
-        parameters: Update,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        gradient: Gradient,
-    ) -> Update:
-        """Return the gradient of the batch, not pruned: the attacker's side."""
-        return self.client.local_update(loss, parameters, images, labels, gradient=gradient)
-
-    def __call__(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> Update:
-        """Return the pruned gradient.
+    def run(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> tuple[Update, Buffers]:
+        """Return the pruned gradient, and the buffers; see :meth:`Client.run`.
 
         Raises:
             InputError: if the payload has no such layer.
         """
-        update = self.client(payload, batch, seed=seed)
+        update, buffers = self.client.run(payload, batch, seed=seed)
         name = self._weight(update)
-        devices = [batch.images.device] if batch.images.is_cuda else []
-        with self.client.working(payload), torch.random.fork_rng(devices):
-            torch.manual_seed(seed)  # the same dropout
+        with self.working(payload), randomness(seed, batch.images.device):  # the same dropout
             ratios = self._ratios(payload, name, batch.images)
         num_pruned = max(1, round(self.prune_rate * len(ratios)))
         update[name][:, ratios.topk(num_pruned).indices] = 0
-        return update
+        return update, buffers
 
     def stand_in(self, update: Update, observed: Update) -> Update:
         """Keep the columns of the layer that the observed update has."""
@@ -112,11 +96,10 @@ class Soteria(Client):
             raise InputError(f"Soteria: {weight} is no linear layer's; name one with layer")
         found: list[Tensor] = []
         images = images.detach().requires_grad_()
-        buffers = {name: buffer.clone() for name, buffer in payload.named_buffers()}
         hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
         try:
             with torch.enable_grad():
-                functional_call(payload, buffers, (images,))
+                run_stateless(payload, {}, images)
         finally:
             hook.remove()
         if len(found) != 1 or found[0].ndim != 2:

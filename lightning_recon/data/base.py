@@ -6,17 +6,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from PIL import Image
 from pytorch_lightning.trainer.states import TrainerFn
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
-from lightning_recon.data.masks import Crop, MaskSource
+from lightning_recon.data.masked_images import MaskedImages
+from lightning_recon.data.masks import MaskSource
 from lightning_recon.data.photographs import PhotographSource
 from lightning_recon.data.sharing import AuditDataModule, ClientLoader
 from lightning_recon.data.sources import ImageSource
@@ -93,7 +89,7 @@ class ClientDataModule(AuditDataModule):
         self._source: ImageSource | None = None
         self._is_fallback = False
         self._drawn: tuple[list[list[int]], list[int], list[int]] | None = None
-        self._mask_notes: dict[int, tuple[float, bool]] = {}
+        self._masked: MaskedImages | None = None
 
     @property
     @abstractmethod
@@ -138,19 +134,7 @@ class ClientDataModule(AuditDataModule):
 
     def prepare_data(self) -> None:
         """Look for the data, and make all masks ahead of time; one process does this."""
-        self.setup()
-        if self.masks is None:
-            return
-        images = [*self._all_private(), *self._public]
-        self.masks.prepare(
-            self._picture(index)
-            for index in track(
-                images,
-                description=f"masks ({self.masks.method})",
-                console=Console(stderr=True),
-                transient=True,
-            )
-        )
+        self._images.prepare([*self._all_private(), *self._public])
 
     def setup(self, stage: str | None = None) -> None:
         """Open the data set and draw the clients, alike in every process.
@@ -178,12 +162,13 @@ class ClientDataModule(AuditDataModule):
         Raises:
             InputError: There is no such client, or an image or mask cannot be read.
         """
-        if not 0 <= index < self.num_clients:
-            raise InputError(f"there is no client {index}: num_clients is {self.num_clients}")
-        places = self._clients[index]
-        images, masks = self._load(places)
-        labels = torch.tensor([self._label(place) for place in places])
-        return PrivateBatch(images, labels, masks, torch.tensor(places))
+        places = self._places(index)
+        images, masks = self._images.load(places)
+        return PrivateBatch(images, self.client_labels(index), masks, torch.tensor(places))
+
+    def client_labels(self, index: int) -> Tensor:
+        """The labels of :meth:`client`, B, int64, without a look at the images."""
+        return torch.tensor([self._label(place) for place in self._places(index)])
 
     def public_images(self) -> Tensor:
         """The server's own images, none of them a client's, masked as the clients' are.
@@ -191,7 +176,7 @@ class ClientDataModule(AuditDataModule):
         Returns:
             N C H W in [0, 1]; N is ``num_public``, less if the data set ended.
         """
-        images, _ = self._load(self._public)
+        images, _ = self._images.load(self._public)
         return images
 
     def public_labels(self) -> Tensor:
@@ -220,10 +205,7 @@ class ClientDataModule(AuditDataModule):
         Returns:
             N C size size in [0, 1].
         """
-        images = torch.empty(len(places), 3, size, size)
-        for row, place in enumerate(places):
-            images[row] = F.adaptive_avg_pool2d(self._pixels(self.source.image(place)), size)
-        return images
+        return self._images.thumbnails(places, size)
 
     def mask_summary(self) -> dict[str, str | float | int | None]:
         """How the clients' images are masked.
@@ -232,17 +214,7 @@ class ClientDataModule(AuditDataModule):
             ``method`` ("sam", "grabcut", "folder" or "none"), ``mean_area`` (fraction of the
             image, None without masks), ``replaced`` (number of masks replaced by the ellipse).
         """
-        if self.masks is None:
-            return {"method": "none", "mean_area": None, "replaced": 0}
-        for place in self._all_private():
-            if place not in self._mask_notes:
-                self._mask(place)
-        notes = [self._mask_notes[place] for place in self._all_private()]
-        return {
-            "method": self.masks.method,
-            "mean_area": float(np.mean([area for area, _ in notes])),
-            "replaced": sum(is_replaced for _, is_replaced in notes),
-        }
+        return self._images.mask_summary(self._all_private())
 
     def describe(self) -> str:
         """One line for people: which images, how many, and how they are masked."""
@@ -288,8 +260,16 @@ class ClientDataModule(AuditDataModule):
         return self._share()
 
     def test_dataloader(self) -> ClientLoader:
-        """This process' share of the clients."""
-        return self._share()
+        """This process' share of the clients, as many an item as the attack computes at once."""
+        attack = None if self.trainer is None else self.trainer.lightning_module
+        return self._share().in_groups(getattr(attack, "clients_at_once", 1))
+
+    @property
+    def _images(self) -> MaskedImages:
+        self.setup()
+        if self._masked is None:
+            self._masked = MaskedImages(self.source, self.image_size, self.masks)
+        return self._masked
 
     @property
     def _clients(self) -> list[list[int]]:
@@ -302,6 +282,12 @@ class ClientDataModule(AuditDataModule):
         self.setup()
         assert self._drawn is not None
         return self._drawn[1]
+
+    def _places(self, client: int) -> list[int]:
+        """A client's places in the data set."""
+        if not 0 <= client < self.num_clients:
+            raise InputError(f"there is no client {client}: num_clients is {self.num_clients}")
+        return self._clients[client]
 
     def _all_private(self) -> list[int]:
         return [place for places in self._clients for place in places]
@@ -390,34 +376,3 @@ class ClientDataModule(AuditDataModule):
                 f"are {self.num_classes} classes"
             )
         return label
-
-    def _picture(self, place: int) -> tuple[Image.Image, str, Crop]:
-        """The whole picture, its name, and the geometry that it and its mask go through."""
-        return self.source.image(place), self.source.key(place), self._crop
-
-    def _crop(self, picture: Image.Image, resample: Image.Resampling) -> Image.Image:
-        return self.source.crop(picture, self.image_size, resample)
-
-    def _pixels(self, picture: Image.Image) -> Tensor:
-        """The cropped picture, C H W in [0, 1]."""
-        pixels = np.array(self._crop(picture, Image.Resampling.BILINEAR))
-        return torch.from_numpy(pixels).permute(2, 0, 1) / 255
-
-    def _mask(self, place: int, picture: Image.Image | None = None) -> Tensor:
-        """H W, bool."""
-        if self.masks is None:
-            return torch.ones(self.image_size, self.image_size, dtype=torch.bool)
-        picture = picture or self.source.image(place)
-        mask, is_replaced = self.masks.usable_mask(picture, self.source.key(place), self._crop)
-        self._mask_notes[place] = mask.float().mean().item(), is_replaced
-        return mask
-
-    def _load(self, places: list[int]) -> tuple[Tensor, Tensor]:
-        """Masked images, B C H W in [0, 1], and masks, B 1 H W."""
-        images = torch.empty(len(places), *self.image_shape)
-        masks = torch.empty(len(places), 1, *self.image_shape[1:], dtype=torch.bool)
-        for row, place in enumerate(places):
-            picture = self.source.image(place)
-            images[row] = self._pixels(picture)
-            masks[row] = self._mask(place, picture)
-        return images * masks, masks

@@ -1,14 +1,14 @@
 """Updates that were captured from a real federation: nobody has the truth."""
 
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import Any, NoReturn, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from lightning_recon.data.sharing import AuditDataModule
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Update
+from lightning_recon.structures import Buffers, Update
 
 
 class CapturedUpdate(TypedDict):
@@ -22,6 +22,8 @@ class CapturedUpdate(TypedDict):
     """B, int64, or None if not known."""
     image_shape: tuple[int, int, int]
     """C, H, W of the images that the client trained on."""
+    buffers: NotRequired[Buffers]
+    """By name, if the client returned them: batch norm's statistics after its training."""
 
 
 class CapturedUpdatesDataModule(AuditDataModule):
@@ -143,27 +145,28 @@ def _read(path: Path) -> CapturedUpdate:
     problem = _problem(content)
     if problem is not None:
         raise InputError(f"{path}: {problem}")
-    return CapturedUpdate(
+    captured = CapturedUpdate(
         update=content["update"],
         num_samples=content["num_samples"],
         labels=content["labels"],
         image_shape=(*content["image_shape"],),
     )
+    if "buffers" in content:
+        captured["buffers"] = content["buffers"]
+    return captured
 
 
 def _problem(content: Any) -> str | None:
     """What is wrong with the content of a file, if anything."""
-    keys = list(CapturedUpdate.__annotations__)
-    if not isinstance(content, dict) or sorted(content) != sorted(keys):
-        return f"expected a dictionary with the keys {', '.join(keys)}"
+    keys = [key for key in CapturedUpdate.__annotations__ if key != "buffers"]
+    if not isinstance(content, dict) or content.keys() - {"buffers"} != set(keys):
+        return f"expected a dictionary with the keys {', '.join(keys)}, and buffers if it has any"
     update, labels = content["update"], content["labels"]
     shape, num_samples = content["image_shape"], content["num_samples"]
-    if not (
-        isinstance(update, dict)
-        and update
-        and all(isinstance(tensor, Tensor) for tensor in update.values())
-    ):
+    if not update or not _are_tensors(update):
         return "update must be a dictionary of tensors by parameter name"
+    if not _are_tensors(content.get("buffers", {})):
+        return "buffers must be a dictionary of tensors by buffer name"
     if not (isinstance(shape, list | tuple) and len(shape) == 3 and all(map(_is_count, shape))):
         return f"image_shape must be (C, H, W), not {shape}"
     if num_samples is not None and not _is_count(num_samples):
@@ -175,6 +178,10 @@ def _problem(content: Any) -> str | None:
     if num_samples is not None and len(labels) != num_samples:
         return f"{len(labels)} labels, but num_samples is {num_samples}"
     return None
+
+
+def _are_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(part, Tensor) for part in value.values())
 
 
 def _is_count(value: Any) -> bool:

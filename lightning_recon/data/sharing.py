@@ -11,17 +11,17 @@ from lightning_recon.errors import InputError
 
 
 class ClientLoader:
-    """A loader of client indices: each item is an int64 scalar.
+    """A loader of client indices: each item is an int64 scalar, or a vector of several.
 
     Not a torch ``DataLoader``: there is nothing to collate, and Lightning leaves it as it is, so
     that no sampler that pads can get in.
 
     Args:
         length: Number of items.
-        client_at: The client index at each place; asked anew for every item.
+        client_at: The client index, or the indices, at each place; asked anew for every item.
     """
 
-    def __init__(self, length: int, client_at: Callable[[int], int]) -> None:
+    def __init__(self, length: int, client_at: Callable[[int], int | list[int]]) -> None:
         self.length = length
         self.client_at = client_at
 
@@ -31,6 +31,18 @@ class ClientLoader:
     def __iter__(self) -> Iterator[Tensor]:
         for place in range(self.length):
             yield torch.tensor(self.client_at(place))
+
+    def in_groups(self, size: int) -> "ClientLoader":
+        """Return a loader of vectors of so many clients, the last one maybe shorter.
+
+        Args:
+            size: Clients of an item; 1 changes nothing.
+        """
+        if size == 1:
+            return self
+        indices = [int(item) for item in self]
+        groups = [indices[place : place + size] for place in range(0, len(indices), size)]
+        return ClientLoader(len(groups), groups.__getitem__)
 
 
 def share_clients(

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lightning_recon.errors import InputError
+from lightning_recon.functional.stateless import run_stateless
 from lightning_recon.structures import Update
 
 
@@ -142,11 +142,9 @@ def _run(
         for module in payload.modules()
         if isinstance(module, nn.Linear)
     ]
-    # batch norm writes its running statistics: on a copy
-    buffers = {name: buffer.clone() for name, buffer in payload.named_buffers()}
     try:
         with torch.no_grad():
-            logits = functional_call(payload, (parameters, buffers), (images,))
+            logits = run_stateless(payload, parameters, images)
     finally:
         for handle in handles:
             handle.remove()

@@ -23,9 +23,16 @@ class LinearDecoder(NamedTuple):
 
     def decode(self, maps: Tensor, height: int, width: int) -> Tensor:
         """Return images, B C height width, from feature maps, B C h w."""
+        return resized(F.pixel_shuffle(self.blocks(maps), self.scale), height, width)
+
+    def blocks(self, maps: Tensor) -> Tensor:
+        """Return blocks of pixels, B P h w, from feature maps, B C h w."""
         padding = self.weight.shape[-1] // 2
-        blocks = F.conv2d((maps - self.mean) / self.std, self.weight, self.bias, padding=padding)
-        return _resized(F.pixel_shuffle(blocks, self.scale), height, width)
+        return F.conv2d(self.standardised(maps), self.weight, self.bias, padding=padding)
+
+    def standardised(self, maps: Tensor) -> Tensor:
+        """Return the maps, B C h w, with mean 0 and variance 1 in each channel."""
+        return (maps - self.mean) / self.std
 
 
 def fit_linear_decoder(
@@ -46,7 +53,7 @@ def fit_linear_decoder(
     std = maps.std((0, 2, 3), keepdim=True)
     # features that are the same everywhere tell nothing, but for rounding
     std = std + 1e-3 * std.mean() + 1e-5 * mean.abs().mean() + 1e-30
-    wanted = F.pixel_unshuffle(_resized(images, scale * height, scale * width), scale)
+    wanted = F.pixel_unshuffle(resized(images, scale * height, scale * width), scale)
     normal, right, square = [], [], []  # of the images fitted on, and of those left out
     share = min(1.0, _NUM_PLACES / (len(maps) * height * width))
     held_out = max(1, len(maps) // _HELD_OUT)
@@ -80,7 +87,8 @@ def fit_linear_decoder(
     return LinearDecoder(mean, std, weight.contiguous(), found[-1].contiguous(), scale)
 
 
-def _resized(images: Tensor, height: int, width: int) -> Tensor:
+def resized(images: Tensor, height: int, width: int) -> Tensor:
+    """Return images of another size, B C height width."""
     if images.shape[2:] == (height, width):
         return images
     return F.interpolate(images, (height, width), mode="bilinear", antialias=True)

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lightning_recon.errors import InputError
 from lightning_recon.functional.linear_layers import (
@@ -16,6 +15,7 @@ from lightning_recon.functional.linear_layers import (
     solve_inputs,
     solve_residuals,
 )
+from lightning_recon.functional.stateless import run_stateless
 from lightning_recon.structures import Update
 
 _ON = 1e-3  # of the root mean square: an activation that counts as on, where all are exact
@@ -51,33 +51,25 @@ class LinearStack(NamedTuple):
     map_shape: tuple[int, int, int]
     """C, H, W of the feature map that the first layer sees flattened; of a vector F, 1, 1."""
 
-    def forward(self, parameters: Update, features: Tensor) -> list[Tensor]:
-        """Return what each layer sees, and the logits at the end.
+    def forward(
+        self, parameters: Update, features: Tensor, added: Tensor | None = None, first: int = 0
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what each layer sees, and its output before the ReLU: logits at the end.
 
         Args:
             parameters: by name.
             features: B F, what the first layer sees.
+            added: B K, to the first layer's output.
+            first: the place of the layer to begin with.
         """
-        seen = [features]
-        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        seen: list[Tensor] = []
+        outputs: list[Tensor] = []
+        for weight, bias in list(zip(self.weights, self.biases, strict=True))[first:]:
+            seen.append(outputs[-1].relu() if outputs else features)
             offset = None if bias is None else parameters[bias]
             output = F.linear(seen[-1], parameters[weight], offset)
-            seen.append(output if number == len(self.weights) - 1 else output.relu())
-        return seen
-
-    def probe(self, parameters: Update, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the first layer's output before the ReLU, and the logits.
-
-        Args:
-            parameters: by name.
-            features: B F, what the first layer sees.
-        """
-        offset = None if self.biases[0] is None else parameters[self.biases[0]]
-        output = F.linear(features, parameters[self.weights[0]], offset)
-        if len(self.weights) == 1:
-            return output, output
-        rest = LinearStack(self.weights[1:], self.biases[1:], self.map_shape)
-        return output, rest.forward(parameters, output.relu())[-1]
+            outputs.append(output if added is None or len(outputs) else output + added)
+        return seen, outputs
 
 
 def find_stack(payload: nn.Module, images: Tensor) -> LinearStack:
@@ -104,7 +96,7 @@ def find_stack(payload: nn.Module, images: Tensor) -> LinearStack:
     handles = [module.register_forward_hook(record) for module in payload.modules()]
     try:
         with torch.no_grad():
-            logits = _call(payload, {}, images)
+            logits = run_stateless(payload, {}, images)
     finally:
         for handle in handles:
             handle.remove()
@@ -144,7 +136,7 @@ def run_features(
     seen: list[Tensor] = []
     handle = first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     try:
-        _call(payload, parameters or {}, images)
+        run_stateless(payload, parameters or {}, images)
     finally:
         handle.remove()
     return seen[-1]
@@ -199,7 +191,7 @@ def solve_stack(
         if readings[0].kind == "exact":
             size = noise_of(residuals, gradients[0], inputs, moments[0][1])
             readings[0] = Reading("exact", size)
-        logits = stack.forward(parameters, inputs.clamp_min(0))[-1]
+        logits = stack.forward(parameters, inputs.clamp_min(0))[1][-1]
     return Solved(inputs, residuals, readings[0])
 
 
@@ -269,13 +261,6 @@ def _is_on(
         is_on = least_squares(residuals, gradient) > reading.size * len(labels) / 2
         return is_on.to(gradient).clamp_min(_UNSEEN if reading.kind == "rounded" else 0.0)
     return (inputs > limit).to(gradient)
-
-
-def _call(payload: nn.Module, parameters: Update, images: Tensor) -> Tensor:
-    # batch norm writes its running statistics: on a copy
-    buffers = {name: buffer.clone() for name, buffer in payload.named_buffers()}
-    logits: Tensor = functional_call(payload, (parameters, buffers), (images,))
-    return logits
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -8,12 +8,11 @@ under several local steps.
 from abc import abstractmethod
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from lightning_recon.functional.stateless import run_stateless
 from lightning_recon.priors.base import Penalty
-from lightning_recon.structures import Update
+from lightning_recon.structures import Buffers, Update
 
 
 class ActivationPrior(Penalty):
@@ -28,7 +27,12 @@ class ActivationPrior(Penalty):
 
     @abstractmethod
     def forward(
-        self, images: Tensor, labels: Tensor, payload: nn.Module, observed: Update
+        self,
+        images: Tensor,
+        labels: Tensor,
+        payload: nn.Module,
+        observed: Update,
+        statistics: Buffers,
     ) -> Tensor:
         """Return the weighted penalty of the batch, a number.
 
@@ -37,6 +41,8 @@ class ActivationPrior(Penalty):
             labels: B, int64, or B num_classes probabilities.
             payload: the model that the server sent, in the client's mode.
             observed: the update that came back, of either sign and any size.
+            statistics: the means and variances that batch norm is known to see; see
+                :func:`~lightning_recon.functional.batch_statistics.batch_statistics`.
         """
 
 
@@ -53,12 +59,9 @@ def layer_inputs(payload: nn.Module, layers: Sequence[nn.Module], images: Tensor
     def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen[layer] = inputs[0]
 
-    # batch norm writes its running statistics: on a copy, inside vmap on one for each batch
-    zero = torch.zeros_like(images[:1, :1, :1, :1].reshape(()))
-    buffers = {name: buffer + zero.to(buffer.dtype) for name, buffer in payload.named_buffers()}
     handles = [layer.register_forward_pre_hook(record) for layer in layers]
     try:
-        functional_call(payload, buffers, (images,))
+        run_stateless(payload, {}, images)
     finally:
         for handle in handles:
             handle.remove()

@@ -9,41 +9,48 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.priors.activations import ActivationPrior, layer_inputs
-from lightning_recon.structures import Update
+from lightning_recon.structures import Buffers, Update
 
 
 class BatchNormStatistics(ActivationPrior):
-    """Distance of the batch's feature statistics from the payload's running ones.
+    """Distance of the batch's feature statistics from those that batch norm is known to see.
 
-    The sum over the layers of ||mean - running mean|| + ||variance - running variance||, each over
-    the layer's channels.  Layers whose running means are all 0 never saw a batch and are left out,
-    so that the penalty of a network that was never trained, or has no batch norm, is 0.
+    The sum over the layers of ||mean - known mean|| + ||variance - known variance||, each over the
+    layer's channels.  Known are the running ones of the payload, or, where the client's buffers
+    are granted to the attacker (``known: [..., buffers]``), those of its own batch.  Layers of
+    which nothing is known are left out, so that the penalty of a network that was never trained,
+    or has no batch norm, is 0.
 
     Args:
         weight: of the penalty, at least 0.
     """
 
     def forward(
-        self, images: Tensor, labels: Tensor, payload: nn.Module, observed: Update
+        self,
+        images: Tensor,
+        labels: Tensor,
+        payload: nn.Module,
+        observed: Update,
+        statistics: Buffers,
     ) -> Tensor:
         """Return the weighted penalty of the batch; see :class:`ActivationPrior`."""
-        norms = [module for module in payload.modules() if isinstance(module, nn.BatchNorm2d)]
-        # (layer, running mean, running variance)
-        gathered = [
-            (norm, norm.running_mean, norm.running_var)
-            for norm in norms
-            if norm.running_mean is not None
-            and norm.running_var is not None
-            and bool(norm.running_mean.any())
+        names = [
+            name
+            for name, layer in payload.named_modules()
+            if isinstance(layer, nn.BatchNorm2d) and f"{name}.running_mean" in statistics
         ]
         penalty = images.new_zeros(())
-        if not gathered:
+        if not names:
             return penalty
-        seen = layer_inputs(payload, [norm for norm, _, _ in gathered], images)
-        for features, (_, mean, variance) in zip(seen, gathered, strict=True):
+        seen = layer_inputs(payload, [payload.get_submodule(name) for name in names], images)
+        for name, features in zip(names, seen, strict=True):
             # running variances are unbiased; one number alone has none
             correction = min(1, features.numel() // features.shape[1] - 1)
-            found = features.var((0, 2, 3), correction=correction)
-            penalty = penalty + torch.linalg.vector_norm(features.mean((0, 2, 3)) - mean)
-            penalty = penalty + torch.linalg.vector_norm(found - variance)
+            mean, variance = (
+                features.mean((0, 2, 3)),
+                features.var((0, 2, 3), correction=correction),
+            )
+            for found, kind in ((mean, "running_mean"), (variance, "running_var")):
+                away = found - statistics[f"{name}.{kind}"]
+                penalty = penalty + torch.linalg.vector_norm(away)
         return self.weight * penalty

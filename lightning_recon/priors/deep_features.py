@@ -8,13 +8,12 @@ penalises dummy images whose features are others.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
 from lightning_recon.functional.last_layer import last_linear_layer
 from lightning_recon.priors.activations import ActivationPrior, layer_inputs
-from lightning_recon.structures import Update
+from lightning_recon.structures import Buffers, Update
 
 
 class DeepFeatures(ActivationPrior):
@@ -33,7 +32,12 @@ class DeepFeatures(ActivationPrior):
         self._last: tuple[nn.Module, str, str] | None = None
 
     def forward(
-        self, images: Tensor, labels: Tensor, payload: nn.Module, observed: Update
+        self,
+        images: Tensor,
+        labels: Tensor,
+        payload: nn.Module,
+        observed: Update,
+        statistics: Buffers,
     ) -> Tensor:
         """Return the weighted penalty of the batch; see :class:`ActivationPrior`.
 
@@ -46,7 +50,8 @@ class DeepFeatures(ActivationPrior):
         )
         share = labels
         if not labels.is_floating_point():
-            share = F.one_hot(labels, len(observed[bias]))
+            # not F.one_hot, which looks at the labels: within vmap nothing may
+            share = labels[:, None] == torch.arange(len(observed[bias]), device=labels.device)
         share = share.to(features.dtype).T  # K B
         count = share.sum(1, keepdim=True)
         means = share @ features / count.clamp_min(1)  # K F

@@ -65,7 +65,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def load_weights(model: nn.Module, path: str, rename: Callable[[str], str] = str) -> None:
+def load_weights(model: nn.Module, path: str | None, rename: Callable[[str], str] = str) -> None:
     """Fill ``model`` from a file of tensors by name.
 
     Takes a plain ``state_dict``, one under the key ``state_dict``, and names that begin with
@@ -73,12 +73,14 @@ def load_weights(model: nn.Module, path: str, rename: Callable[[str], str] = str
 
     Args:
         model: what is filled.
-        path: the file.
+        path: the file; null: the model stays as it is.
         rename: turns a name in the file into the model's own.
 
     Raises:
         InputError: if the file is missing, is no file of tensors, or does not fit the model.
     """
+    if path is None:
+        return
     file = Path(path)
     if not file.is_file():
         raise InputError(f"no weights file at {file.absolute()}")

@@ -57,8 +57,7 @@ class MLP(Target):
                 layers += [nn.Linear(width, next_width), _activation(activation)]
                 width = next_width
             self.layers = nn.Sequential(*layers, nn.Linear(width, num_classes))
-        if weights is not None:
-            load_weights(self, weights)
+        load_weights(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of B C H W images in [0, 1]."""
@@ -117,8 +116,7 @@ class PlainConvNet(Target):
             self.features = nn.Sequential(*layers)
             size = self.features(torch.zeros(1, in_channels, image_size, image_size)).numel()
             self.classifier = nn.Linear(size, num_classes)
-        if weights is not None:
-            load_weights(self, weights)
+        load_weights(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of B C H W images in [0, 1]."""

@@ -53,8 +53,7 @@ class ROGLeNet(Target):
             )
             self.hidden = nn.Linear(64 * (image_size // 4) ** 2, num_features, bias=False)
             self.classifier = nn.Linear(num_features, num_classes, bias=False)
-        if weights is not None:
-            load_weights(self, weights)
+        load_weights(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of B C H W images in [0, 1]."""
@@ -102,8 +101,7 @@ class VGG7(Target):
                 layers.append(nn.MaxPool2d(2))
             self.features = nn.Sequential(*layers)
             self.classifier = nn.Linear(channels * (image_size // 8) ** 2, num_classes, bias=False)
-        if weights is not None:
-            load_weights(self, weights)
+        load_weights(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of B C H W images in [0, 1]."""
@@ -148,8 +146,7 @@ class ResNet9(Target):
                 _Residual(8 * width),
             )
             self.classifier = nn.Linear(8 * width, num_classes)
-        if weights is not None:
-            load_weights(self, weights)
+        load_weights(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of B C H W images in [0, 1]."""
@@ -177,8 +174,7 @@ class NormFreeResNet18(Target):
             for module in self.network.modules():
                 if isinstance(module, nn.Conv2d):
                     module.reset_parameters()
-        if weights is not None:
-            load_weights(self, weights)
+        load_weights(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of B 3 H W images in [0, 1]."""

@@ -44,8 +44,7 @@ class LeNet(Target):
             self.classifier = nn.Linear(12 * side * side, num_classes)
             for parameter in self.parameters():
                 nn.init.uniform_(parameter, -0.5, 0.5)
-        if weights is not None:
-            load_weights(self, weights)
+        load_weights(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of B C H W images in [0, 1]."""
@@ -89,8 +88,7 @@ class ConvNet(Target):
                 channels = out_channels
             self.features = nn.Sequential(*blocks)
             self.classifier = nn.Linear(channels, num_classes)
-        if weights is not None:
-            load_weights(self, weights)
+        load_weights(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of B C H W images in [0, 1]."""

@@ -47,8 +47,7 @@ class TimmClassifier(Target):
         self.name = name
         with seeded(seed):
             self.model = timm.create_model(name, pretrained=False, num_classes=num_classes)
-        if weights is not None:
-            load_weights(self.model, weights)
+        load_weights(self.model, weights)
         self.normalize = (weights is not None) if normalize is None else normalize
         config = timm.data.resolve_model_data_config(self.model)
         self.image_size = int(config["input_size"][-1])

@@ -58,8 +58,7 @@ class TorchvisionClassifier(Target):
             self.model = torchvision.models.get_model(
                 name, weights=None, num_classes=num_classes, **extra
             )
-        if weights is not None:
-            load_weights(self.model, weights, _today)
+        load_weights(self.model, weights, _today)
         self.normalize = (weights is not None) if normalize is None else normalize
         self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(3, 1, 1), persistent=False)

@@ -117,8 +117,7 @@ class TinyViT(Target):
             )
             self.norm = nn.LayerNorm(width)
             self.classifier = nn.Linear(width, num_classes)
-        if weights is not None:
-            load_weights(self, weights)
+        load_weights(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of B C H W images in [0, 1]."""
