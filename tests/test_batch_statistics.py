@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_recon.attacks import Attack
+from lightning_recon.attacks import Attack, InvertingGradients
 from lightning_recon.clients import Aggregate, FedAvg, FedSGD, InstaHide, MixUp, Soteria
 from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.errors import InputError
 from lightning_recon.functional.batch_statistics import batch_statistics
+from lightning_recon.outputs import describe_attack
 from lightning_recon.structures import PrivateBatch
 from lightning_recon.targets import ConvNet, LeNet, TorchvisionClassifier
 
@@ -244,3 +245,12 @@ def test_buffers_of_a_captured_update():
     with pytest.raises(InputError, match=r"should be \(4,\) but is \(3,\)") as caught:
         attack.observe_captured({**captured, "buffers": buffers}, 4)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("known", [["labels"], ["labels", "buffers"]])
+def test_the_privacy_statement_tells_of_buffers_that_pass_no_defense(known):
+    attack = InvertingGradients(
+        ConvNet(10), defenses=[ClipL2(1.0), GaussianNoise(0.1)], known=known
+    )
+    statement = describe_attack(attack, 4)["privacy"]["statement"]
+    assert statement.endswith("pass no defense") is ("buffers" in known)
