@@ -5,7 +5,9 @@ logits of dummy labels start as Gaussian noise, and L-BFGS makes their gradient 
 
 Differences: the best iterate is returned and not the last one (:mod:`.best_iterate`); where the
 objective is not finite its gradient counts as zero; several restarts share one L-BFGS, whose
-direction mixes their curvatures; under FedAvg the dummies run through all local steps.
+direction mixes their curvatures; under FedAvg the dummies run through all local steps.  A dummy z
+stands for the pixels .5 + NORMALISED_STD z: noise of variance 1 lies far outside of [0, 1], and
+L-BFGS seldom finds its way back on networks that were not made for it.
 """
 
 import math
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from lightning_recon.attacks.best_iterate import BestIterate
 from lightning_recon.attacks.gradient_matching import Evidence
+from lightning_recon.attacks.inverting_gradients import NORMALISED_STD
 from lightning_recon.errors import InputError
 from lightning_recon.structures import Observation
 from lightning_recon.targets import Target
@@ -65,7 +68,8 @@ class DLG(BestIterate):
 
     def decode(self, dummy: Tensor) -> Tensor:
         """Return the images, R C H W."""
-        return dummy[:, : -self.target.num_classes].reshape(-1, *self.data.image_shape)
+        flat = dummy[:, : -self.target.num_classes]
+        return 0.5 + NORMALISED_STD * flat.reshape(-1, *self.data.image_shape)
 
     def labels_of(self, dummy: Tensor, evidence: Evidence) -> Tensor:
         """Return the label probabilities, R num_classes."""

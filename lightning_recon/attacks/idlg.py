@@ -16,6 +16,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from lightning_recon.attacks.best_iterate import BestIterate
+from lightning_recon.attacks.inverting_gradients import NORMALISED_STD
 from lightning_recon.functional.label_inference import LabelMethod
 from lightning_recon.targets import Target
 
@@ -60,3 +61,7 @@ class IDLG(BestIterate):
     def start(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Return Gaussian noise of variance 1."""
         return torch.randn(num_samples, *self.dummy_shape, generator=generator)
+
+    def decode(self, dummy: Tensor) -> Tensor:
+        """Return the images, R C H W, as :class:`DLG` does."""
+        return 0.5 + NORMALISED_STD * dummy
