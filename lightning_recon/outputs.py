@@ -64,9 +64,6 @@ def describe_attack(attack: Attack, num_samples: int | None = None) -> dict[str,
         attack: as it ran.
         num_samples: of one client; None: not known.
     """
-    privacy = privacy_statement(attack.chain, client=attack.client, num_samples=num_samples)
-    if "buffers" in attack.oracles:
-        privacy["statement"] += "; the buffers that are sent beside the update pass no defense"
     return {
         "attack": type(attack).__name__,
         "citation": attack.citation,
@@ -74,7 +71,12 @@ def describe_attack(attack: Attack, num_samples: int | None = None) -> dict[str,
         "oracles": list(attack.oracles),
         "target": getattr(attack.target, "name", type(attack.target).__name__),
         "defenses": [type(defense).__name__ for defense in attack.defenses],
-        "privacy": privacy,
+        "privacy": privacy_statement(
+            attack.chain,
+            client=attack.client,
+            num_samples=num_samples,
+            sends_buffers="buffers" in attack.oracles,
+        ),
         "seed": attack.seed,
     }
 

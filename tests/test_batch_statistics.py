@@ -1,6 +1,7 @@
 """What the buffers of a client tell of its batch, against the statistics of the batch itself."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from torch import nn
 
 from lightning_recon.attacks import Attack, InvertingGradients
 from lightning_recon.clients import Aggregate, FedAvg, FedSGD, InstaHide, MixUp, Soteria
-from lightning_recon.defenses import ClipL2, GaussianNoise
+from lightning_recon.defenses import ClipL2, GaussianNoise, PrivUnit2
 from lightning_recon.errors import InputError
 from lightning_recon.functional.batch_statistics import batch_statistics
 from lightning_recon.outputs import describe_attack
+from lightning_recon.privacy.statement import privacy_statement
 from lightning_recon.structures import PrivateBatch
 from lightning_recon.targets import ConvNet, LeNet, TorchvisionClassifier
 
@@ -252,5 +254,30 @@ def test_the_privacy_statement_tells_of_buffers_that_pass_no_defense(known):
     attack = InvertingGradients(
         ConvNet(10), defenses=[ClipL2(1.0), GaussianNoise(0.1)], known=known
     )
-    statement = describe_attack(attack, 4)["privacy"]["statement"]
-    assert statement.endswith("pass no defense") is ("buffers" in known)
+    privacy = describe_attack(attack, 4)["privacy"]
+    is_granted = "buffers" in known
+    assert privacy["statement"].endswith("pass no defense") is is_granted
+    assert (privacy["actual"] is None) is is_granted
+    assert (privacy["rero_1000"] == 1) is is_granted
+
+
+def test_buffers_that_do_not_exist_cannot_be_granted():
+    known = ["labels", "num_samples", "client", "buffers"]
+    attack = InvertingGradients(LeNet(10), known=known)
+    attack.data = SimpleNamespace(image_shape=(3, 32, 32), num_classes=10)
+    with pytest.raises(InputError, match="LeNet has no buffers to grant"):
+        attack.setup("test")
+    attack = InvertingGradients(ConvNet(10, width=4), known=known)
+    update = dict(attack.target.named_parameters())
+    captured = {"update": update, "num_samples": 1, "labels": torch.tensor([1])}
+    with pytest.raises(InputError, match="captured update 3 holds no buffers"):
+        attack.observe_captured(captured, 3)
+
+
+def test_no_claim_holds_where_buffers_are_sent():
+    defenses = [PrivUnit2(epsilon=10, clip_norm=1)]
+    InvertingGradients(ConvNet(10), defenses=defenses)  # binds them
+    for sends_buffers in (False, True):
+        privacy = privacy_statement(defenses, FedSGD(), 4, sends_buffers=sends_buffers)
+        assert privacy["claimed"]["epsilon"] == 10
+        assert privacy["claim_holds"] is not sends_buffers

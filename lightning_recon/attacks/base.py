@@ -197,6 +197,11 @@ class Attack(LightningModule, ABC):
         _check_fit(update, dict(self.payload.named_parameters()), "parameter", client)
         _check_finite(update, client)
         buffers = captured.get("buffers")
+        if buffers is None and "buffers" in self.oracles:
+            raise InputError(
+                f"captured update {client} holds no buffers, which are granted to the attacker; "
+                "add them to the file, or take buffers out of known"
+            )
         if buffers is not None:
             buffers = {name: tensor.to(self.device) for name, tensor in buffers.items()}
             _check_fit(buffers, dict(self.payload.named_buffers()), "buffer", client)
@@ -223,6 +228,10 @@ class Attack(LightningModule, ABC):
             raise InputError(
                 f"the data has {num_classes} classes, but the target knows "
                 f"{self.target.num_classes}; set the target's num_classes"
+            )
+        if "buffers" in self.oracles and next(self.target.buffers(), None) is None:
+            raise InputError(
+                f"{type(self.target).__name__} has no buffers to grant; take buffers out of known"
             )
 
     def on_fit_start(self) -> None:

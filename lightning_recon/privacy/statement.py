@@ -25,6 +25,7 @@ from lightning_recon.privacy.reconstruction import rero_gaussian, rero_pure, rer
 from lightning_recon.privacy.sensitivity import Adjacency, client_sensitivity
 from lightning_recon.privacy.zcdp import gaussian_rho, pure_rho
 
+_BUFFERS = "the buffers that are sent beside the update pass no defense"
 _WHOSE = {"client": "all of one client's data", "record": "one record of the batch"}
 
 
@@ -56,6 +57,7 @@ def privacy_statement(
     num_samples: int | None = None,
     num_rounds: int = 1,
     delta: float = 1e-5,
+    sends_buffers: bool = False,
 ) -> dict[str, Any]:
     """Return what is claimed, and what really holds, for what one client releases.
 
@@ -65,6 +67,8 @@ def privacy_statement(
         num_samples: the client's batch size, for the record level of DP-SGD.
         num_rounds: in how many rounds the client takes part with the same data.
         delta: at which epsilon is given, in (0, 1).
+        sends_buffers: whether batch norm's buffers are sent beside the update.  They pass no
+            defense, so that nothing is guaranteed, whatever is done to the update.
 
     Returns:
         A dictionary for JSON:
@@ -104,6 +108,8 @@ def privacy_statement(
             f"not {delta} and {num_rounds}"
         )
     chain = _walk(defenses, client, num_samples)
+    if sends_buffers:
+        chain = chain._replace(gaussians=[], randomizers=[])
     actual = _guarantee(chain, "client", num_rounds, delta)
     has_records = client is not None and client.clip_norm is not None and num_samples is not None
     record_level = _guarantee(chain, "record", num_rounds, delta) if has_records else None
@@ -118,7 +124,8 @@ def privacy_statement(
         "rero_1000": _rero(chain, num_rounds),
         "num_rounds": num_rounds,
     }
-    return {**results, "statement": _sentence(results, defenses)}
+    why = _BUFFERS if sends_buffers else _reason(results, defenses)
+    return {**results, "statement": _sentence(results, why)}
 
 
 def _walk(defenses: Sequence[Defense], client: Client | None, num_samples: int | None) -> _Chain:
@@ -240,12 +247,12 @@ def _rero(chain: _Chain, num_rounds: int) -> float:
     return min(bounds, default=1.0)
 
 
-def _sentence(results: dict[str, Any], defenses: Sequence[Defense]) -> str:
-    """Return the statement for people."""
+def _sentence(results: dict[str, Any], why: str) -> str:
+    """Return the statement for people, and why nothing is guaranteed if that is so."""
     rounds = f" over {results['num_rounds']} rounds" if results["num_rounds"] > 1 else ""
     actual, record, claimed = (results[key] for key in ("actual", "record_level", "claimed"))
     if actual is None:
-        text = f"no formal guarantee: {_reason(results, defenses)}"
+        text = f"no formal guarantee: {why}"
     else:
         text = f"{_figure(actual)} for {_WHOSE['client']}{rounds} (replacement; {actual['rule']})"
     if record is not None:
