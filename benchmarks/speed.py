@@ -16,6 +16,7 @@ import torch
 from benchmarks.peer import Peer, is_installed
 from benchmarks.records import Records, Row, cifar, environment, matched_psnr, paired, run_alone
 from lightning_recon.attacks import InvertingGradients
+from lightning_recon.clients import FedSGD
 from lightning_recon.data import ClientDataModule
 from lightning_recon.targets import ConvNet, LeNet, Target, TorchvisionClassifier
 
@@ -85,13 +86,19 @@ def compare(case: Case, options: argparse.Namespace, device: str) -> dict[str, f
     data = cifar(options, batch_size=1, indices=[0], image_size=case.image_size)
     target = case.make_target()
     attack = InvertingGradients(
-        target, num_restarts=case.restarts, compile=True, iterations=case.iterations
+        target,
+        client=FedSGD(mode="eval"),  # one image has no batch statistics, and the peer uses none
+        num_restarts=case.restarts,
+        compile=True,
+        iterations=case.iterations,
     )
     seconds = prepare(attack, data, device)
     peer = None
     if is_installed():
         batch = data.client(0)
-        peer = Peer(target, batch.images.to(device), batch.labels.to(device), case.iterations)
+        peer = Peer(
+            target.eval(), batch.images.to(device), batch.labels.to(device), case.iterations
+        )
         peer.run()  # warm
     ours, theirs, ratio = paired(
         lambda: case.restarts * case.iterations / seconds(),
