@@ -63,6 +63,14 @@ examples:
 
 tab completion: python cli.py completion --help
 """
+_FRAME = (
+    "Does not validate",
+    "Errors:",
+    "Given value",
+    "Problem with given class_path",
+    "Subtypes:",
+)
+"""How the lines of jsonargparse begin that only lead to the reason."""
 _PROG = "python cli.py"
 _RUN_HELP = "folder of a run, such as lightning_logs/version_0"
 
@@ -96,7 +104,7 @@ def report_bad_input() -> Iterator[Outcome]:
     outcome = Outcome()
     try:
         yield outcome
-    except (InputError, ArgumentError, ValueError) as error:
+    except (InputError, ArgumentError, ValueError, OSError) as error:
         message = _explain(error)
         if message is None:
             raise
@@ -236,28 +244,56 @@ def concrete_subclasses(base: type[T]) -> set[type[T]]:
     return below
 
 
+def input_error_in(error: BaseException) -> InputError | None:
+    """Return the InputError that an error is, or was made from; jsonargparse wraps them."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def _explain(error: Exception) -> str | None:
     """Return one line on what is wrong with the input; None if the error is not the input's."""
-    cause: BaseException | None = error
-    while cause is not None:  # jsonargparse wraps what a constructor raises
-        if isinstance(cause, InputError):
-            return " ".join(str(cause).split())
-        cause = cause.__cause__ or cause.__context__
+    if found := input_error_in(error):
+        return " ".join(str(found).split())
+    if isinstance(error, OSError):
+        name = error.filename
+        return (
+            None if name is None else f"cannot use {Path(str(name)).absolute()}: {error.strerror}"
+        )
     if not isinstance(error, ArgumentError):
         return None
     text = str(error)
-    if "are required" in text:
-        return f"{text}; see --help"
-    if "\n" not in text:
-        return text
-    keys = re.findall(r'Parser key "([\w.]+)"', text)
-    reasons = re.findall(r"\n\s*- (.*?)(?=\n\s*- |\n\s*Given value)", text, flags=re.DOTALL)
-    if reasons and "class_path" in reasons[0]:
-        reasons = reasons[:1]  # the class is the type that was meant
-    reason = re.sub(r'Parser key "[\w.]+": *', "", " or ".join(reasons) or text)
-    if found := re.search(r"Expected a dot import path string: (\S+)", text):
-        reason = (
-            f"there is no class {found[1]}; give the name of a class of lightning_recon or the "
-            "full import path of one"
+    if text.startswith("the following arguments are required"):
+        is_run = re.search(r"\.(model|data)\b", text)
+        return f"{text}; {'give --config configs/NAME.yaml' if is_run else 'see --help'}"
+    keys = re.findall(r'Parser key "([\w.]+)":', text)
+    if not keys:
+        return " ".join(text.split())
+    where = ".".join(dict.fromkeys(keys))
+    if found_path := re.search(r"Expected a dot import path string: (\S+)", text):
+        return (
+            f"{where}: there is no class {found_path[1]}; give the name of a class of "
+            "lightning_recon or the full import path of one"
         )
-    return f"{'.'.join(dict.fromkeys(keys))}: {' '.join(reason.split())}"
+    if classes := re.findall(r"given class_path '[\w.]*?(\w+)'", text):
+        where += f" ({classes[-1]})"
+    return f"{where}: {_innermost_reason(text)}"
+
+
+def _innermost_reason(text: str) -> str:
+    """Return what stands deepest in the tree of reasons that jsonargparse prints."""
+    reasons: dict[int, str] = {}
+    for line in re.sub(r'Parser key "[\w.]+": *', "", text).splitlines():
+        said = line.lstrip(" -")
+        if said and not said.startswith(_FRAME):
+            depth = len(line) - len(said)
+            link = " or " if line.lstrip().startswith("- ") else " "
+            reasons[depth] = f"{reasons[depth]}{link}{said}" if depth in reasons else said
+    reason = reasons[max(reasons)] if reasons else " ".join(text.split())
+    given = re.search(r"Given value: (?!NestedArg|Namespace)(.{1,80})$", text, flags=re.MULTILINE)
+    if given and reason.startswith("Expected") and "Got value" not in reason:
+        reason += f"; got {given[1]}"
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", reason)

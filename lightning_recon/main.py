@@ -16,16 +16,24 @@ import torch
 import yaml
 from jsonargparse import DefaultHelpFormatter, _completions, capture_parser
 from jsonargparse.typing import register_type
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import StrategyRegistry
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_recon import __version__
 from lightning_recon.attacks import Attack
 from lightning_recon.callbacks import Audit
-from lightning_recon.commands import LIGHTNING, add_commands, report_bad_input
+from lightning_recon.commands import (
+    LIGHTNING,
+    add_commands,
+    input_error_in,
+    report_bad_input,
+)
 from lightning_recon.data import AuditDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.records import read_records
@@ -91,7 +99,43 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter)
     """Keeps the line breaks of descriptions."""
 
 
-class ReconCLI(LightningCLI):
+@contextmanager
+def _making(name: str) -> Iterator[None]:
+    """Within this context an object is made from options: what it refuses is the input's fault."""
+    try:
+        yield
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        if input_error_in(error):
+            raise
+        raise InputError(f"{name}: {error}") from error
+
+
+def _make(class_type: type[Any], *args: Any, **kwargs: Any) -> Any:
+    with _making(class_type.__name__):
+        return class_type(*args, **kwargs)
+
+
+class _CheckedCLI(LightningCLI):
+    """Lightning's command line, with a line on what cannot be made from the options."""
+
+    def setup_parser(self, *args: Any) -> None:
+        """Look at optimizers too, which attacks make later, one for each client."""
+        super().setup_parser(*args)
+        for made in (Optimizer, LRScheduler):
+            self.parser.add_instantiator(_make, made)
+
+    def instantiate_classes(self) -> None:
+        """Make the attack or training, the data and the trainer."""
+        with _making("model or data"):
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer."""
+        with _making("trainer"):
+            return super().instantiate_trainer(**kwargs)
+
+
+class ReconCLI(_CheckedCLI):
     """Lightning's command line with the audit added."""
 
     run_folder: Path | None = None
@@ -177,7 +221,7 @@ class ReconCLI(LightningCLI):
     after_validate = after_test = after_predict = after_fit
 
 
-class TrainingCLI(LightningCLI):
+class TrainingCLI(_CheckedCLI):
     """Lightning's command line as it is, to train a denoiser or a refiner."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -267,22 +311,28 @@ def _cli_options(args: Sequence[str] | None, commands: dict[str, Any]) -> dict[s
     }
 
 
+def _model_in(file: str) -> Any:
+    """The class of the model that a configuration names, if any."""
+    try:
+        return yaml.safe_load(Path(file).read_text())["model"]["class_path"]
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{Path(file).absolute()}: no YAML: {error}") from error
+    except (OSError, LookupError, TypeError):
+        return None
+
+
 def _training(words: Sequence[str]) -> str | None:
     """The training that the command line or its last configuration names; None for an attack.
 
-    Files that cannot be read are left to the parser, which says what is wrong with them.
+    Files that cannot be opened are left to the parser, which says so; one that is no YAML is not.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("-c", "--config", action="append", default=[])
     finder.add_argument("--model", "--model.class_path", dest="model")
     found = finder.parse_known_args(list(words))[0]
     name = found.model
-    for file in reversed(found.config):
-        if name is None:
-            try:
-                name = yaml.safe_load(Path(file).read_text())["model"]["class_path"]
-            except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError):
-                continue
+    for named in map(_model_in, reversed(found.config)):
+        name = name or named
     name = str(name).rpartition(".")[2]
     return name if name in _TRAININGS else None
 

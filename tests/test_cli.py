@@ -20,6 +20,9 @@ from lightning_recon.main import ReconCLI, main
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests/conf/ldp_tiny.yaml")
+MPS = torch.backends.mps.is_available()
+GRADIENTS = str(ROOT / "configs/inverting_gradients.yaml")
+CALIBRATED = "[{class_path: GaussianNoise, init_args: {calibration: std}}]"
 RESULT_KEYS = {
     "experiment", "attack", "data", "masks", "num_images", "recovered", "precision", "recall",
     "metrics", "null", "privacy", "wall_seconds", "peak_memory_bytes", "import_memory_bytes",
@@ -241,6 +244,31 @@ class TestBadInput:
             (["--model.init_args.target.init_args.num_classes", "5"], "the target knows 5"),
             (["--model.init_args.target.init_args.weights", "no.pt"], "no weights file at"),
             (["--ckpt_path", "no.ckpt"], "no.ckpt"),
+            (["--trainer.devices", "0"], "trainer: `Trainer(devices='0')` value is not a valid"),
+            (["--trainer.strategy", "ddpp"], "invalid strategy name: `strategy='ddpp'`"),
+            (["--trainer.default_root_dir", "a_file"], "a_file/lightning_logs: Not a directory"),
+            (["--config", "broken.yaml"], "broken.yaml: no YAML: "),
+            (["--config", "none.yaml"], "error: config: File does not exist: '/"),
+            (
+                ["--model.init_args.client", "FedAvg"],
+                "model.client (FedAvg): the following arguments are required: learning_rate",
+            ),
+            (
+                ["--model.init_args.client", "{class_path: FedAvg, init_args: {momentum: fast}}"],
+                "model.client.momentum (FedAvg): Expected a float. Got value: fast",
+            ),
+            (
+                [
+                    "--model.init_args.defenses",
+                    "[{class_path: PrivUnit2, init_args: {epsilon: 1}}]",
+                ],
+                "model.defenses (PrivUnit2): the following arguments are required: clip_norm",
+            ),
+            (
+                ["--model.init_args.defenses", CALIBRATED],
+                "model.defenses.calibration (GaussianNoise): Expected a Literal['record_mean'] or "
+                "Expected a NoneType; got std",
+            ),
             (
                 ["--data", "ImageNetDataModule", "--data.init_args.root", "nowhere"],
                 "nowhere; expected folders by WordNet id",
@@ -248,11 +276,44 @@ class TestBadInput:
         ],
     )
     def test_one_line_and_nothing_written(self, arguments, words, capfd):
+        Path("a_file").touch()
+        Path("broken.yaml").write_text("model: [1")
         assert main(["fit", "--config", TINY, *arguments]) == 2
         lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1
         assert words in lines[0]
         assert list(Path().rglob("lightning_logs/*/*")) == []
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (
+                ["optimizer", "{class_path: torch.optim.Adam, init_args: {lr: -1}}"],
+                "error: Adam: Invalid learning rate: -1.0\n",
+            ),
+            (
+                ["compile", "fast"],
+                "model.compile (InvertingGradients): Expected a bool or Expected a Literal['default"
+                "', 'reduce-overhead', 'max-autotune']; got fast\n",
+            ),
+        ],
+    )
+    def test_options_of_an_optimizing_attack(self, arguments, words, capfd):
+        option, value = arguments
+        size = ["--data.init_args.image_size", "32", "--model.init_args.iterations", "2"]
+        given = [f"--model.init_args.{option}", value]
+        assert main(["test", "--config", GRADIENTS, *size, *given]) == 2
+        assert words in capfd.readouterr().err
+        assert list(Path().rglob("lightning_logs/*/*")) == []
+
+    @pytest.mark.skipif(torch.cuda.is_available() or MPS, reason="there is a GPU")
+    def test_no_gpu(self, capfd):
+        assert main(["test", "--config", TINY, "--trainer.accelerator", "gpu"]) == 2
+        assert "error: trainer: No supported gpu backend found!\n" in capfd.readouterr().err
+
+    def test_no_config(self, capfd):
+        assert main(["test"]) == 2
+        assert capfd.readouterr().err.endswith("; give --config configs/NAME.yaml\n")
 
     def test_a_broken_target_leaves_nothing(self, capfd):
         cli = instantiate(["--config", TINY])

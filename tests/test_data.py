@@ -1,7 +1,9 @@
 import hashlib
+import inspect
 import json
 import pickle
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,7 @@ from torchvision import datasets
 from lightning_recon.data import (
     AuditDataModule,
     Caltech256DataModule,
+    CapturedUpdate,
     CapturedUpdatesDataModule,
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -681,6 +684,14 @@ def test_captured_updates(tmp_path):
             loader()
 
 
+def test_captured_keys():
+    """A file needs all keys but ``buffers``, and Python 3.10 can import the class."""
+    assert CapturedUpdate.__required_keys__ == {"update", "num_samples", "labels", "image_shape"}
+    assert CapturedUpdate.__optional_keys__ == {"buffers"}
+    source = Path(inspect.getfile(CapturedUpdatesDataModule)).read_text()
+    assert "NotRequired" not in source  # of Python 3.11
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -708,6 +719,9 @@ def test_unusable_captured_folder(tmp_path):
     with pytest.raises(InputError, match=r"cannot read the captured update .*a\.pt") as caught:
         CapturedUpdatesDataModule(str(tmp_path)).setup()
     assert "\n" not in str(caught.value)
+    (tmp_path / "a.pt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"a\.pt: \w.*"):
+        CapturedUpdatesDataModule(str(tmp_path)).setup()
     captured_file(tmp_path / "a.pt")
     captured_file(tmp_path / "b.pt", image_shape=(1, 8, 8))
     with pytest.raises(InputError, match=r"b\.pt.*one folder per model"):

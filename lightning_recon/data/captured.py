@@ -1,7 +1,7 @@
 """Updates that were captured from a real federation: nobody has the truth."""
 
 from pathlib import Path
-from typing import Any, NoReturn, NotRequired, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from lightning_recon.errors import InputError
 from lightning_recon.structures import Buffers, Update
 
 
-class CapturedUpdate(TypedDict):
-    """One file of :class:`CapturedUpdatesDataModule`."""
+class _RequiredKeys(TypedDict):
+    """What every file holds."""
 
     update: Update
     """By parameter name."""
@@ -22,7 +22,12 @@ class CapturedUpdate(TypedDict):
     """B, int64, or None if not known."""
     image_shape: tuple[int, int, int]
     """C, H, W of the images that the client trained on."""
-    buffers: NotRequired[Buffers]
+
+
+class CapturedUpdate(_RequiredKeys, total=False):
+    """One file of :class:`CapturedUpdatesDataModule`."""
+
+    buffers: Buffers
     """By name, if the client returned them: batch norm's statistics after its training."""
 
 
@@ -140,7 +145,7 @@ def _read(path: Path) -> CapturedUpdate:
     try:
         content: Any = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a broken file fails in many ways, all of them the user's to mend
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0] or "it is empty or breaks off"
         raise InputError(f"cannot read the captured update {path}: {reason}") from error
     problem = _problem(content)
     if problem is not None:
@@ -158,7 +163,7 @@ def _read(path: Path) -> CapturedUpdate:
 
 def _problem(content: Any) -> str | None:
     """What is wrong with the content of a file, if anything."""
-    keys = [key for key in CapturedUpdate.__annotations__ if key != "buffers"]
+    keys = list(_RequiredKeys.__annotations__)
     if not isinstance(content, dict) or content.keys() - {"buffers"} != set(keys):
         return f"expected a dictionary with the keys {', '.join(keys)}, and buffers if it has any"
     update, labels = content["update"], content["labels"]
