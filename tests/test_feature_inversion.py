@@ -12,7 +12,15 @@ from torch import nn
 from lightning_recon.attacks.feature_inversion import FeatureInversionAttack
 from lightning_recon.clients import Aggregate, FedAvg, FedSGD, MixUp
 from lightning_recon.data import SampleImagesDataModule
-from lightning_recon.defenses import QSGD, ClipL2, GaussianNoise, RandomK, SignSGD, TopK
+from lightning_recon.defenses import (
+    QSGD,
+    ClipL2,
+    GaussianNoise,
+    Piecewise,
+    RandomK,
+    SignSGD,
+    TopK,
+)
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.functional.linear_decoder import fit_linear_decoder
@@ -399,6 +407,13 @@ def test_obfuscation(name):
     assert errors.median() < limit
     mean_image = attack._public.mean(0).expand_as(batch.images)
     assert psnr(start, batch.images).mean() > psnr(mean_image, batch.images).mean() + 2
+
+
+def test_an_update_that_is_noise_gives_images_of_some_kind():
+    # the size that these features seem to have is below 0
+    attack = make(1, defenses=[Piecewise(epsilon=1000.0, clip_value=0.1)], seed=2)
+    start, _ = attack.initialize(attack.observe(attack.data.client(0), 0))
+    assert start.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["largest", "signs"])

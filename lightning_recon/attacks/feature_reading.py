@@ -22,6 +22,7 @@ from lightning_recon.functional.linear_stack import (
 from lightning_recon.structures import Update
 
 _SCALE = 2.0  # a size that public features and found ones may differ by
+_LOST = 1e-6  # such a small size, or one below 0, is that of noise
 _NUM_PLAYED = 3  # times that a client's local steps are played
 _OUTPUT = "added to the output"  # among the parameters that a client trains
 _BATCH = 16  # public images that run through the payload together
@@ -80,9 +81,8 @@ def read_features(update: Evidence, public: Tensor, *, is_adaptive: bool) -> Sig
 
     solved = solve()
     factor = float(solved.features.mean() / moments[0][0].mean())
-    if update.scale is None or not 1 / _SCALE < factor < _SCALE:
+    if factor > _LOST and (update.scale is None or not 1 / _SCALE < factor < _SCALE):
         # the update has another size than the gradient: clipped, or of an unknown rate
-        factor = max(factor, torch.finfo(seen.dtype).tiny)
         gradients = [gradient / factor for gradient in gradients]
         readings = [Reading(kind, size / factor) for kind, size in readings]
         solved = solve()

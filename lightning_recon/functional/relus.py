@@ -101,13 +101,13 @@ def updated_chances(chances: Tensor, whole: Tensor, passed: Tensor) -> Tensor:
         chances: before.
         whole: what passes a ReLU that is open.
         passed: what was seen to pass.  Its size and its noise are those that it has, in each
-            sample, where the ReLUs are known.
+            sample, where the ReLUs are known; a size below 0 is noise, and tells nothing.
     """
     is_sure = (chances - 0.5).abs() > 0.5 - _SURE
     passes = whole * (is_sure & (chances > 0.5))
     tiny = torch.finfo(whole.dtype).tiny
     size = (passed * passes).sum(1, keepdim=True)
-    size = size / passes.square().sum(1, keepdim=True).clamp_min(tiny)
+    size = (size / passes.square().sum(1, keepdim=True).clamp_min(tiny)).clamp_min(0)
     noise = (is_sure * (passed - size * passes)).square().sum(1, keepdim=True)
     noise = noise / is_sure.sum(1, keepdim=True).clamp_min(1) + tiny
     evidence = (passed.square() - (passed - size * whole).square()) / (2 * noise)
