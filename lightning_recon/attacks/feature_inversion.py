@@ -9,7 +9,9 @@ linear_layers`).  The images follow in two steps:
 
 - A linear decoder from feature maps to pixels is fitted on public images.  Where the update is
   obfuscated, it is fitted on maps with the same errors: the public images take the private ones'
-  place in the batch, and their gradient is obfuscated in the same way and solved again.
+  place in the batch, and their gradient is obfuscated in the same way and solved again.  What the
+  payload makes of the decoded images tells anew which ReLUs were open (functional.relus), and a
+  small network, trained on the same public images, corrects the linear decoder.
 - From there on the images are optimised: their features are to be the ones found, in units of the
   error that these have; priors fill in what the features leave open.  Where the features are
   vectors without places (a network that pools them), the update itself is matched, too.
