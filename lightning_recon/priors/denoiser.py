@@ -75,8 +75,7 @@ class FFDNet(nn.Module):
         nn.init.normal_(last.weight, std=1e-3)
         with torch.no_grad():
             first.weight[:, 3:] -= first.weight[:, 3:].mean((1, 2, 3), keepdim=True)
-        if weights is not None:
-            load_weights(self, weights, lambda name: re.sub(r"^(\w*dncnn\.)+", "layers.", name))
+        load_weights(self, weights, lambda name: re.sub(r"^(\w*dncnn\.)+", "layers.", name))
         self.eval()
 
     def forward(self, images: Tensor, noise_std: Tensor) -> Tensor:

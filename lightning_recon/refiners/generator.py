@@ -83,8 +83,7 @@ class _UNetRefiner(TrainableRefiner):
             for channel in range(3):
                 self.last.weight[channel, w + channel, 1, 1] = 2
             self.last.bias.fill_(-1)  # type: ignore[union-attr]
-        if weights is not None:
-            load_weights(self, weights)
+        load_weights(self, weights)
         self.eval()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *options: Any, **more: Any) -> Any:

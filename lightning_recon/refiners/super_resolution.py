@@ -54,8 +54,7 @@ class SuperResolution(TrainableRefiner):
         self.tail = nn.Conv2d(num_features, 3 * scale**2, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
         nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
-        if weights is not None:
-            load_weights(self, weights)
+        load_weights(self, weights)
         self.eval()
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
