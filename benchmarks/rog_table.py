@@ -32,8 +32,8 @@ from lightning_recon.matching import match
 from lightning_recon.structures import Observation
 
 ROOT = Path(__file__).parents[1]
-SIZE = 128
 ITERATIONS = 100
+ANALYTIC_ITERATIONS = 6  # and a start that costs as much as some twenty
 
 
 class Obfuscation(NamedTuple):
@@ -62,13 +62,17 @@ OBFUSCATIONS = {
     ),
 }
 TARGETS = {"lenet": "ROGLeNet", "vgg7": "VGG7", "resnet9": "ResNet9"}
+SIZED = ("lenet", "vgg7")  # their linear layers depend on the image size
 
 
-def published_loop(observation: Observation, learning_rate: float | None, epochs: int) -> Tensor:
-    """Return the images that the published matching loop finds, B 3 H W.
+def published_loop(
+    observation: Observation, size: int, learning_rate: float | None, epochs: int
+) -> Tensor:
+    """Return the images that the published matching loop finds, B 3 size size.
 
     Args:
         observation: with labels; its update is taken for a gradient as it is.
+        size: height and width of the images.
         learning_rate: of FedAvg's local steps; None: FedSGD.
         epochs: local steps on the whole batch.
     """
@@ -78,7 +82,7 @@ def published_loop(observation: Observation, learning_rate: float | None, epochs
     if learning_rate is not None:
         observed = {name: -change / learning_rate for name, change in observed.items()}
     generator = torch.Generator().manual_seed(observation.seed)
-    latent = torch.rand(len(labels), 3, SIZE // 4, SIZE // 4, generator=generator)
+    latent = torch.rand(len(labels), 3, size // 4, size // 4, generator=generator)
     latent.requires_grad_()
     optimizer = torch.optim.Adam([latent], lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, ITERATIONS, eta_min=0.005)
@@ -111,13 +115,18 @@ def _gradient(
     return dict(zip(weights, gradients, strict=True))
 
 
-def make_attack(config: str, row: Obfuscation, target: str, changes: dict[str, Any]) -> Attack:
+def make_attack(
+    config: str, row: Obfuscation, target: str, size: int, changes: dict[str, Any]
+) -> Attack:
     """Return the attack of a configuration file on another obfuscation and target."""
     model = yaml.safe_load((ROOT / "configs" / f"{config}.yaml").read_text())["model"]
     model["init_args"] |= {
         "defenses": row.defenses,
         "client": row.client,
-        "target": {"class_path": TARGETS[target]},
+        "target": {
+            "class_path": TARGETS[target],
+            "init_args": {"image_size": size} if target in SIZED else {},
+        },
         "known": ["labels", "num_samples", "client"],
         **changes,
     }
@@ -135,11 +144,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "rog_qsgd",
         {
             "adaptive": True,
-            "iterations": ITERATIONS // 3,
-            "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.1}},
+            "analytic_start": True,
+            "iterations": ANALYTIC_ITERATIONS,
+            "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.02}},
             "lr_scheduler": {
                 "class_path": "torch.optim.lr_scheduler.CosineAnnealingLR",
-                "init_args": {"T_max": ITERATIONS // 3, "eta_min": 0.01},
+                "init_args": {"T_max": ANALYTIC_ITERATIONS, "eta_min": 0.002},
             },
         },
     ),
@@ -173,9 +183,10 @@ def measure(
     """Return the figures of one method on one client, and its images in the truth's order."""
     batch = data.client(client)
     config, changes = METHODS[method]
+    size = data.image_shape[1]
     if method == "feature_inversion_denoiser":
         changes = {**changes, **_denoiser(denoiser)}
-    attack = make_attack(config, row, target, changes)
+    attack = make_attack(config, row, target, size, changes)
     attack.data = data
     attack.start_run()
     observation = attack.observe(batch, client)
@@ -183,15 +194,16 @@ def measure(
     if method == "published":
         local = attack.client
         if isinstance(local, FedAvg):
-            images = published_loop(observation, local.learning_rate, local.epochs)
+            images = published_loop(observation, size, local.learning_rate, local.epochs)
         else:
-            images = published_loop(observation, None, 1)
+            images = published_loop(observation, size, None, 1)
     else:
         images = attack.reconstruct(observation).images
     seconds = time.monotonic() - started
     figures = {
         "row": name,
         "target": target,
+        "size": size,
         "client": client,
         "method": method,
         "psnr": _psnr(images, batch.images),
@@ -217,6 +229,7 @@ def run(options: argparse.Namespace, data: ImageNetDataModule) -> list[dict[str,
     path = Path(options.records)
     if path.is_file():
         records = [json.loads(line) for line in path.read_text().splitlines() if line]
+    records = [record for record in records if record["size"] == options.size]
     done = {(r["row"], r["target"], r["client"], r["method"]) for r in records}
     for client in range(options.first, options.first + options.clients):
         for name in options.rows:
@@ -282,13 +295,14 @@ def main() -> None:
     parser.add_argument("--denoiser", help="weights of an FFDNet, for its prior")
     parser.add_argument("--first", type=int, default=0, help="the first client")
     parser.add_argument("--target", choices=sorted(TARGETS), default="lenet")
+    parser.add_argument("--size", type=int, default=128, help="height and width of the images")
     parser.add_argument("--rows", nargs="+", choices=list(OBFUSCATIONS), default=list(OBFUSCATIONS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS)[:-1])
     options = parser.parse_args()
     data = ImageNetDataModule(
         root=options.root,
         batch_size=16,
-        image_size=SIZE,
+        image_size=options.size,
         num_clients=max(5, options.first + options.clients),
         num_public=128,
     )

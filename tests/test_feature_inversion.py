@@ -323,7 +323,7 @@ class TestRelus:
 
 
 def test_a_second_look_at_the_images_mends_what_an_obfuscated_gradient_tells(monkeypatch):
-    module = "lightning_recon.attacks.feature_inversion"
+    module = "lightning_recon.attacks.feature_decoding"
     errors = {}
     for num_looks in (0, 4):
         monkeypatch.setattr(f"{module}._NUM_LOOKS", num_looks)

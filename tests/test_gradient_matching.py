@@ -1,19 +1,24 @@
+from functools import partial
+
 import pytest
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from lightning_recon.attacks import GradientMatching, ROGAttack
+from lightning_recon.attacks import DLG, IDLG, GradientMatching, MultiScale, ROGAttack
 from lightning_recon.attacks.batched import stack_clients
 from lightning_recon.attacks.gradient_matching import KNOWN
 from lightning_recon.clients import Aggregate, FedAvg, FedSGD, MixUp
 from lightning_recon.data import SampleImagesDataModule
-from lightning_recon.defenses import ClipL2, GaussianNoise
+from lightning_recon.defenses import QSGD, ClipL2, GaussianNoise, TopK
 from lightning_recon.errors import InputError
 from lightning_recon.functional.gradient_distance import DISTANCES
 from lightning_recon.functional.image_quality import psnr
+from lightning_recon.matching import match
 from lightning_recon.priors import BatchNormStatistics
 from lightning_recon.structures import PrivateBatch
-from lightning_recon.targets import ConvNet, LeNet, ROGLeNet
+from lightning_recon.targets import ConvNet, LeNet, ROGLeNet, Target
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -329,3 +334,94 @@ def test_a_client_is_left_on_a_plateau():
     assert len(patient.reconstruct(observation).curve) == 40
     moving = make(iterations=20, patience=7)
     assert len(moving.reconstruct(observation).curve) == 20
+
+
+class TestAnalyticStart:
+    """The first restart begins with what the linear layers' gradients tell."""
+
+    @pytest.mark.parametrize(
+        ("defenses", "adaptive"), [([], False), ([], True), ([QSGD(16)], True), ([TopK(0.9)], True)]
+    )
+    def test_it_is_like_the_truth_and_the_other_restarts_are_not(self, defenses, adaptive):
+        attack = make(
+            analytic_start=True, defenses=defenses, adaptive=adaptive, upsampling=1, num_restarts=2
+        )
+        batch = attack.data.client(0)
+        start, evidence = attack.initialize(attack.observe(batch, 0))
+        noise, _ = make(
+            defenses=defenses, adaptive=adaptive, upsampling=1, num_restarts=2
+        ).initialize(attack.observe(batch, 0))
+        assert evidence.notes["analytic_start"] == 1
+        mean = attack.data.public_images().mean(0).expand_as(batch.images)
+        assert psnr(start[:4], batch.images).mean() > psnr(mean, batch.images).mean() + 3
+        assert psnr(start[:4], batch.images).mean() > psnr(noise[:4], batch.images).mean() + 5
+        assert torch.equal(start[4:], noise[4:])
+
+    @pytest.mark.parametrize("known", [["labels", "client"], ["num_samples", "client"], ["labels"]])
+    def test_it_holds_whatever_is_granted(self, known):
+        attack = make(analytic_start=True, known=known, upsampling=1, client=FedAvg(0.01, 3))
+        batch = attack.data.client(0)
+        start, _ = attack.initialize(attack.observe(batch, 0))
+        order = match(start, batch.images).row
+        mean = attack.data.public_images().mean(0).expand_as(batch.images)
+        assert psnr(start[order], batch.images).mean() > psnr(mean, batch.images).mean() + 2
+        assert start.requires_grad is False
+
+    def test_matching_goes_on_from_it(self):
+        arguments = {"analytic_start": True, "upsampling": 1, "iterations": 40}
+        attack = make(optimizer=partial(adam, lr=0.003), **arguments)
+        batch = attack.data.client(0)
+        observation = attack.observe(batch, 0)
+        start, _ = attack.initialize(observation)
+        found = attack.reconstruct(observation)
+        assert psnr(found.images, batch.images).mean() > psnr(start, batch.images).mean() + 0.5
+
+    def test_latents_stand_for_smaller_images(self):
+        attack = make(upsampling=2)
+        smooth = F.interpolate(torch.rand(2, 3, 4, 4), (32, 32), mode="bicubic").clamp(0, 1)
+        latent = attack.encode(smooth)
+        assert latent.shape == (2, *attack.dummy_shape)
+        assert psnr(attack.decode(latent), smooth).mean() > 35
+
+    def test_dummies_of_idlg_and_of_several_scales(self):
+        images = torch.rand(2, 3, 32, 32)
+        idlg, scales = IDLG(LeNet()), MultiScale(LeNet())
+        torch.testing.assert_close(idlg.decode(idlg.encode(images)), images)
+        coarse = scales.encode(images)
+        assert coarse.shape == images.shape
+        assert coarse.std() < images.std() / 2
+
+    def test_what_has_none_says_so(self):
+        with pytest.raises(InputError, match="DLG has no analytic_start"):
+            DLG(LeNet(), analytic_start=True)
+        attack = make(target=NoLinear(), analytic_start=True, upsampling=1)
+        with pytest.raises(InputError, match="without analytic_start"):
+            attack.initialize(attack.observe(attack.data.client(0), 0))
+
+
+class NoLinear(Target):
+    """Convolutions alone."""
+
+    def __init__(self):
+        super().__init__(20)
+        self.convolution = nn.Conv2d(3, 20, 3)
+
+    def forward(self, images):
+        return self.convolution(images).mean((2, 3))
+
+
+@pytest.mark.parametrize("has_bar", [True, False])
+def test_the_progress_bar_shows_the_objective_between_what_is_logged(tmp_path, has_bar):
+    attack = make(iterations=3)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        default_root_dir=tmp_path,
+        logger=False,
+        log_every_n_steps=0,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=has_bar,
+    )
+    trainer.fit(attack, datamodule=attack.data)
+    assert ("objective" in trainer.progress_bar_metrics) == has_bar

@@ -55,6 +55,8 @@ class DLG(BestIterate):
             raise InputError(
                 "DLG finds the labels itself; take labels out of known, or choose another attack"
             )
+        if kwargs.get("analytic_start"):
+            raise InputError("DLG has no analytic_start: features are read with labels; use IDLG")
         super().__init__(target, known=known, iterations=iterations, optimizer=optimizer, **kwargs)
 
     @property

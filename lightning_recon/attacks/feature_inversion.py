@@ -7,11 +7,10 @@ ReLUs below were on, and so on down to the feature maps of the convolutions: a r
 feature, whatever was done to the gradient's entries (:mod:`lightning_recon.functional.
 linear_layers`).  The images follow in two steps:
 
-- A linear decoder from feature maps to pixels is fitted on public images.  Where the update is
-  obfuscated, it is fitted on maps with the same errors: the public images take the private ones'
-  place in the batch, and their gradient is obfuscated in the same way and solved again.  What the
-  payload makes of the decoded images tells anew which ReLUs were open (functional.relus), and a
-  small network, trained on the same public images, corrects the linear decoder.
+- A linear decoder from feature maps to pixels is fitted on public images
+  (:mod:`lightning_recon.attacks.feature_decoding`).  What the payload makes of the decoded images
+  tells anew which ReLUs were open (functional.relus), and a small network, trained on the same
+  public images, corrects the linear decoder.
 - From there on the images are optimised: their features are to be the ones found, in units of the
   error that these have; priors fill in what the features leave open.  Where the features are
   vectors without places (a network that pools them), the update itself is matched, too.
@@ -29,29 +28,26 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_recon.attacks.feature_reading import Sight, read_features
+from lightning_recon.attacks.feature_decoding import (
+    Decoded,
+    decode_features,
+    reading,
+    teaching_images,
+)
 from lightning_recon.attacks.gradient_matching import KNOWN, Evidence, GradientMatching
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.functional.label_inference import LabelMethod
-from lightning_recon.functional.linear_decoder import LinearDecoder, fit_linear_decoder
-from lightning_recon.functional.linear_layers import Reading, obfuscate, solve_inputs
 from lightning_recon.functional.linear_stack import LinearStack, run_features
 from lightning_recon.functional.network_decoder import fit_network_decoder
-from lightning_recon.functional.relus import learn_foresight, residuals_of_images
 from lightning_recon.priors import Prior
 from lightning_recon.randomness import derive_seed
 from lightning_recon.structures import Observation, Reconstruction, Update
 from lightning_recon.targets import Target
 
 _FEATURE_ERROR = 0.05  # of the features' variance, added to that of what is known of them
-_NUM_LOOKS = 4  # at the images, to tell which ReLUs were open
-_MIN_SEEN = 64  # public images from which the usual features are learned, where there are as many
-_MIN_PUBLIC = 8  # images; fewer teach nothing that holds for others
-_NUM_SYNTHETIC = 64
-_SPECTRUM = 1.2  # amplitudes fall with that power of the frequency, in images made up
 
 
 class FeatureEvidence(NamedTuple):
@@ -160,119 +156,59 @@ class FeatureInversionAttack(GradientMatching):
         self.num_rehearsals = num_rehearsals
         self.decoder_steps = decoder_steps
         self.refined_error = refined_error
-        self._public = torch.empty(0)
-        self._is_public_made_up = False
+        self._is_made_up = False  # whether the public images are
 
     def learn_public(self, images: Tensor) -> None:
         """Keep public images; fewer than 8 are replaced by noise of a natural spectrum."""
         super().learn_public(images)
-        self._public = images
-        self._is_public_made_up = len(images) < _MIN_PUBLIC
-        if self._is_public_made_up:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "synthetic"))
-            made_up = _natural_noise(_NUM_SYNTHETIC, self.data.image_shape, generator)
-            self._public = made_up.to(images)
+        seed = derive_seed(self.seed, "synthetic")
+        self.public, self._is_made_up = teaching_images(images, self.data.image_shape, seed)
 
     # --- reading the update --------------------------------------------------------------------
 
     def initialize(self, observation: Observation) -> tuple[Tensor, Any]:
         """Find the features of every sample, and decode them."""
         _, update = super().initialize(observation)
-        with (
-            torch.no_grad(),
-            torch.autocast(self.device.type, enabled=False),
-            update.client.working(observation.payload),
-        ):
-            return self._decoded(update, derive_seed(observation.seed, "rehearsal"))
+        seed = derive_seed(observation.seed, "rehearsal")
+        with reading(update):
+            decoded = decode_features(
+                update,
+                self.public,
+                seed,
+                is_adaptive=self.adaptive,
+                kernel_size=self.kernel_size,
+                num_rehearsals=self.num_rehearsals,
+            )
+            return self._evidence(update, decoded, seed)
 
-    def _decoded(self, update: Evidence, seed: int) -> tuple[Tensor, FeatureEvidence]:
-        labels = update.labels
-        public = self._public[: max(self.num_rehearsals * len(labels), _MIN_SEEN)]
-        sight = read_features(update, public, is_adaptive=self.adaptive)
-        solved, shape = sight.solved, (-1, *sight.stack.map_shape)
-        num_public = self.num_rehearsals * max(len(labels), _MIN_PUBLIC)
-        public, seen = public[:num_public], sight.seen[:num_public]
-        estimated = seen
-        if solved.reading != Reading("exact", 0.0):
-            estimated = self._rehearse(sight, seen, seed)
-            public, seen = public[: len(estimated)], seen[: len(estimated)]
-        maps, size = estimated.view(shape), public.shape[2:]
-        generator = torch.Generator().manual_seed(seed)
-        decoder = fit_linear_decoder(maps, public, self.kernel_size, generator)
-        found, images = self._look_again(sight, decoder, public, seen, maps)
-        has_places = math.prod(shape[2:]) > 1
-        if has_places and self.decoder_steps > 0 and not self._is_public_made_up:
-            network = fit_network_decoder(decoder, maps, public, self.decoder_steps, seed)
-            images = network.decode(found.view(shape), *size).clamp(0, 1)
+    def _evidence(
+        self, update: Evidence, decoded: Decoded, seed: int
+    ) -> tuple[Tensor, FeatureEvidence]:
+        sight, shape, images = decoded.sight, (-1, *decoded.map_shape), decoded.images
+        if decoded.has_places and self.decoder_steps > 0 and not self._is_made_up:
+            network = fit_network_decoder(
+                decoded.decoder,
+                decoded.estimated.view(shape),
+                decoded.public,
+                self.decoder_steps,
+                seed,
+            )
+            images = network.decode(decoded.features.view(shape), *images.shape[2:]).clamp(0, 1)
 
         usual = sight.moments[0][1].mean()
-        error = (estimated - seen).view(shape).square().mean((0, 2, 3))
+        error = (decoded.estimated - decoded.seen).view(shape).square().mean((0, 2, 3))
         update.notes["feature_error"] = float(error.mean() / usual) ** 0.5
         variance = error.repeat_interleave(math.prod(shape[2:])) + _FEATURE_ERROR * usual
-        weight = float(not has_places) if self.matching_weight is None else self.matching_weight
+        weight = (
+            float(not decoded.has_places) if self.matching_weight is None else self.matching_weight
+        )
         norm = sum(float(tensor.square().sum()) for tensor in update.observed.values())
         weight = weight / ((update.scale or 1.0) ** 2 * norm) if norm else 0.0
         is_refined = update.notes["feature_error"] <= self.refined_error or weight > 0
         update.notes["refined"] = float(is_refined)
         return images, FeatureEvidence(
-            update, sight.stack, sight.moved, found, 1 / variance, weight, is_refined
+            update, sight.stack, sight.moved, decoded.features, 1 / variance, weight, is_refined
         )
-
-    def _look_again(
-        self, sight: Sight, decoder: LinearDecoder, public: Tensor, seen: Tensor, maps: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the features, B F, and what the decoder makes of them, B C H W.
-
-        Where the features came through ReLUs that an obfuscated gradient shows badly, the images
-        tell which of these were open, and the features are solved again.
-
-        Args:
-            sight: of the update.
-            decoder: fitted on ``maps``.
-            public: N C H W.
-            seen: N F, the features of these.
-            maps: N C h w, the same as the attack estimates them.
-        """
-        solved, size = sight.solved, public.shape[2:]
-        found = solved.features
-        images = decoder.decode(found.view(-1, *maps.shape[1:]), *size).clamp(0, 1)
-        if solved.reading.kind not in ("rounded", "kept") or len(sight.stack.weights) == 1:
-            return found, images
-        rehearsed = sight.features_of(decoder.decode(maps, *size).clamp(0, 1))
-        outputs = [
-            sight.stack.forward(sight.parameters, features)[1] for features in (rehearsed, seen)
-        ]
-        foresights = [learn_foresight(*pair) for pair in zip(*outputs, strict=True)][:-1]
-        for _ in range(_NUM_LOOKS):
-            residuals = residuals_of_images(
-                sight.stack,
-                sight.parameters,
-                sight.gradients,
-                sight.readings,
-                sight.labels,
-                sight.features_of(images),
-                foresights,
-            )
-            found = solve_inputs(residuals, sight.gradients[0], solved.reading, *sight.moments[0])
-            images = decoder.decode(found.view(-1, *maps.shape[1:]), *size).clamp(0, 1)
-        return found, images
-
-    def _rehearse(self, sight: Sight, seen: Tensor, seed: int) -> Tensor:
-        """Return what the attack finds where public features stand in for the private ones.
-
-        Args:
-            sight: of the update.
-            seen: N F, features of public images.
-            seed: of the obfuscation.
-        """
-        solved, observed, moments = sight.solved, sight.gradients[0], sight.moments[0]
-        generator = torch.Generator(seen.device).manual_seed(seed)
-        results = []
-        for batch in torch.split(seen, len(solved.residuals))[: self.num_rehearsals]:
-            residuals = solved.residuals[: len(batch)]
-            gradient = obfuscate(residuals.T @ batch, solved.reading, observed, generator)
-            results.append(solve_inputs(residuals, gradient, solved.reading, *moments))
-        return torch.cat(results)
 
     # --- the optimisation ----------------------------------------------------------------------
 
@@ -315,17 +251,3 @@ class FeatureInversionAttack(GradientMatching):
             score=torch.stack([part.detach() for part in parts.values()]).sum().expand(len(dummy)),
             notes=evidence.update.notes,
         )
-
-
-def _natural_noise(
-    num_images: int, shape: tuple[int, int, int], generator: torch.Generator
-) -> Tensor:
-    """Return random fields with a spectrum as photographs have it, mostly grey, in [0, 1]."""
-    channels, height, width = shape
-    down, right = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
-    amplitude = (down.square() + right.square()).sqrt().clamp_min(1 / max(height, width))
-    white = torch.randn(num_images, channels, height, width, generator=generator)
-    white[:, 1:] = white[:, :1] + 0.3 * white[:, 1:]
-    fields = torch.fft.irfft2(torch.fft.rfft2(white) / amplitude**_SPECTRUM, s=(height, width))
-    images: Tensor = 0.45 + 0.25 * fields / fields.std()
-    return images.clamp(0, 1)

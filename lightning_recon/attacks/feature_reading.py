@@ -1,4 +1,4 @@
-"""The first half of :class:`FeatureInversionAttack`: what the update tells of the features."""
+"""What the gradients of the linear layers tell of the features of every sample."""
 
 import math
 from operator import mul
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_recon.attacks.gradient_matching import Evidence
+from lightning_recon.attacks.batched import Evidence
 from lightning_recon.clients.base import plain
 from lightning_recon.functional.linear_layers import Reading, least_squares, read_entries
 from lightning_recon.functional.linear_stack import (

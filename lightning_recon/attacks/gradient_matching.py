@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lightning_recon.attacks.batched import BatchedAttack, CompileMode
 from lightning_recon.attacks.batched import Evidence as Evidence  # for those who build on this
+from lightning_recon.attacks.feature_decoding import decode_features, reading, teaching_images
 from lightning_recon.clients import Client, FedSGD
 from lightning_recon.clients.base import functional
 from lightning_recon.defenses import Defense, stand_in_chain
@@ -58,6 +59,9 @@ class GradientMatching(BatchedAttack):
         priors: penalties on the dummy images, added to the distance.
         label_inference: how labels are found that are not known.
         num_restarts: independent starts, at least 1.
+        analytic_start: whether the first restart begins with what the gradients of the last linear
+            layers tell (:mod:`~lightning_recon.attacks.feature_decoding`), decoded by what public
+            images teach, instead of noise; the target ends in a linear layer.
         clients_at_once: clients that ``test`` attacks as one batched computation, at least 1.
             Each comes out as it would alone but for rounding (a network with dropout draws other
             masks), and is recorded by itself.  Those of another batch size than the others, or
@@ -93,6 +97,7 @@ class GradientMatching(BatchedAttack):
         priors: Sequence[Prior | ActivationPrior] = (),
         label_inference: LabelMethod = "residual_counts",
         num_restarts: int = 1,
+        analytic_start: bool = False,
         clients_at_once: int = 1,
         compile: bool | CompileMode = False,
         patience: int | None = None,
@@ -126,13 +131,17 @@ class GradientMatching(BatchedAttack):
         self.distance = distance
         self.priors = nn.ModuleList(priors)
         self.label_inference: LabelMethod = label_inference
+        self.analytic_start = analytic_start
+        self.public = torch.empty(0)
+        """N C H W, images that belong to no client, once :meth:`learn_public` has seen them."""
         self._seen = torch.empty(0)
 
     def learn_public(self, images: Tensor) -> None:
-        """Keep some images of which the features help to infer labels; noise without any."""
+        """Keep public images; without any, noise helps to infer labels in the place of some."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "label inference"))
         noise = torch.rand(NUM_SEEN, *self.data.image_shape, generator=generator)
         self._seen = images[:NUM_SEEN] if len(images) else noise
+        self.public = images
 
     # --- what a method may change --------------------------------------------------------------
 
@@ -154,6 +163,10 @@ class GradientMatching(BatchedAttack):
     def decode(self, dummy: Tensor) -> Tensor:
         """Return the images that dummies stand for, R C H W; here the dummies themselves."""
         return dummy
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return dummies that stand for images, R C H W, as nearly as dummies can."""
+        return images
 
     def labels_of(self, dummy: Tensor, evidence: Evidence) -> Tensor:
         """Return the labels that dummies stand for: R, int64, or R num_classes probabilities.
@@ -189,7 +202,25 @@ class GradientMatching(BatchedAttack):
         for restart in range(self.num_restarts):
             generator = torch.Generator().manual_seed(derive_seed(observation.seed, restart))
             starts.append(self.start(len(labels), generator))
-        return torch.cat(starts).to(reference), evidence
+        start = torch.cat(starts).to(reference)
+        if self.analytic_start:
+            start[: len(labels)] = self._analytic_start(evidence, observation.seed)
+        return start, evidence
+
+    def _analytic_start(self, evidence: Evidence, seed: int) -> Tensor:
+        """Return the dummies of what the linear layers' gradients tell."""
+        public, _ = teaching_images(
+            self.public, self.data.image_shape, derive_seed(self.seed, "synthetic")
+        )
+        with reading(evidence):
+            decoded = decode_features(
+                evidence,
+                public,
+                derive_seed(seed, "rehearsal"),
+                is_adaptive="defenses" in self.oracles,
+            )
+            evidence.notes["analytic_start"] = 1.0
+            return self.encode(decoded.images)
 
     def _labels(self, observation: Observation, scale: float) -> tuple[Tensor, dict[str, float]]:
         if observation.labels is not None:

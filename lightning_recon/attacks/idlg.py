@@ -65,3 +65,7 @@ class IDLG(BestIterate):
     def decode(self, dummy: Tensor) -> Tensor:
         """Return the images, R C H W, as :class:`DLG` does."""
         return 0.5 + NORMALISED_STD * dummy
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the dummies of images, R C H W."""
+        return (images - 0.5) / NORMALISED_STD

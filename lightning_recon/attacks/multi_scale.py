@@ -68,6 +68,10 @@ class MultiScale(InvertingGradients):
         stage = min(iteration * self.num_scales // self.iterations, self.num_scales - 1)
         return int(2 ** (self.num_scales - 1 - stage))
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the images without what is finer than the first stage."""
+        return _coarse(images, 2 ** (self.num_scales - 1))
+
     def decode(self, dummy: Tensor) -> Tensor:
         """Return the images without what is finer than this stage."""
         return _coarse(dummy, self.reduction)

@@ -20,7 +20,7 @@ from lightning_recon.structures import Observation, Reconstruction
 from lightning_recon.targets import Target
 
 NUM_CURVE_POINTS = 50  # of the objective, about, that a reconstruction keeps
-BAR_EVERY = 10  # iterations between two objectives in the progress bar
+BAR_EVERY = 0.5  # seconds between two objectives in the progress bar
 
 
 class OptimizationAttack(Attack):
@@ -63,6 +63,7 @@ class OptimizationAttack(Attack):
         self.client_index: int | None = None
         self._curve: list[tuple[int, float]] = []
         self._is_resuming = False
+        self._shown = 0.0  # when the progress bar got an objective
 
     # --- the science ---------------------------------------------------------------------------
 
@@ -286,9 +287,12 @@ class OptimizationAttack(Attack):
         if self._is_on_curve(batch_idx):
             self._curve.append((batch_idx, float(bar["objective"])))
         # a millisecond, which for small networks is an iteration: not at every step
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        is_logged = every > 0 and self.trainer.global_step % every == 0
-        if is_logged or batch_idx % BAR_EVERY == 0:
+        trainer, now = self.trainer, time.monotonic()
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_logged = every > 0 and trainer.global_step % every == 0
+        is_shown = trainer.progress_bar_callback is not None and now - self._shown > BAR_EVERY
+        if is_logged or is_shown:
+            self._shown = now
             self.log_dict(bar, prog_bar=True, on_step=True, on_epoch=False)
             self.log_dict(parts, on_step=True, on_epoch=False)
 

@@ -73,6 +73,11 @@ class ROGAttack(GradientMatching):
             return dummy
         return F.interpolate(dummy, scale_factor=self.upsampling, mode="bicubic")
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the images, made as small as latents."""
+        size = self.dummy_shape[1:]
+        return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+
     def finish(self, dummy: Tensor, evidence: Evidence) -> Reconstruction:
         """Return the refined pictures of the restart of least objective."""
         found = super().finish(dummy, evidence)

@@ -102,8 +102,8 @@ def find_stack(payload: nn.Module, images: Tensor) -> LinearStack:
             handle.remove()
     if not linear or not _equal(linear[-1][2], logits) or linear[-1][1].ndim != 2:
         raise InputError(
-            f"FeatureInversionAttack: {type(payload).__name__} does not end in a linear layer; "
-            "use GradientMatching"
+            f"{type(payload).__name__} does not end in a linear layer, of which features could be "
+            "read; use GradientMatching without analytic_start"
         )
     stack = [linear[-1]]
     for call in reversed(linear[:-1]):
