@@ -33,7 +33,6 @@ from lightning_recon.structures import Observation
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 100
-ANALYTIC_ITERATIONS = 6  # and a start that costs as much as some twenty
 
 
 class Obfuscation(NamedTuple):
@@ -145,12 +144,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "adaptive": True,
             "analytic_start": True,
-            "iterations": ANALYTIC_ITERATIONS,
-            "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.02}},
-            "lr_scheduler": {
-                "class_path": "torch.optim.lr_scheduler.CosineAnnealingLR",
-                "init_args": {"T_max": ANALYTIC_ITERATIONS, "eta_min": 0.002},
-            },
+            "iterations": 3,  # more of them fit the rounding, and not the images
+            "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.005}},
+            "lr_scheduler": None,
         },
     ),
     "feature_inversion": ("feature_inversion", {}),

@@ -5,6 +5,7 @@ What a command needs is imported inside it: neither ``--help`` nor a typing erro
 
 import argparse
 import difflib
+import importlib
 import inspect
 import json
 import os
@@ -38,10 +39,16 @@ LIGHT = {
     "attacks": "list the attacks, with their citations",
     "defenses": "list the defenses, with their citations",
     "data": "list the data sets, with their citations",
+    "targets": "list the networks that can be attacked",
+    "clients": "list what a client may do between a batch and its update",
+    "priors": "list the penalties that an attack can put on images",
+    "refiners": "list the networks that can improve a reconstruction",
     "doctor": "tell what is installed, and which devices, data and checkpoints are found",
     "completion": "print the script that completes commands and options at the Tab key",
 }
 """The other commands."""
+LISTS = ("attacks", "defenses", "data", "targets", "clients", "priors", "refiners")
+"""Those that list classes."""
 
 _COMPLETION = """\
 print the script that completes commands, options and their values at the Tab key
@@ -186,7 +193,7 @@ def _check_command(args: Sequence[str]) -> None:
 
 
 def _run(command: str, options: Namespace) -> int:
-    if command in {"attacks", "defenses", "data"}:
+    if command in LISTS:
         _list_classes(command, as_json=options.json)
     elif command == "doctor":
         from lightning_recon.doctor import doctor
@@ -207,27 +214,65 @@ def _run(command: str, options: Namespace) -> int:
     return 0
 
 
+def _bases(kind: str) -> tuple[type[Any], ...]:
+    """Return what the classes of a kind are below."""
+    if kind == "attacks":
+        from lightning_recon.attacks import Attack
+
+        return (Attack,)
+    if kind == "defenses":
+        from lightning_recon.defenses import Defense
+
+        return (Defense,)
+    if kind == "data":
+        from lightning_recon.data import AuditDataModule
+
+        return (AuditDataModule,)
+    if kind == "targets":
+        from lightning_recon.targets import Target
+
+        return (Target,)
+    if kind == "clients":
+        from lightning_recon.clients import Client
+
+        return (Client,)
+    if kind == "priors":
+        from lightning_recon.priors import ActivationPrior, Prior
+
+        return (Prior, ActivationPrior)
+    from lightning_recon.refiners import Refiner
+
+    return (Refiner,)
+
+
 def _list_classes(kind: str, *, as_json: bool) -> None:
     """Print what there is of one kind: name, first sentence, citation."""
-    from lightning_recon.attacks import Attack
-    from lightning_recon.data import AuditDataModule
-    from lightning_recon.defenses import Defense
-
-    base: type[Any] = {"attacks": Attack, "defenses": Defense, "data": AuditDataModule}[kind]
+    bases = _bases(kind)
+    offered = importlib.import_module(f"lightning_recon.{kind}").__all__  # without parts of these
+    classes = {found for base in bases for found in concrete_subclasses(base)}
     entries = [
         {
             "name": found.__name__,
             "class_path": f"{found.__module__}.{found.__name__}",
             "summary": _first_sentence(found.__doc__ or ""),
-            "citation": getattr(found, "citation", None) or "no publication",
+            "citation": _citation_of(found, kind),
         }
-        for found in sorted(concrete_subclasses(base), key=lambda found: found.__name__)
+        for found in sorted(classes, key=lambda found: found.__name__)
+        if found.__name__ in offered and found not in bases
     ]
     if as_json:
         print(json.dumps(entries, indent=2))  # noqa: T201
         return
     for entry in entries:
-        print(f"{entry['name']}\n  {entry['summary']}\n  {entry['citation']}")  # noqa: T201
+        print(f"{entry['name']}\n  {entry['summary']}")  # noqa: T201
+        if entry["citation"]:
+            print(f"  {entry['citation']}")  # noqa: T201
+
+
+def _citation_of(found: type[Any], kind: str) -> str | None:
+    """Return where a class was published; None for kinds of which that is not told."""
+    is_told = kind in ("attacks", "defenses", "data")
+    return getattr(found, "citation", None) or ("no publication" if is_told else None)
 
 
 def _first_sentence(docstring: str) -> str:

@@ -149,17 +149,26 @@ def classes_below(package: str, base: type) -> set[str]:
 
 class TestLists:
     @pytest.mark.parametrize(
-        ("command", "base"),
-        [("attacks", "Attack"), ("defenses", "Defense"), ("data", "AuditDataModule")],
+        ("command", "bases"),
+        [
+            ("attacks", ["Attack"]),
+            ("defenses", ["Defense"]),
+            ("data", ["AuditDataModule"]),
+            ("targets", ["Target"]),
+            ("clients", ["Client"]),
+            ("priors", ["Prior", "ActivationPrior"]),
+            ("refiners", ["Refiner"]),
+        ],
     )
-    def test_every_class_with_its_first_sentence(self, command, base, capsys):
+    def test_every_class_with_its_first_sentence(self, command, bases, capsys):
         package = f"lightning_recon.{command}"
         assert main([command, "--json"]) == 0
         entries = json.loads(capsys.readouterr().out)
         names = [entry["name"] for entry in entries]
         assert names == sorted(names)
-        parent = getattr(importlib.import_module(package), base)
-        assert set(names) == classes_below(package, parent)
+        parents = tuple(getattr(importlib.import_module(package), base) for base in bases)
+        parts = {"Target", "WrappedClient"}  # to build on, and of no use by themselves
+        assert set(names) == classes_below(package, parents) - parts
         for entry in entries:
             module, _, name = entry["class_path"].rpartition(".")
             docstring = getattr(importlib.import_module(module), name).__doc__
@@ -172,6 +181,12 @@ class TestLists:
         assert "\nLDPAttack\n  " in f"\n{text}"
         assert "You et al., IEEE TIFS 20:1519-1534, 2025" in text
         assert "no publication" not in text
+
+    def test_no_citation_is_asked_of_networks(self, capsys):
+        assert main(["targets"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[lines.index("LeNet") + 1].startswith("  ")
+        assert "no publication" not in "".join(lines)
 
     def test_in_a_process_of_its_own(self):
         done = run_cli("defenses")
