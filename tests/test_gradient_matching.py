@@ -272,14 +272,35 @@ def test_a_compiled_iteration_of_clients_and_restarts_is_the_eager_one():
     compiled = make(target=target, num_restarts=2, upsampling=1, compile="default")
     begun = [eager.initialize(eager.observe(eager.data.client(c), c)) for c in (0, 1)]
     expected = [eager.differentiate(start, evidence) for start, evidence in begun]
+    again = [compiled.initialize(compiled.observe(compiled.data.client(c), c)) for c in (0, 1)]
     parts, gradient = compiled.differentiate(
-        torch.cat([start for start, _ in begun]), stack_clients([e for _, e in begun])
+        torch.cat([start for start, _ in again]), stack_clients([e for _, e in again])
     )
     values = torch.cat([parts["matching"] for parts, _ in expected])
     torch.testing.assert_close(parts["matching"], values, rtol=1e-5, atol=0)
     wanted = torch.cat([gradient for _, gradient in expected])
     scale = wanted.abs().max()
     torch.testing.assert_close(gradient / scale, wanted / scale, rtol=0, atol=1e-5)
+
+
+def test_what_is_compiled_has_its_channels_last_and_the_target_stays_as_it_was():
+    target = LeNet(num_classes=20)
+    attack = make(target=target, upsampling=1, compile=True)
+    payloads = [
+        attack.initialize(attack.observe(attack.data.client(client), client))[1].payload
+        for client in (0, 1)
+    ]
+    assert payloads[0] is payloads[1]  # compiled once
+    weights = [dict(model.named_parameters()) for model in (target, payloads[0])]
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name])
+        assert weight.is_contiguous()
+        if weight.ndim == 4 and min(weight.shape[1:]) > 1:
+            assert weights[1][name].is_contiguous(memory_format=torch.channels_last)
+            assert not weights[1][name].is_contiguous()
+    eager = make(target=target, upsampling=1)
+    _, evidence = eager.initialize(eager.observe(eager.data.client(0), 0))
+    assert evidence.payload is target
 
 
 def test_where_memory_is_short_fewer_restarts_run_at_once(monkeypatch):

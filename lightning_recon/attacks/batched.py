@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_recon.attacks.convolutions import FEW_PRODUCTS, largest_convolution, without_onednn
+from lightning_recon.attacks.convolutions import (
+    FEW_PRODUCTS,
+    channels_last,
+    largest_convolution,
+    without_onednn,
+)
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
@@ -157,6 +162,7 @@ class BatchedAttack(OptimizationAttack):
         self._simulated: nn.Module | None = None
         # payload, and the products of its largest convolution for one image
         self._convolution: tuple[nn.Module, int] | None = None
+        self._laid_out: tuple[nn.Module, nn.Module] | None = None  # a payload, and its copy
 
     def _check_batchable(self, optimizer: OptimizerCallable) -> None:
         name = type(self).__name__
@@ -173,6 +179,15 @@ class BatchedAttack(OptimizationAttack):
     def num_dummies_held(self) -> int:
         """The dummy images of all restarts together."""
         return self.num_restarts * super().num_dummies_held
+
+    def laid_out(self, payload: nn.Module) -> nn.Module:
+        """Return a payload in the form that is fastest to simulate: itself, or a copy."""
+        device = next((parameter.device for parameter in payload.parameters()), torch.device("cpu"))
+        if not self.is_compiled or device.type != "cpu":
+            return payload
+        if self._laid_out is None or self._laid_out[0] is not payload:
+            self._laid_out = payload, channels_last(payload)
+        return self._laid_out[1]
 
     # --- one iteration -------------------------------------------------------------------------
 

@@ -187,7 +187,7 @@ class GradientMatching(BatchedAttack):
             scale = None
         labels, notes = self._labels(observation, -1.0 if scale is None else scale)
         evidence = Evidence(
-            payload=observation.payload,
+            payload=self.laid_out(observation.payload),
             observed=observation.update,
             reference=_scaled(observation.update, 1.0 if scale is None else scale),
             labels=labels,
