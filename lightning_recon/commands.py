@@ -208,7 +208,7 @@ def _run(command: str, options: Namespace) -> int:
 
         print(write_report(options.run))  # noqa: T201
     else:
-        from lightning_recon.main import completion_script
+        from lightning_recon.completion import completion_script
 
         print(completion_script(options.shell))  # noqa: T201
     return 0

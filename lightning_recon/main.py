@@ -4,38 +4,27 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import DefaultHelpFormatter, _completions, capture_parser
-from jsonargparse.typing import register_type
-from lightning_fabric.utilities.exceptions import MisconfigurationException
+from jsonargparse import DefaultHelpFormatter
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.strategies import StrategyRegistry
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_recon import __version__
 from lightning_recon.attacks import Attack
 from lightning_recon.callbacks import Audit
-from lightning_recon.commands import (
-    LIGHTNING,
-    add_commands,
-    input_error_in,
-    report_bad_input,
-)
+from lightning_recon.commands import LIGHTNING, report_bad_input
 from lightning_recon.data import AuditDataModule
 from lightning_recon.errors import InputError
+from lightning_recon.making import check_optimizers, making
 from lightning_recon.records import read_records
 from lightning_recon.resume import check_same, folder_to_resume, header
 from lightning_recon.run_config import RunConfig
@@ -83,36 +72,10 @@ options of which most commands need no others (later ones take precedence):
 _RESUME = """\
   --resume lightning_logs/version_0 go on with a stopped run; needs no --config
 """
-_BASH_PYTHON = """
-# "python cli.py" is completed as "cli.py" is
-_lightning_recon_python() {
-  [[ $COMP_CWORD -gt 1 && "/${COMP_WORDS[1]}" == */cli.py ]] || return
-  COMP_WORDS=("${COMP_WORDS[@]:1}")
-  COMP_CWORD=$((COMP_CWORD - 1))
-  _shtab_cli_py
-}
-complete -o bashdefault -o default -F _lightning_recon_python python python3
-"""
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the line breaks of descriptions."""
-
-
-@contextmanager
-def _making(name: str) -> Iterator[None]:
-    """Within this context an object is made from options: what it refuses is the input's fault."""
-    try:
-        yield
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        if input_error_in(error):
-            raise
-        raise InputError(f"{name}: {error}") from error
-
-
-def _make(class_type: type[Any], *args: Any, **kwargs: Any) -> Any:
-    with _making(class_type.__name__):
-        return class_type(*args, **kwargs)
 
 
 class _CheckedCLI(LightningCLI):
@@ -121,17 +84,16 @@ class _CheckedCLI(LightningCLI):
     def setup_parser(self, *args: Any) -> None:
         """Look at optimizers too, which attacks make later, one for each client."""
         super().setup_parser(*args)
-        for made in (Optimizer, LRScheduler):
-            self.parser.add_instantiator(_make, made)
+        check_optimizers(self.parser)
 
     def instantiate_classes(self) -> None:
         """Make the attack or training, the data and the trainer."""
-        with _making("model or data"):
+        with making("model or data"):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer."""
-        with _making("trainer"):
+        with making("trainer"):
             return super().instantiate_trainer(**kwargs)
 
 
@@ -259,7 +221,12 @@ def _as_seed(seed_everything: bool | int | None) -> int:
     return 0 if seed_everything is None or seed_everything is True else int(seed_everything)
 
 
-def _command_line(args: Sequence[str] | None = None) -> None:
+def command_line(args: Sequence[str] | None = None) -> None:
+    """Run a command on an attack.
+
+    Args:
+        args: what stands after the program's name; null: ``sys.argv``.
+    """
     versions = [f"lightning_recon=={__version__}"]
     versions.append(f"pytorch_lightning=={version('pytorch_lightning')}")
     commands = {
@@ -359,51 +326,5 @@ def main(args: Sequence[str] | None = None) -> int:
         elif name := _training(words):
             _train(args, words[0], name)
         else:
-            _command_line(args)
+            command_line(args)
     return outcome.exit_code
-
-
-@contextmanager
-def _one_level_of_wrappers() -> Iterator[None]:
-    """Within this context options of wrapped targets and clients are offered to one depth.
-
-    jsonargparse follows a target in a target in a target to the end of Python's stack: 200 MB.
-    """
-    original = _completions.get_typehint_choices
-
-    def bounded(typehint: Any, prefix: str | None, *arguments: Any) -> Any:
-        words = (prefix or "").split(".")
-        is_repeated = len(words) > 1 and words[-1] == words[-2]
-        return original(typehint, None if is_repeated else prefix, *arguments)
-
-    _completions.get_typehint_choices = bounded  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        _completions.get_typehint_choices = original
-
-
-def completion_script(shell: str) -> str:
-    """Return the script that completes the command line at the Tab key.
-
-    Args:
-        shell: bash, zsh or tcsh.
-
-    Raises:
-        InputError: if the package shtab is not installed.
-    """
-    if find_spec("shtab") is None:
-        raise InputError("completion needs the package shtab: pip install shtab")
-    # else an option that may be a tensor, such as lr, offers what tensors are made from: 80 MB
-    register_type(torch.Tensor, fail_already_registered=False)
-    parser = capture_parser(_command_line)
-    commands = parser._subcommands_action
-    assert commands is not None
-    for name in LIGHTNING:
-        # by name: the classes' arguments, and theirs in turn, are thousands
-        strategy = commands.choices[name]._option_string_actions["--trainer.strategy"]
-        strategy.choices = ["auto", *StrategyRegistry.available_strategies()]
-    add_commands(commands)
-    with _one_level_of_wrappers():
-        script: str = parser.get_completion_script(f"shtab-{shell}")
-    return script + _BASH_PYTHON if shell == "bash" else script

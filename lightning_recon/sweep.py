@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import CSVLogger
@@ -26,10 +27,12 @@ from lightning_recon.attacks import Attack, OptimizationAttack
 from lightning_recon.audit import Auditor
 from lightning_recon.callbacks import Audit
 from lightning_recon.cells import SECTIONS, Cell, read_cells, read_yaml
+from lightning_recon.commands import input_error_in
 from lightning_recon.data import ClientDataModule
 from lightning_recon.data.sharing import ClientLoader, share_clients
 from lightning_recon.errors import InputError
 from lightning_recon.files import write_atomically
+from lightning_recon.making import check_optimizers, making
 from lightning_recon.outputs import summarise, versions, write_csv, write_json
 from lightning_recon.records import ClientRecord, append_record, read_records
 from lightning_recon.report import write_sweep_report
@@ -62,6 +65,7 @@ def cell_parser() -> LightningArgumentParser:
     parser.add_lightning_class_args(Audit, "audit")
     parser.link_arguments("seed_everything", "model.init_args.seed")
     parser.link_arguments("seed_everything", "data.init_args.seed")
+    check_optimizers(parser)
     return parser
 
 
@@ -97,6 +101,18 @@ class Sweep(LightningModule):
         if self.trainer.is_global_zero and not path.exists():
             write_atomically(path, yaml.safe_dump(_description(self.cells), sort_keys=False))
 
+    def make(self, number: int) -> Namespace:
+        """Return the attack, data and audit of a cell, as they are made."""
+        labels = ", ".join(f"{axis} {label}" for axis, label in self.cells[number].labels.items())
+        try:
+            with making("model or data"):
+                objects: Namespace = self.parser.instantiate_classes(self.parsed[number])
+        except Exception as error:
+            if (found := input_error_in(error)) is None:
+                raise
+            raise InputError(f"the cell of {labels}: {found}") from error
+        return objects
+
     def build(self, number: int) -> BuiltCell:
         """Return the objects of a cell; the last one's are kept, and its data if they are alike."""
         if self._built is not None and self._built[0] == number:
@@ -107,7 +123,7 @@ class Sweep(LightningModule):
         if self._built is not None and self._built[1] == fingerprint:
             shared = self._built[2].data, self._built[2].auditor
         self._built = None  # a payload may take gigabytes: let go of it before the next is made
-        objects = self.parser.instantiate_classes(parsed)
+        objects = self.make(number)
         attack, data, audit = objects.model, objects.data, objects.audit
         if shared is not None:
             data, auditor = shared
@@ -171,7 +187,7 @@ def write_results(sweep: Sweep, records: Sequence[ClientRecord]) -> list[dict[st
         by_cell.setdefault(sweep.items[record.client][0], []).append(record)
     table = []
     for number, cell_records in sorted(by_cell.items()):
-        objects = sweep.parser.instantiate_classes(sweep.parsed[number])
+        objects = sweep.make(number)
         summary = summarise(objects.model, None, cell_records)
         table.append({**sweep.cells[number].labels, **_tidy(summary, cell_records)})
     write_csv(sweep.folder / "results.csv", table)
@@ -329,6 +345,7 @@ def main(args: Sequence[str]) -> int:
         except KeyError as error:
             raise InputError(f"{found}: {error.args[0]}") from error
     config = parser.parse_args(list(args))
-    trainer = Trainer(**parser.instantiate_classes(config).trainer.as_dict())
+    with making("trainer"):
+        trainer = Trainer(**parser.instantiate_classes(config).trainer.as_dict())
     run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run)
     return 0

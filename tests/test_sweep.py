@@ -143,6 +143,26 @@ def test_bad_sweeps(config, content, message):
         sweep.read_cells(config(**content))
 
 
+@pytest.mark.parametrize(
+    ("changes", "flags", "words"),
+    [
+        (
+            {"model.init_args.num_bins": 1},
+            [],
+            ["the cell of noise_std 0.005, bins few", "num_bins"],
+        ),
+        ({}, ["--trainer.devices", "0"], ["trainer: ", "devices"]),
+    ],
+)
+def test_what_cannot_be_made_gets_one_line(config, changes, flags, words, capsys, tmp_path):
+    axes = {**AXES, "bins": {"few": changes, "many": {}}}
+    assert cli.main(["sweep", "--config", str(config(axes=axes)), *QUIET, *flags]) == 2
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(printed) == 1
+    for word in words:
+        assert word in printed[0]
+
+
 def test_resume_of_another_sweep(config, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(InputError, match=r"sweep.yaml is missing"):

@@ -180,12 +180,15 @@ class Client(ABC):
     def working(self, payload: nn.Module) -> Iterator[None]:
         """Within this context the payload is in the client's mode; all modes come back."""
         modes = {module: module.training for module in payload.modules()}
-        payload.train(self.mode == "train")
+        is_training = self.mode == "train"
+        if any(training != is_training for training in modes.values()):
+            payload.train(is_training)  # slow, and within fit it is asked for at every iteration
         try:
             yield
         finally:
             for module, training in modes.items():
-                module.training = training
+                if module.training != training:
+                    module.training = training
 
 
 @contextmanager
