@@ -371,11 +371,20 @@ def test_local_steps():
     ("client", "limit"),
     [
         (FedAvg(0.003, 5, momentum=0.9), 0.03),
+        (FedAvg(0.003, 5, weight_decay=0.1), 0.05),
+        (Aggregate(FedAvg(0.003, 5, momentum=0.5, weight_decay=0.1), 2), 0.05),
         (FedAvg(0.003, 2, minibatch_size=3, shuffle=False), 0.05),
         (Aggregate(FedAvg(0.003, 5), 2), 0.05),
         (Aggregate(FedSGD(), 2), 1e-3),
     ],
-    ids=["momentum", "uneven minibatches", "aggregate", "one step each"],
+    ids=[
+        "momentum",
+        "weight decay",
+        "all of it",
+        "uneven minibatches",
+        "aggregate",
+        "one step each",
+    ],
 )
 def test_local_steps_of_other_clients(client, limit):
     attack = make(8, client=client)
@@ -405,7 +414,7 @@ def test_obfuscation(name):
     batch = attack.data.client(0)
     errors, start = feature_errors(attack, batch)
     assert errors.median() < limit
-    mean_image = attack._public.mean(0).expand_as(batch.images)
+    mean_image = attack.public.mean(0).expand_as(batch.images)
     assert psnr(start, batch.images).mean() > psnr(mean_image, batch.images).mean() + 2
 
 

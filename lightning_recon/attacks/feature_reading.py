@@ -70,6 +70,11 @@ def read_features(update: Evidence, public: Tensor, *, is_adaptive: bool) -> Sig
     ]
     moved = _half_way(update) if readings[0].kind == "exact" else {}
     parameters: Update = dict(payload.named_parameters()) | moved
+    if (decay := update.client.weight_decay) and readings[0].kind == "exact":
+        gradients = [
+            gradient - decay * parameters[name]
+            for name, gradient in zip(stack.weights, gradients, strict=True)
+        ]
     seen = _features(payload, stack, public, moved)
     inputs, outputs = stack.forward(parameters, seen)
     moments = [_moments(seen, stack.map_shape)]

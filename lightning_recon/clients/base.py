@@ -39,6 +39,8 @@ class Client(ABC):
     """The protocol's name, as it stands in the observation."""
     clip_norm: float | None = None
     """The L2 norm to which the client clips the gradient of every sample; None: it does not."""
+    weight_decay: float = 0.0
+    """So many times its weights a local step adds to its gradient."""
 
     def __init__(
         self, label_smoothing: float = 0.0, mode: Literal["train", "eval"] = "train"

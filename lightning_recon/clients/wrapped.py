@@ -23,6 +23,7 @@ class WrappedClient(Client):
         self.client = client
         self.protocol = client.protocol
         self.clip_norm = client.clip_norm
+        self.weight_decay = client.weight_decay
 
     @property
     def gradient_scale(self) -> float:
