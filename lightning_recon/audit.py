@@ -131,6 +131,9 @@ class Auditor:
         if attack.has_payload:
             shapes = {name: tensor.shape for name, tensor in attack.payload.named_parameters()}
             notes["update_bits"] = num_update_bits(attack.chain, shapes)
+            if "buffers" in attack.oracles:  # they are sent as they are
+                sizes = (buffer.nbytes for buffer in attack.payload.buffers())
+                notes["update_bits"] += 8.0 * sum(sizes)
             notes["update_parameters"] = float(sum(shape.numel() for shape in shapes.values()))
         record = ClientRecord(
             client=client,

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from lightning_recon.attacks import LDPAttack
+from lightning_recon.attacks import InvertingGradients, LDPAttack
 from lightning_recon.audit import Auditor
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.errors import InputError
@@ -141,6 +142,24 @@ def test_clients_beyond_the_candidates_are_among_them(data):
     assert set(truth.indices.tolist()) <= set(own.tolist())
     for place, thumbnail in zip(own, thumbnails, strict=True):
         assert torch.equal(thumbnail, data.thumbnails([int(place)], 32)[0])
+
+
+def test_buffers_that_are_sent_count_in_the_message(data):
+    sizes = []
+    for known in (["labels"], ["labels", "buffers"]):
+        attack = InvertingGradients(ConvNet(num_classes=20, width=4), known=known)
+        attack.data = data
+        attack.setup("test")
+        attack.start_run()
+        assert attack.payload is attack.target
+        images = data.client(0).images
+        record, _ = Auditor(data, null_controls=False).audit(attack, 0, result(images), 0.0)
+        sizes.append(record.notes["update_bits"])
+    numbers = sum(weight.numel() for weight in attack.target.parameters())
+    assert sizes[0] == 32 * numbers
+    # of each batch norm the mean and the variance, and a count of 64 bits
+    norms = [module for module in attack.target.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert sizes[1] - sizes[0] == sum(64 * norm.num_features + 64 for norm in norms) > 0
 
 
 def test_no_fewer_candidates_than_a_client_has_images(data):
