@@ -71,8 +71,8 @@ def decode_features(
     seed: int,
     *,
     is_adaptive: bool,
+    num_rehearsals: int,
     kernel_size: int = 5,
-    num_rehearsals: int = 8,
 ) -> Decoded:
     """Read every sample's features off an update, and decode them; call it within ``reading``.
 
@@ -81,8 +81,8 @@ def decode_features(
         public: N C H W in [0, 1], images that belong to no client, at least 2.
         seed: of the rehearsals' obfuscation.
         is_adaptive: whether the obfuscation is told from the entries; else all count as exact.
-        kernel_size: of the decoder's convolution on feature maps; odd.
         num_rehearsals: batches of public images that the decoder is fitted on.
+        kernel_size: of the decoder's convolution on feature maps; odd.
 
     Raises:
         InputError: if the payload does not end in a linear layer.

@@ -38,6 +38,7 @@ KNOWN = ("labels", "num_samples", "client")
 GRANTABLE = (*KNOWN, "buffers")
 """What can be granted beside the update; the defenses are granted by ``adaptive``."""
 NUM_SEEN = 16  # public images from which label inference learns
+NUM_REHEARSALS = 4  # of an analytic start, on which the optimisation improves
 
 
 class GradientMatching(BatchedAttack):
@@ -218,6 +219,7 @@ class GradientMatching(BatchedAttack):
                 public,
                 derive_seed(seed, "rehearsal"),
                 is_adaptive="defenses" in self.oracles,
+                num_rehearsals=NUM_REHEARSALS,
             )
             evidence.notes["analytic_start"] = 1.0
             return self.encode(decoded.images)
