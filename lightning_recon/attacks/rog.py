@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_recon.attacks.gradient_matching import Evidence, GradientMatching
 from lightning_recon.errors import InputError
 from lightning_recon.refiners import Refiner
+from lightning_recon.refiners.base import encode
 from lightning_recon.structures import Reconstruction
 from lightning_recon.targets import Target
 
@@ -74,9 +75,8 @@ class ROGAttack(GradientMatching):
         return F.interpolate(dummy, scale_factor=self.upsampling, mode="bicubic")
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return the images, made as small as latents."""
-        size = self.dummy_shape[1:]
-        return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        """Return the latents in [0, 1] that come closest to images."""
+        return encode(images, self.upsampling).clamp(0, 1)
 
     def finish(self, dummy: Tensor, evidence: Evidence) -> Reconstruction:
         """Return the refined pictures of the restart of least objective."""
