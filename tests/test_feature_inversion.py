@@ -453,7 +453,7 @@ def test_the_optimisation_improves_the_decoded_images():
 
 @pytest.mark.parametrize("client", [FedSGD(), FedAvg(0.01, 2)])
 def test_pooled_features_are_helped_by_the_update(client):
-    attack = make(target=ResNet9(20, width=4), client=client)
+    attack = make(target=ResNet9(20, width=4), client=client, matching_weight=1.0)
     batch = attack.data.client(0)
     start, evidence = attack.initialize(attack.observe(batch, 0))
     assert evidence.matching_weight > 0
@@ -464,6 +464,19 @@ def test_pooled_features_are_helped_by_the_update(client):
     assert 1e-3 < found[0]["matching"] < 1
     assert found[1]["matching"] < 1e-4 * found[0]["matching"]
     assert found[1]["features"] < 0.1 * found[0]["features"]
+
+
+@pytest.mark.parametrize("defenses", [[], [QSGD(16)], [TopK(0.9)]])
+def test_pooled_features_are_decoded_better_than_by_the_mean_image(defenses):
+    attack = make(target=ResNet9(20, width=16), defenses=defenses)
+    batch = attack.data.client(0)
+    observation = attack.observe(batch, 0)
+    start, evidence = attack.initialize(observation)
+    assert not evidence.is_refined
+    found = attack.reconstruct(observation).images
+    assert torch.equal(found, start)
+    mean_image = attack.public.mean(0).expand_as(batch.images)
+    assert psnr(found, batch.images).mean() > psnr(mean_image, batch.images).mean() + 0.3
 
 
 def test_labels_are_inferred():

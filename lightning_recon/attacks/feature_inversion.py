@@ -12,8 +12,9 @@ linear_layers`).  The images follow in two steps:
   tells anew which ReLUs were open (functional.relus), and a small network, trained on the same
   public images, corrects the linear decoder.
 - From there on the images are optimised: their features are to be the ones found, in units of the
-  error that these have; priors fill in what the features leave open.  Where the features are
-  vectors without places (a network that pools them), the update itself is matched, too.
+  error that these have; priors fill in what the features leave open, and the update itself may be
+  matched, too.  Where the features are vectors without places (a network that pools them), they
+  leave too much open, and the decoder's images are kept.
 
 The idea of reading a linear layer's inputs off its gradient is that of Phong et al., IEEE TIFS 13,
 2018, for one sample; for batches see Kariyappa et al., "Cocktail Party Attack", ICML 2023, which
@@ -82,14 +83,15 @@ class FeatureInversionAttack(GradientMatching):
         features_weight: of the mean squared error of the features, in units of the error that
             they are known with; at least 0.
         matching_weight: of the squared distance of the updates, relative to the observed one's
-            norm; null: 0 where the features are maps, 1 where they are vectors.
+            norm; at least 0.
         kernel_size: of the decoder's convolution on feature maps; odd.
         num_rehearsals: batches of public images that the decoder is fitted on, at least 1.
         decoder_steps: in which a small network is trained to correct the linear decoder of feature
             maps, a minute for the default on one core; 0: the linear decoder alone.
-        refined_error: the decoder's images are optimised where the features' error, rehearsed on
-            public images and in units of their standard deviation, is at most this; above it they
-            are kept, since features that are known so badly say less than the decoder's fit.
+        refined_error: the decoder's images are optimised where the features are maps and their
+            error, rehearsed on public images and in units of their standard deviation, is at most
+            this, or where updates are matched; else they are kept, since features that are known
+            so badly, or have no places, say less than the decoder's fit.
         priors: see :class:`GradientMatching`.
         label_inference: see there.
         iterations: of the optimisation that follows the decoder.
@@ -114,7 +116,7 @@ class FeatureInversionAttack(GradientMatching):
         known: Sequence[str] = KNOWN,
         adaptive: bool = True,
         features_weight: float = 1.0,
-        matching_weight: float | None = None,
+        matching_weight: float = 0.0,
         kernel_size: int = 5,
         num_rehearsals: int = 8,
         decoder_steps: int = 960,
@@ -139,7 +141,7 @@ class FeatureInversionAttack(GradientMatching):
             lr_scheduler=lr_scheduler,
             seed=seed,
         )
-        if not features_weight >= 0 or not (matching_weight is None or matching_weight >= 0):
+        if not features_weight >= 0 or not matching_weight >= 0:
             raise InputError(
                 "FeatureInversionAttack: features_weight and matching_weight must be at least 0, "
                 f"not {features_weight} and {matching_weight}"
@@ -199,12 +201,10 @@ class FeatureInversionAttack(GradientMatching):
         error = (decoded.estimated - decoded.seen).view(shape).square().mean((0, 2, 3))
         update.notes["feature_error"] = float(error.mean() / usual) ** 0.5
         variance = error.repeat_interleave(math.prod(shape[2:])) + _FEATURE_ERROR * usual
-        weight = (
-            float(not decoded.has_places) if self.matching_weight is None else self.matching_weight
-        )
         norm = sum(float(tensor.square().sum()) for tensor in update.observed.values())
-        weight = weight / ((update.scale or 1.0) ** 2 * norm) if norm else 0.0
-        is_refined = update.notes["feature_error"] <= self.refined_error or weight > 0
+        weight = self.matching_weight / ((update.scale or 1.0) ** 2 * norm) if norm else 0.0
+        is_known = decoded.has_places and update.notes["feature_error"] <= self.refined_error
+        is_refined = is_known or weight > 0
         update.notes["refined"] = float(is_refined)
         return images, FeatureEvidence(
             update, sight.stack, sight.moved, decoded.features, 1 / variance, weight, is_refined

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _NUM_PLACES = 2**16  # that it is fitted on, at most
-_RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean squared entry
+_RIDGES = tuple(10.0**power for power in range(-6, 3))  # of the mean squared entry
 _HELD_OUT = 4  # one image in so many chooses between the ridges
 
 
