@@ -112,6 +112,31 @@ def test_soteria_of_another_layer():
     assert torch.equal(update["classifier.weight"], whole["classifier.weight"])
 
 
+class Tokens(nn.Module):
+    """Its last matrix reads many vectors of an image, the one before it one."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(12, 6)
+        self.classifier = nn.Linear(6, 3)
+        self.tokens = nn.Linear(4, 1)
+
+    def forward(self, images):
+        logits = self.classifier(self.encoder(images.flatten(1)).tanh())
+        return logits + self.tokens(images.flatten(2)).mean(1)
+
+
+def test_soteria_takes_the_last_layer_that_reads_a_representation():
+    batch = private()
+    payload = Tokens().double()
+    update = Soteria(FedSGD(), 0.5)(payload, batch, seed=0)
+    whole = FedSGD()(payload, batch, seed=0)
+    assert update["classifier.weight"].any(0).sum() == 3
+    assert whole["classifier.weight"].any(0).all()
+    for name in ("encoder.weight", "tokens.weight"):
+        assert torch.equal(update[name], whole[name])
+
+
 def test_the_attackers_stand_in_for_soteria_is_what_the_client_sends():
     payload, batch = net(), private()
     client = Soteria(FedSGD(label_smoothing=0.1), 0.5)
@@ -363,7 +388,7 @@ class Conv(Target):
         (lambda: Soteria(FedSGD(), 0.5)(Conv().double(), private(), seed=0), "linear layer"),
         (
             lambda: Soteria(FedSGD(), 0.5, "conv")(Conv().double(), private(), seed=0),
-            "conv.weight is no linear",
+            "conv.weight is not of a linear layer",
         ),
         (lambda: MixUp(FedSGD(), 0.0), "alpha"),
         (lambda: MixUp(DPSGD(1.0)), "DPSGD"),

@@ -39,8 +39,8 @@ class Soteria(WrappedClient):
     Args:
         client: what computes the update: FedSGD.
         prune_rate: share of the columns that are zeroed, in (0, 1).
-        layer: the linear layer's name in the target; null: the one whose weight is the update's
-            last matrix, as a rule the classifier.
+        layer: the linear layer's name in the target; null: the last in the update that reads one
+            representation of each image, as a rule the classifier.
 
     Raises:
         InputError: if an argument cannot be used.
@@ -65,53 +65,62 @@ class Soteria(WrappedClient):
             InputError: if the payload has no such layer.
         """
         update, buffers = self.client.run(payload, batch, seed=seed)
-        name = self._weight(update)
         with self.working(payload), randomness(seed, batch.images.device):  # the same dropout
-            ratios = self._ratios(payload, name, batch.images)
+            name, ratios = self._ratios(payload, self._weights(update), batch.images)
         num_pruned = max(1, round(self.prune_rate * len(ratios)))
         update[name][:, ratios.topk(num_pruned).indices] = 0
         return update, buffers
 
     def stand_in(self, update: Update, observed: Update) -> Update:
-        """Keep the columns of the layer that the observed update has."""
-        name = self._weight(observed)
+        """Keep the columns that the observed update has: of ``layer``, or of the last matrix."""
+        name = self._weights(observed)[0]
         is_kept = (observed[name] != 0).any(0)
         return {**update, name: update[name] * is_kept}
 
-    def _weight(self, update: Update) -> str:
-        """Return the name of the layer's weight in an update."""
+    def _weights(self, update: Update) -> list[str]:
+        """Return the names of the weights, of which the first that will do is pruned."""
         if self.layer is not None:
             if f"{self.layer}.weight" not in update:
                 raise InputError(f"Soteria: the target has no layer {self.layer!r} with a weight")
-            return f"{self.layer}.weight"
+            return [f"{self.layer}.weight"]
         matrices = [name for name, tensor in update.items() if tensor.ndim == 2]
         if not matrices:
             raise InputError("Soteria needs a target with a linear layer; this one has none")
-        return matrices[-1]
+        return matrices[::-1]
 
-    def _ratios(self, payload: nn.Module, weight: str, images: Tensor) -> Tensor:
-        """Return for each entry of the representation how much it tells of the images, D."""
-        layer = payload.get_submodule(weight.rpartition(".")[0])
-        if not isinstance(layer, nn.Linear):
-            raise InputError(f"Soteria: {weight} is no linear layer's; name one with layer")
-        found: list[Tensor] = []
+    def _ratios(self, payload: nn.Module, weights: list[str], images: Tensor) -> tuple[str, Tensor]:
+        """Return how much each entry of a representation tells of the images, D.
+
+        Before it the name of the layer's weight: the first one of a linear layer that reads one
+        representation of each image.
+        """
+        found: dict[str, list[Tensor]] = {weight: [] for weight in weights}
+        handles = []
+        for weight in weights:
+            layer = payload.get_submodule(weight.rpartition(".")[0])
+            if isinstance(layer, nn.Linear):
+                handles.append(
+                    layer.register_forward_pre_hook(
+                        lambda _, inputs, seen=found[weight]: seen.append(inputs[0])
+                    )
+                )
         images = images.detach().requires_grad_()
-        hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
         try:
             with torch.enable_grad():
                 run_stateless(payload, {}, images)
         finally:
-            hook.remove()
-        if len(found) != 1 or found[0].ndim != 2:
+            for handle in handles:
+                handle.remove()
+        read = [name for name, seen in found.items() if len(seen) == 1 and seen[0].ndim == 2]
+        if not read:
             raise InputError(
-                f"Soteria: the layer of {weight} does not read one representation of each image; "
-                "name another with layer"
+                f"Soteria: {weights[0]} is not of a linear layer that reads one representation of "
+                "each image; name another with layer"
             )
-        representation = found[0]
         ratios = []
-        for entries in representation.unbind(1):
+        for entries in found[read[0]][0].unbind(1):
             (slope,) = torch.autograd.grad(entries.sum(), images, retain_graph=True)
             norms = slope.flatten(1).norm(dim=1)
             ratio = entries.detach().abs() / norms
             ratios.append(ratio.nan_to_num(0.0, torch.inf).sum())  # 0 / 0: a dead entry
-        return torch.stack(ratios)
+        return read[0], torch.stack(ratios)
