@@ -189,6 +189,29 @@ class TestLinearLayers:
             step = float(gradient.abs().max()) / defense.num_steps
             assert reading.size == pytest.approx(step, rel=1e-4)
 
+    def test_top_k_that_drops_whole_rows_and_columns_is_seen(self):
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.full((200, 1), 1e-4)
+        rows[:8] = 1.0  # those of the labels
+        size = torch.where(torch.arange(300) < 40, 1.0, 0.1)
+        whole = rows * size * (1 + 0.2 * torch.rand(200, 300, generator=generator))
+        update = TopK(0.995)({"weight": whole.clone()}, generator=generator)["weight"]
+        live = update[update.any(1)][:, update.any(0)]
+        assert 0.9 < (live != 0).float().mean() < 1
+        reading = read_entries(update)
+        assert reading.kind == "kept"
+        assert reading.size == pytest.approx(float(update[update != 0].abs().min()))
+
+    def test_zeros_of_relus_are_not_dropped_entries(self):
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(8, 300, generator=generator).relu()
+        residuals = torch.randn(8, 200, generator=generator)
+        residuals = residuals * (torch.rand(8, 200, generator=generator) < 0.7)
+        gradient = residuals.T @ inputs
+        live = gradient[gradient.any(1)][:, gradient.any(0)]
+        assert 0.9 < (live != 0).float().mean() < 1
+        assert read_entries(gradient) == Reading("exact", 0.0)
+
     def test_rounding_has_no_bias(self):
         _, _, gradient, generator = linear_problem(num_inputs=20)
         drawn = [obfuscate(gradient, READINGS["rounded"], gradient, generator) for _ in range(400)]

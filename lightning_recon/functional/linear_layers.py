@@ -76,10 +76,11 @@ def read_entries(observed: Tensor) -> Reading:
         and bool((levels - levels.round()).abs().lt(1e-3).all())
     ):
         return Reading("rounded", least)
-    if len(nonzero) > 0.9 * len(live):
-        return Reading("exact", 0.0)
     least = float(torch.where(observed == 0, torch.inf, observed.abs()).min())
-    return Reading("kept", least if least > 0.05 * float(nonzero.median()) else math.inf)
+    if len(nonzero) < len(live) and least > 0.05 * float(nonzero.median()):
+        return Reading("kept", least)
+    # ReLUs of few samples leave zeros, too
+    return Reading("exact", 0.0) if len(nonzero) > 0.9 * len(live) else Reading("kept", math.inf)
 
 
 def obfuscate(
