@@ -351,6 +351,6 @@ class TestCompletion:
         assert len(text) < 5_000_000
 
     def test_says_what_is_missing(self, monkeypatch, capsys):
-        monkeypatch.setattr("lightning_recon.main.find_spec", lambda name: None)
+        monkeypatch.setattr("lightning_recon.completion.find_spec", lambda name: None)
         assert main(["completion", "bash"]) == 2
         assert "completion needs the package shtab: pip install shtab" in capsys.readouterr().err
