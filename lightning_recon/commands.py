@@ -47,8 +47,16 @@ LIGHT = {
     "completion": "print the script that completes commands and options at the Tab key",
 }
 """The other commands."""
-LISTS = ("attacks", "defenses", "data", "targets", "clients", "priors", "refiners")
-"""Those that list classes."""
+LISTS = {
+    "attacks": ("Attack",),
+    "defenses": ("Defense",),
+    "data": ("AuditDataModule",),
+    "targets": ("Target",),
+    "clients": ("Client",),
+    "priors": ("Prior", "ActivationPrior"),
+    "refiners": ("Refiner",),
+}
+"""Those that list the classes of the package of that name, and what these are below."""
 
 _COMPLETION = """\
 print the script that completes commands, options and their values at the Tab key
@@ -214,41 +222,10 @@ def _run(command: str, options: Namespace) -> int:
     return 0
 
 
-def _bases(kind: str) -> tuple[type[Any], ...]:
-    """Return what the classes of a kind are below."""
-    if kind == "attacks":
-        from lightning_recon.attacks import Attack
-
-        return (Attack,)
-    if kind == "defenses":
-        from lightning_recon.defenses import Defense
-
-        return (Defense,)
-    if kind == "data":
-        from lightning_recon.data import AuditDataModule
-
-        return (AuditDataModule,)
-    if kind == "targets":
-        from lightning_recon.targets import Target
-
-        return (Target,)
-    if kind == "clients":
-        from lightning_recon.clients import Client
-
-        return (Client,)
-    if kind == "priors":
-        from lightning_recon.priors import ActivationPrior, Prior
-
-        return (Prior, ActivationPrior)
-    from lightning_recon.refiners import Refiner
-
-    return (Refiner,)
-
-
 def _list_classes(kind: str, *, as_json: bool) -> None:
     """Print what there is of one kind: name, first sentence, citation."""
-    bases = _bases(kind)
-    offered = importlib.import_module(f"lightning_recon.{kind}").__all__  # without parts of these
+    package = importlib.import_module(f"lightning_recon.{kind}")
+    bases = tuple(getattr(package, name) for name in LISTS[kind])
     classes = {found for base in bases for found in concrete_subclasses(base)}
     entries = [
         {
@@ -258,7 +235,7 @@ def _list_classes(kind: str, *, as_json: bool) -> None:
             "citation": _citation_of(found, kind),
         }
         for found in sorted(classes, key=lambda found: found.__name__)
-        if found.__name__ in offered and found not in bases
+        if found.__name__ in package.__all__ and found not in bases  # no parts of these
     ]
     if as_json:
         print(json.dumps(entries, indent=2))  # noqa: T201

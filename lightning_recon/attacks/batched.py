@@ -182,8 +182,7 @@ class BatchedAttack(OptimizationAttack):
 
     def laid_out(self, payload: nn.Module) -> nn.Module:
         """Return a payload in the form that is fastest to simulate: itself, or a copy."""
-        device = next((parameter.device for parameter in payload.parameters()), torch.device("cpu"))
-        if not self.is_compiled or device.type != "cpu":
+        if not self.is_compiled or self.device.type != "cpu":
             return payload
         if self._laid_out is None or self._laid_out[0] is not payload:
             self._laid_out = payload, channels_last(payload)

@@ -29,12 +29,7 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_recon.attacks.feature_decoding import (
-    Decoded,
-    decode_features,
-    reading,
-    teaching_images,
-)
+from lightning_recon.attacks.feature_decoding import Decoded, decode_features, reading
 from lightning_recon.attacks.gradient_matching import KNOWN, Evidence, GradientMatching
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.clients import Client
@@ -158,13 +153,6 @@ class FeatureInversionAttack(GradientMatching):
         self.num_rehearsals = num_rehearsals
         self.decoder_steps = decoder_steps
         self.refined_error = refined_error
-        self._is_made_up = False  # whether the public images are
-
-    def learn_public(self, images: Tensor) -> None:
-        """Keep public images; fewer than 8 are replaced by noise of a natural spectrum."""
-        super().learn_public(images)
-        seed = derive_seed(self.seed, "synthetic")
-        self.public, self._is_made_up = teaching_images(images, self.data.image_shape, seed)
 
     # --- reading the update --------------------------------------------------------------------
 
@@ -187,7 +175,7 @@ class FeatureInversionAttack(GradientMatching):
         self, update: Evidence, decoded: Decoded, seed: int
     ) -> tuple[Tensor, FeatureEvidence]:
         sight, shape, images = decoded.sight, (-1, *decoded.map_shape), decoded.images
-        if decoded.has_places and self.decoder_steps > 0 and not self._is_made_up:
+        if decoded.has_places and self.decoder_steps > 0 and not self.is_public_made_up:
             network = fit_network_decoder(
                 decoded.decoder,
                 decoded.estimated.view(shape),

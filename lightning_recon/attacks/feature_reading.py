@@ -68,9 +68,10 @@ def read_features(update: Evidence, public: Tensor, *, is_adaptive: bool) -> Sig
     readings = [
         read_entries(gradient) if is_adaptive else Reading("exact", 0.0) for gradient in gradients
     ]
-    moved = _half_way(update) if readings[0].kind == "exact" else {}
+    is_exact = readings[0].kind == "exact"
+    moved = _half_way(update) if is_exact else {}
     parameters: Update = dict(payload.named_parameters()) | moved
-    if (decay := update.client.weight_decay) and readings[0].kind == "exact":
+    if is_exact and (decay := update.client.weight_decay):
         gradients = [
             gradient - decay * parameters[name]
             for name, gradient in zip(stack.weights, gradients, strict=True)

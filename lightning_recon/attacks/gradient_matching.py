@@ -135,14 +135,16 @@ class GradientMatching(BatchedAttack):
         self.analytic_start = analytic_start
         self.public = torch.empty(0)
         """N C H W, images that belong to no client, once :meth:`learn_public` has seen them."""
+        self.is_public_made_up = False
         self._seen = torch.empty(0)
 
     def learn_public(self, images: Tensor) -> None:
-        """Keep public images; without any, noise helps to infer labels in the place of some."""
+        """Keep public images; to decode by, noise of a natural spectrum replaces fewer than 8."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "label inference"))
         noise = torch.rand(NUM_SEEN, *self.data.image_shape, generator=generator)
         self._seen = images[:NUM_SEEN] if len(images) else noise
-        self.public = images
+        seed = derive_seed(self.seed, "synthetic")
+        self.public, self.is_public_made_up = teaching_images(images, self.data.image_shape, seed)
 
     # --- what a method may change --------------------------------------------------------------
 
@@ -210,13 +212,10 @@ class GradientMatching(BatchedAttack):
 
     def _analytic_start(self, evidence: Evidence, seed: int) -> Tensor:
         """Return the dummies of what the linear layers' gradients tell."""
-        public, _ = teaching_images(
-            self.public, self.data.image_shape, derive_seed(self.seed, "synthetic")
-        )
         with reading(evidence):
             decoded = decode_features(
                 evidence,
-                public,
+                self.public,
                 derive_seed(seed, "rehearsal"),
                 is_adaptive="defenses" in self.oracles,
                 num_rehearsals=NUM_REHEARSALS,
