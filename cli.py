@@ -16,13 +16,13 @@ def main(args: list[str]) -> int:
     Returns:
         The exit code: 0; 1 if something needed is broken; 2 for input that cannot be used.
     """
-    from lightning_recon import commands
+    from lightning_recon.commands import names, plain
 
-    if args and args[0] in {*commands.LIGHTNING, "sweep"}:
-        from lightning_recon.main import main as run
+    if args and args[0] in {*names.LIGHTNING, "sweep"}:
+        from lightning_recon.commands.lightning import main as run
 
         return run()  # Lightning reads sys.argv itself, in every process that it starts
-    return commands.main(args)
+    return plain.main(args)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from benchmarks.records import Records, Row, cifar, matched_psnr, run_alone
 from lightning_recon.attacks import RGAP, Attack, InvertingGradients, LinearLayerInversion
 from lightning_recon.data import ClientDataModule
-from lightning_recon.structures import Reconstruction
+from lightning_recon.observation import Reconstruction
 from lightning_recon.targets import MLP, LeNet, PlainConvNet
 
 LEAST = 18.0  # dB of Inverting Gradients

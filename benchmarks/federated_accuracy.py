@@ -39,10 +39,11 @@ from lightning_recon.attacks import LDPAttack
 from lightning_recon.data import CIFAR10DataModule
 from lightning_recon.defenses import ClipL2, GaussianNoise, apply_chain
 from lightning_recon.errors import InputError
-from lightning_recon.outputs import versions, write_csv, write_json
+from lightning_recon.files import write_csv, write_json
 from lightning_recon.randomness import derive_seed, make_generator
-from lightning_recon.structures import PrivateBatch, Update
+from lightning_recon.runs.results import versions
 from lightning_recon.targets import ConvNet, Target
+from lightning_recon.updates import PrivateBatch, Update
 
 PREFIX = "model."  # of the target's parameters in the payload
 ARMS = {

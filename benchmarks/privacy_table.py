@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from lightning_recon.audit.privacy_statement import privacy_statement
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.defenses import ClipL2, GaussianNoise, bind_chain
 from lightning_recon.defenses.privunit import privunit_cap
@@ -21,7 +22,6 @@ from lightning_recon.errors import InputError
 from lightning_recon.privacy.accounting import pld_epsilon, rdp_epsilon
 from lightning_recon.privacy.gaussian import gaussian_epsilon, gaussian_std
 from lightning_recon.privacy.reconstruction import clamped_psnr, expected_psnr, rero_gaussian
-from lightning_recon.privacy.statement import privacy_statement
 
 DELTA = 1e-5
 NUM_RECORDS = 1000  # the m of the published calibration

@@ -14,9 +14,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lightning_recon.audit.matching import match
 from lightning_recon.data import CIFAR10DataModule
 from lightning_recon.functional.image_quality import psnr
-from lightning_recon.matching import match
 
 RESULTS = Path(__file__).with_name("results")
 ROOT = Path(__file__).parents[1]

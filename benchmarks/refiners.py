@@ -29,9 +29,9 @@ from lightning_recon.refiners import (
     UNetDenoiser,
 )
 from lightning_recon.refiners.base import decode, encode
-from lightning_recon.refiners.losses import PerceptualLoss
-from lightning_recon.refiners.training import simulate
 from lightning_recon.targets import TorchvisionClassifier
+from lightning_recon.training.losses import PerceptualLoss
+from lightning_recon.training.refiner import simulate
 
 LEVELS = (0.0, 0.02, 0.06, 0.1)
 SCALE = 4

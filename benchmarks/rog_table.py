@@ -25,11 +25,11 @@ from torchvision.io import write_jpeg
 from torchvision.utils import make_grid
 
 from lightning_recon.attacks import Attack
+from lightning_recon.audit.matching import match
 from lightning_recon.clients import FedAvg
 from lightning_recon.data import ImageNetDataModule
 from lightning_recon.functional.image_quality import psnr
-from lightning_recon.matching import match
-from lightning_recon.structures import Observation
+from lightning_recon.observation import Observation
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 100

@@ -21,8 +21,8 @@ import torch
 
 from benchmarks.records import ROOT, Records, Row, environment, parser, records_of
 from lightning_recon.attacks import InvertingGradients
-from lightning_recon.structures import PrivateBatch
 from lightning_recon.targets import ConvNet
+from lightning_recon.updates import PrivateBatch
 
 AXES = {
     "batch size": [1, 2, 4, 8, 16, 32, 64],

@@ -30,14 +30,15 @@ from lightning_recon.attacks import (
     RobbingTheFed,
     SpectralLDPAttack,
 )
+from lightning_recon.audit.matching import match
+from lightning_recon.audit.scores import score
 from lightning_recon.data import ImageNetDataModule
 from lightning_recon.data.masks import MaskFolder, SubjectMasks
 from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.files import write_atomically
-from lightning_recon.matching import match
-from lightning_recon.scores import score
-from lightning_recon.structures import PrivateBatch, Reconstruction
+from lightning_recon.observation import Reconstruction
 from lightning_recon.targets import TorchvisionClassifier
+from lightning_recon.updates import PrivateBatch
 
 CLIP_NORM = 10.0
 NOISE_STD = 0.002

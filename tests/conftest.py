@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_recon.data import SampleImagesDataModule
-from lightning_recon.structures import PrivateBatch
+from lightning_recon.updates import PrivateBatch
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same figures with and without a GPU
 

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import torch
 
-from lightning_recon.pictures import save_pictures
-from lightning_recon.scores import METRICS, aggregate
+from lightning_recon.audit.scores import METRICS, aggregate
+from lightning_recon.report.pictures import save_pictures
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 EVIL = '<img src=x onerror="alert(1)">&</script>{{ "z" * 9 }}'

@@ -17,12 +17,11 @@ from lightning_recon.attacks import (
     RobbingTheFed,
 )
 from lightning_recon.attacks.linear_layer import grid_misfit, join_rows
+from lightning_recon.audit.matching import match
 from lightning_recon.clients import FedAvg
 from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
-from lightning_recon.matching import match
-from lightning_recon.structures import PrivateBatch
 from lightning_recon.targets import (
     MLP,
     ConvNet,
@@ -31,6 +30,7 @@ from lightning_recon.targets import (
     TinyViT,
     TorchvisionClassifier,
 )
+from lightning_recon.updates import PrivateBatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

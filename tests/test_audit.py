@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from lightning_recon.attacks import InvertingGradients, LDPAttack
-from lightning_recon.audit import Auditor
+from lightning_recon.audit.auditor import Auditor
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.metrics import MSE
-from lightning_recon.outputs import summarise
-from lightning_recon.structures import Failure, Reconstruction
+from lightning_recon.observation import Failure, Reconstruction
+from lightning_recon.runs.results import summarise
 from lightning_recon.targets import ConvNet
 
 

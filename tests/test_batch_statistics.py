@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_recon.attacks import Attack, InvertingGradients
+from lightning_recon.attacks.matching.batch_statistics import batch_statistics
+from lightning_recon.audit.privacy_statement import privacy_statement
 from lightning_recon.clients import Aggregate, FedAvg, FedSGD, InstaHide, MixUp, Soteria
 from lightning_recon.defenses import ClipL2, GaussianNoise, PrivUnit2
 from lightning_recon.errors import InputError
-from lightning_recon.functional.batch_statistics import batch_statistics
-from lightning_recon.outputs import describe_attack
-from lightning_recon.privacy.statement import privacy_statement
-from lightning_recon.structures import PrivateBatch
+from lightning_recon.runs.results import describe_attack
 from lightning_recon.targets import ConvNet, LeNet, TorchvisionClassifier
+from lightning_recon.updates import PrivateBatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

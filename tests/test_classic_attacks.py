@@ -17,11 +17,11 @@ from lightning_recon.attacks import (
     MultiScale,
 )
 from lightning_recon.attacks.grad_inversion import group_mean
+from lightning_recon.attacks.matching.batch_statistics import batch_statistics
 from lightning_recon.attacks.schedules import step_decay, warm_cosine
 from lightning_recon.clients import FedAvg, FedSGD
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.errors import InputError
-from lightning_recon.functional.batch_statistics import batch_statistics
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.functional.registration import shift_images
 from lightning_recon.priors import (
@@ -32,8 +32,8 @@ from lightning_recon.priors import (
     SquaredNorm,
     TotalVariation,
 )
-from lightning_recon.structures import PrivateBatch
 from lightning_recon.targets import ConvNet, LeNet, ROGLeNet
+from lightning_recon.updates import PrivateBatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,10 +13,10 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_recon import commands
 from lightning_recon.attacks import Attack
+from lightning_recon.commands import plain
+from lightning_recon.commands.lightning import ReconCLI, main
 from lightning_recon.data import AuditDataModule
-from lightning_recon.main import ReconCLI, main
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests/conf/ldp_tiny.yaml")
@@ -148,11 +148,11 @@ class TestPages:
         page = run / "report.html"
         text = page.read_text()
         page.unlink()
-        assert commands.main(["report", str(run)]) == 0
+        assert plain.main(["report", str(run)]) == 0
         assert page.read_text() == text
 
     def test_compare(self, run, capsys):
-        assert commands.main(["compare", str(run), str(run), "--output", "both.html"]) == 0
+        assert plain.main(["compare", str(run), str(run), "--output", "both.html"]) == 0
         assert capsys.readouterr().out == "both.html\n"
         assert "LDPAttack" in Path("both.html").read_text()
 

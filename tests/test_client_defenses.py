@@ -13,7 +13,6 @@ from torch.func import vmap
 from lightning_recon.clients import DPSGD, Aggregate, FedAvg, FedSGD, InstaHide, MixUp, Soteria
 from lightning_recon.clients.base import functional
 from lightning_recon.errors import InputError
-from lightning_recon.structures import PrivateBatch
 from lightning_recon.targets import (
     ConvNet,
     Dropout,
@@ -22,6 +21,7 @@ from lightning_recon.targets import (
     VariationalBottleneck,
 )
 from lightning_recon.targets.base import Target
+from lightning_recon.updates import PrivateBatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

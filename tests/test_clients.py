@@ -11,8 +11,8 @@ from lightning_recon.clients import DPSGD, Aggregate, Client, FedAvg, FedSGD, In
 from lightning_recon.clients.base import LocalLoss, functional
 from lightning_recon.defenses import ClipL2, GaussianNoise, apply_chain
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Buffers, PrivateBatch, Update
 from lightning_recon.targets import ConvNet, LeNet
+from lightning_recon.updates import Buffers, PrivateBatch, Update
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lightning_recon.attacks import DLG, GradInversion, MultiScale, ROGAttack
-from lightning_recon.attacks.batched import stack_clients
+from lightning_recon.attacks.matching.batched import stack_clients
 from lightning_recon.clients import FedAvg, FedSGD
+from lightning_recon.commands.lightning import main
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.data.sharing import ClientLoader
 from lightning_recon.defenses import (
@@ -26,9 +27,8 @@ from lightning_recon.defenses import (
     UniformQuantiser,
 )
 from lightning_recon.errors import InputError
-from lightning_recon.main import main
+from lightning_recon.observation import Failure
 from lightning_recon.priors import DeepFeatures, Prior, TotalVariation
-from lightning_recon.structures import Failure
 from lightning_recon.targets import ConvNet, LeNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")

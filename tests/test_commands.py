@@ -17,9 +17,10 @@ import yaml
 from PIL import Image
 
 import lightning_recon
-from lightning_recon import doctor
-from lightning_recon.commands import LIGHT, LIGHTNING, main
-from lightning_recon.doctor import Finding, check_inputs, check_packages
+from lightning_recon.commands import doctor
+from lightning_recon.commands.doctor import Finding, check_inputs, check_packages
+from lightning_recon.commands.names import LIGHT, LIGHTNING
+from lightning_recon.commands.plain import main
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [*LIGHTNING, *LIGHT]
@@ -64,7 +65,7 @@ class TestHelp:
 
     @pytest.mark.parametrize("command", LIGHTNING)
     def test_of_lightnings_commands(self, command, capsys):
-        from lightning_recon.main import main as run
+        from lightning_recon.commands.lightning import main as run
 
         with pytest.raises(SystemExit) as stop:
             run([command, "--help"])
@@ -351,6 +352,6 @@ class TestCompletion:
         assert len(text) < 5_000_000
 
     def test_says_what_is_missing(self, monkeypatch, capsys):
-        monkeypatch.setattr("lightning_recon.completion.find_spec", lambda name: None)
+        monkeypatch.setattr("lightning_recon.commands.completion.find_spec", lambda name: None)
         assert main(["completion", "bash"]) == 2
         assert "completion needs the package shtab: pip install shtab" in capsys.readouterr().err

@@ -6,10 +6,10 @@ import pytest
 from browser import needs_chromium, open_browser
 from run_folders import EVIL, Page, make_results, make_rows, truth_of, write_run
 
-from lightning_recon.comparison import compare_runs
+from lightning_recon.audit.statistics import paired_difference
 from lightning_recon.errors import InputError
-from lightning_recon.pictures import save_pictures
-from lightning_recon.statistics import paired_difference
+from lightning_recon.report.comparison import compare_runs
+from lightning_recon.report.pictures import save_pictures
 
 browser = pytest.fixture(open_browser, scope="module")
 

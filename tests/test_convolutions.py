@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_recon.attacks import InvertingGradients
-from lightning_recon.attacks.convolutions import (
+from lightning_recon.attacks.matching.convolutions import (
     FEW_PRODUCTS,
     largest_convolution,
     without_onednn,

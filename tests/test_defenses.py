@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 from lightning_recon import defenses as package
+from lightning_recon.audit.privacy_statement import privacy_statement
 from lightning_recon.defenses import (
     ClipL2,
     Defense,
@@ -18,7 +19,6 @@ from lightning_recon.defenses import (
 )
 from lightning_recon.defenses.base import CHUNK, chunks, update_norm
 from lightning_recon.errors import InputError
-from lightning_recon.privacy.statement import privacy_statement
 
 UNUSED = torch.Generator()
 

@@ -11,13 +11,13 @@ import yaml
 from data_helpers import picture
 from PIL import Image
 
-from lightning_recon.data.patches import PatchDataModule
+from lightning_recon.commands.doctor import check_inputs
+from lightning_recon.commands.lightning import TrainingCLI, main
 from lightning_recon.data.sources import open_picture
-from lightning_recon.doctor import check_inputs
 from lightning_recon.errors import InputError
-from lightning_recon.main import TrainingCLI, main
 from lightning_recon.priors import DenoiserPrior, FFDNet
-from lightning_recon.priors.training import DenoiserTraining
+from lightning_recon.training.denoiser import DenoiserTraining
+from lightning_recon.training.patches import PatchDataModule
 
 BILINEAR = Image.Resampling.BILINEAR
 ROOT = Path(__file__).parents[1]

@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_recon.audit.privacy_statement import privacy_statement
 from lightning_recon.clients import Aggregate, FedSGD, dpsgd
 from lightning_recon.clients.dpsgd import DPSGD
 from lightning_recon.defenses import DPSGDNoise, apply_chain, bind_chain
 from lightning_recon.errors import InputError
 from lightning_recon.privacy.gaussian import gaussian_epsilon
-from lightning_recon.privacy.statement import privacy_statement
 from lightning_recon.rowsparse import RowSparse
-from lightning_recon.structures import PrivateBatch
 from lightning_recon.targets import ConvNet, LeNet
+from lightning_recon.updates import PrivateBatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,11 +11,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_recon.attacks import LDPAttack
+from lightning_recon.audit.records import read_records
+from lightning_recon.commands.lightning import main
 from lightning_recon.errors import InputError
-from lightning_recon.main import main
-from lightning_recon.outputs import print_summary, write_json
-from lightning_recon.records import read_records
-from lightning_recon.structures import Reconstruction
+from lightning_recon.files import write_json
+from lightning_recon.observation import Reconstruction
+from lightning_recon.report.terminal import print_summary
 
 TINY = str(Path(__file__).parent / "conf/ldp_tiny.yaml")
 RUN = Path("lightning_logs/version_0")
@@ -179,7 +180,9 @@ def test_a_resumed_fit_may_meet_its_own_records():
 def clock(monkeypatch):
     """The audit's clock: an iteration takes a second, learning from public images 1000."""
     now = [0.0]
-    monkeypatch.setattr("lightning_recon.callbacks.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(
+        "lightning_recon.runs.callback.time", SimpleNamespace(monotonic=lambda: now[0])
+    )
     iterate, learn = LDPAttack.iterate, LDPAttack.learn_public
 
     def slow_iterate(*args):

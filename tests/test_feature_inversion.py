@@ -10,6 +10,19 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from lightning_recon.attacks.feature_inversion import FeatureInversionAttack
+from lightning_recon.attacks.features.linear_decoder import fit_linear_decoder
+from lightning_recon.attacks.features.linear_layers import (
+    Reading,
+    noise_of,
+    obfuscate,
+    output_residuals,
+    read_entries,
+    solve_inputs,
+    solve_residuals,
+)
+from lightning_recon.attacks.features.linear_stack import find_stack, run_features
+from lightning_recon.attacks.features.network_decoder import NetworkDecoder, fit_network_decoder
+from lightning_recon.attacks.features.relus import learn_foresight, updated_chances
 from lightning_recon.clients import Aggregate, FedAvg, FedSGD, MixUp
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.defenses import (
@@ -23,19 +36,6 @@ from lightning_recon.defenses import (
 )
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
-from lightning_recon.functional.linear_decoder import fit_linear_decoder
-from lightning_recon.functional.linear_layers import (
-    Reading,
-    noise_of,
-    obfuscate,
-    output_residuals,
-    read_entries,
-    solve_inputs,
-    solve_residuals,
-)
-from lightning_recon.functional.linear_stack import find_stack, run_features
-from lightning_recon.functional.network_decoder import NetworkDecoder, fit_network_decoder
-from lightning_recon.functional.relus import learn_foresight, updated_chances
 from lightning_recon.priors import TotalVariation
 from lightning_recon.targets import VGG7, ResNet9, ROGLeNet, Target
 
@@ -346,7 +346,7 @@ class TestRelus:
 
 
 def test_a_second_look_at_the_images_mends_what_an_obfuscated_gradient_tells(monkeypatch):
-    module = "lightning_recon.attacks.feature_decoding"
+    module = "lightning_recon.attacks.features.decoding"
     errors = {}
     for num_looks in (0, 4):
         monkeypatch.setattr(f"{module}._NUM_LOOKS", num_looks)

@@ -11,7 +11,7 @@ from lightning_recon.functional.identification import (
     nearest_neighbour,
     thumbnails,
 )
-from lightning_recon.functional.labels import label_matches, tag_jaccard
+from lightning_recon.functional.labels.agreement import label_matches, tag_jaccard
 
 
 def rand(*shape, seed=0):

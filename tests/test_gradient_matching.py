@@ -7,19 +7,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_recon.attacks import DLG, IDLG, GradientMatching, MultiScale, ROGAttack
-from lightning_recon.attacks.batched import stack_clients
 from lightning_recon.attacks.gradient_matching import KNOWN
+from lightning_recon.attacks.matching.batched import stack_clients
+from lightning_recon.audit.matching import match
 from lightning_recon.clients import Aggregate, FedAvg, FedSGD, MixUp
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.defenses import QSGD, ClipL2, GaussianNoise, TopK
 from lightning_recon.errors import InputError
 from lightning_recon.functional.gradient_distance import DISTANCES
 from lightning_recon.functional.image_quality import psnr
-from lightning_recon.matching import match
 from lightning_recon.priors import BatchNormStatistics
 from lightning_recon.refiners import Refiner
-from lightning_recon.structures import PrivateBatch
 from lightning_recon.targets import ConvNet, LeNet, ROGLeNet, Target
+from lightning_recon.updates import PrivateBatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

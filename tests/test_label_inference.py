@@ -9,8 +9,9 @@ from torch import nn
 
 from lightning_recon.clients import FedAvg, FedSGD
 from lightning_recon.errors import InputError
-from lightning_recon.functional.label_counts import nearest_counts
-from lightning_recon.functional.label_inference import (
+from lightning_recon.functional.labels.agreement import label_matches
+from lightning_recon.functional.labels.counts import nearest_counts
+from lightning_recon.functional.labels.inference import (
     LabelMethod,
     analytic,
     bias_corrected,
@@ -22,15 +23,14 @@ from lightning_recon.functional.label_inference import (
     wainakh_whitebox,
     yin,
 )
-from lightning_recon.functional.labels import label_matches
-from lightning_recon.functional.last_layer import (
+from lightning_recon.functional.labels.last_layer import (
     DummyForward,
     class_gradient,
     dummy_forward,
     last_linear_layer,
 )
-from lightning_recon.structures import PrivateBatch
 from lightning_recon.targets import ConvNet, LeNet, TorchvisionClassifier
+from lightning_recon.updates import PrivateBatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

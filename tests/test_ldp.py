@@ -13,12 +13,13 @@ from lightning_recon.attacks.ldp_payload import (
     image_statistics,
     laplace_thresholds,
 )
+from lightning_recon.audit.matching import match
 from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
-from lightning_recon.matching import match
-from lightning_recon.structures import Observation, PrivateBatch
+from lightning_recon.observation import Observation
 from lightning_recon.targets import ConvNet, TorchvisionClassifier
+from lightning_recon.updates import PrivateBatch
 
 CLIP, STD = 10.0, 0.005
 

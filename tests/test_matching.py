@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from lightning_recon.matching import match
+from lightning_recon.audit.matching import match
 
 
 def _images(count, seed, size=4):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lightning_recon.errors import InputError
-from lightning_recon.pictures import (
+from lightning_recon.report.pictures import (
     DIFFERENCE_GAIN,
     data_uri,
     has_pictures,

@@ -10,6 +10,7 @@ from scipy import integrate
 from scipy.integrate import quad
 from scipy.stats import norm
 
+from lightning_recon.audit.privacy_statement import privacy_statement
 from lightning_recon.clients.dpsgd import DPSGD
 from lightning_recon.defenses import (
     ClipL2,
@@ -32,7 +33,6 @@ from lightning_recon.privacy.reconstruction import (
     rero_zcdp,
 )
 from lightning_recon.privacy.sensitivity import client_sensitivity, record_sensitivity
-from lightning_recon.privacy.statement import privacy_statement
 from lightning_recon.privacy.zcdp import gaussian_rho, pure_rho, zcdp_epsilon
 
 # noise multipliers s/D at delta = 1e-5, as published tables print them

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from lightning_recon.audit.records import ClientRecord, append_record, read_records, records_file
 from lightning_recon.errors import InputError
-from lightning_recon.records import ClientRecord, append_record, read_records, records_file
 
 
 def record(client, psnr=20.0, failure=None):

@@ -10,16 +10,16 @@ import torch
 import yaml
 from data_helpers import picture
 
+from lightning_recon.commands.lightning import TrainingCLI, main
 from lightning_recon.data import ImageNetDataModule
-from lightning_recon.data.patches import PatchDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
-from lightning_recon.main import TrainingCLI, main
 from lightning_recon.refiners import ConditionalGenerator, SuperResolution
 from lightning_recon.refiners.base import decode, encode
-from lightning_recon.refiners.losses import PatchDiscriminator, PerceptualLoss
-from lightning_recon.refiners.training import RefinerTraining, simulate
 from lightning_recon.targets import ConvNet, LeNet
+from lightning_recon.training.losses import PatchDiscriminator, PerceptualLoss
+from lightning_recon.training.patches import PatchDataModule
+from lightning_recon.training.refiner import RefinerTraining, simulate
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/train_refiner.yaml")

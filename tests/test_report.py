@@ -12,8 +12,8 @@ from PIL import Image
 from run_folders import EVIL, Page, make_results, make_rows, truth_of, write_rows, write_run
 
 from lightning_recon.errors import InputError
-from lightning_recon.pictures import DIFFERENCE_GAIN, save_pictures
 from lightning_recon.report import verdict, write_report
+from lightning_recon.report.pictures import DIFFERENCE_GAIN, save_pictures
 
 browser = pytest.fixture(open_browser, scope="module")
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lightning_recon.attacks import LDPAttack
-from lightning_recon.main import main
+from lightning_recon.commands.lightning import main
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests/conf/ldp_tiny.yaml")

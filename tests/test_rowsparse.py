@@ -11,7 +11,7 @@ from torch import nn
 from lightning_recon.clients import FedSGD
 from lightning_recon.defenses import ClipL2, GaussianNoise, Laplace, apply_chain
 from lightning_recon.rowsparse import RowSparse, is_finite, read_rows, zeros_for
-from lightning_recon.structures import PrivateBatch
+from lightning_recon.updates import PrivateBatch
 
 K, N = 40, 300
 

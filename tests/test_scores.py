@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import pkgutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
-import lightning_recon.functional
+import lightning_recon
+from lightning_recon.audit.scores import METRICS, aggregate, score
+from lightning_recon.audit.statistics import bootstrap_interval, share_interval
 from lightning_recon.functional.image_quality import cw_ssim, mse, psnr, ssim
-from lightning_recon.scores import METRICS, aggregate, score
-from lightning_recon.statistics import bootstrap_interval, share_interval
-from lightning_recon.structures import PrivateBatch, Reconstruction
+from lightning_recon.observation import Reconstruction
+from lightning_recon.updates import PrivateBatch
 
 MEASURES = [mse, psnr, ssim, cw_ssim]
 
@@ -53,12 +55,14 @@ def _masks(images):
 @pytest.mark.parametrize(
     "name",
     [
-        f"lightning_recon.functional.{module.name}"
-        for module in pkgutil.iter_modules(lightning_recon.functional.__path__)
+        module.name
+        for module in pkgutil.walk_packages(lightning_recon.__path__, "lightning_recon.")
+        if ">>> " in Path(module.module_finder.find_spec(module.name).origin).read_text()
     ],
 )
-def test_doctests_of_functional(name):
+def test_doctests(name):
     result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0
     assert result.failed == 0
 
 

@@ -17,8 +17,8 @@ from torch import nn
 from torchvision.transforms.functional import to_tensor
 
 from lightning_recon import metrics
+from lightning_recon.commands.lightning import main
 from lightning_recon.errors import InputError
-from lightning_recon.main import main
 from lightning_recon.metrics import DISTS, LPIPS, TagJaccard, TopKAgreement
 from lightning_recon.targets import EfficientNetLite0, TimmClassifier, TorchvisionClassifier
 from lightning_recon.targets import efficientnet_lite as lite_module

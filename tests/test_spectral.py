@@ -14,17 +14,17 @@ import yaml
 from torch.func import functional_call
 
 from lightning_recon.attacks import LDPAttack, SpectralLDPAttack
-from lightning_recon.attacks.spectral_code import (
+from lightning_recon.attacks.spectral.code import (
     SpectralCode,
     frequencies,
     ring_average,
     water_fill,
 )
+from lightning_recon.audit.matching import match
+from lightning_recon.commands.lightning import main
 from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
-from lightning_recon.main import main
-from lightning_recon.matching import match
 from lightning_recon.priors import FFDNet, TotalVariation
 from lightning_recon.rowsparse import RowSparse
 from lightning_recon.targets import ConvNet

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_spectral import CLIP, make_attack, mean_psnr
 
-from lightning_recon.attacks.spectral_rows import unmix
+from lightning_recon.attacks.spectral.rows import unmix
 from lightning_recon.clients import DPSGD
 from lightning_recon.defenses import DPSGDNoise
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lightning_recon.statistics import (
+from lightning_recon.audit.statistics import (
     bootstrap_interval,
     paired_difference,
     share_at,

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from pytorch_lightning import Trainer
 
-from lightning_recon import main as cli
-from lightning_recon import sweep
+from lightning_recon.audit.records import read_records, records_file
+from lightning_recon.commands import lightning as cli
 from lightning_recon.errors import InputError
-from lightning_recon.records import read_records, records_file
+from lightning_recon.runs import sweep
 
 TINY = {
     "model": {

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_recon.attacks.base import Attack
-from lightning_recon.structures import Observation, Reconstruction
+from lightning_recon.observation import Observation, Reconstruction
 
 
 class AnalyticAttack(Attack):

@@ -37,7 +37,7 @@ from lightning_recon.attacks.analytic import AnalyticAttack
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Observation, Reconstruction
+from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.targets import Target, TinyViT, TorchvisionClassifier
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25

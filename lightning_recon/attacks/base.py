@@ -3,7 +3,7 @@
 The path of one client: ``observe`` plays the federation (server payload -> client -> defenses) and
 returns the :class:`Observation`; from there on the attack works on the observation alone, and the
 truth comes back only where the audit matches the reconstruction to it
-(:mod:`lightning_recon.audit`).
+(:mod:`lightning_recon.audit.auditor`).
 """
 
 from abc import ABC, abstractmethod
@@ -19,17 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_recon.clients import Client, FedSGD
 from lightning_recon.defenses import Defense, apply_chain, bind_chain
 from lightning_recon.errors import InputError
+from lightning_recon.observation import Failure, Observation, Reconstruction
 from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.rowsparse import is_finite, zeros_for
-from lightning_recon.structures import (
-    Buffers,
-    Failure,
-    Observation,
-    PrivateBatch,
-    Reconstruction,
-    Update,
-)
 from lightning_recon.targets import Target
+from lightning_recon.updates import Buffers, PrivateBatch, Update
 
 Result = TypeVar("Result")
 

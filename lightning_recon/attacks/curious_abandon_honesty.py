@@ -33,8 +33,8 @@ from lightning_recon.attacks.robbing_the_fed import ImprintPayload
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
+from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.randomness import make_generator
-from lightning_recon.structures import Observation, Reconstruction
 from lightning_recon.targets import Target
 
 NUM_SCALINGS = 256  # that are tried

@@ -18,11 +18,11 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
-from lightning_recon.attacks.best_iterate import BestIterate
 from lightning_recon.attacks.gradient_matching import Evidence
 from lightning_recon.attacks.inverting_gradients import NORMALISED_STD
+from lightning_recon.attacks.matching.best_iterate import BestIterate
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Observation
+from lightning_recon.observation import Observation
 from lightning_recon.targets import Target
 
 

@@ -8,7 +8,7 @@ feature, whatever was done to the gradient's entries (:mod:`lightning_recon.func
 linear_layers`).  The images follow in two steps:
 
 - A linear decoder from feature maps to pixels is fitted on public images
-  (:mod:`lightning_recon.attacks.feature_decoding`).  What the payload makes of the decoded images
+  (:mod:`lightning_recon.attacks.features.decoding`).  What the payload makes of the decoded images
   tells anew which ReLUs were open (functional.relus), and a small network, trained on the same
   public images, corrects the linear decoder.
 - From there on the images are optimised: their features are to be the ones found, in units of the
@@ -29,19 +29,20 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_recon.attacks.feature_decoding import Decoded, decode_features, reading
+from lightning_recon.attacks.features.decoding import Decoded, decode_features, reading
+from lightning_recon.attacks.features.linear_stack import LinearStack, run_features
+from lightning_recon.attacks.features.network_decoder import fit_network_decoder
 from lightning_recon.attacks.gradient_matching import KNOWN, Evidence, GradientMatching
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
-from lightning_recon.functional.label_inference import LabelMethod
-from lightning_recon.functional.linear_stack import LinearStack, run_features
-from lightning_recon.functional.network_decoder import fit_network_decoder
+from lightning_recon.functional.labels.inference import LabelMethod
+from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.priors import Prior
 from lightning_recon.randomness import derive_seed
-from lightning_recon.structures import Observation, Reconstruction, Update
 from lightning_recon.targets import Target
+from lightning_recon.updates import Update
 
 _FEATURE_ERROR = 0.05  # of the features' variance, added to that of what is known of them
 

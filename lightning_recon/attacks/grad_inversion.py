@@ -27,8 +27,9 @@ from lightning_recon.attacks.inverting_gradients import NORMALISED_STD, publishe
 from lightning_recon.attacks.schedules import warm_cosine
 from lightning_recon.errors import InputError
 from lightning_recon.functional.gradient_distance import Distance
-from lightning_recon.functional.label_inference import LabelMethod
+from lightning_recon.functional.labels.inference import LabelMethod
 from lightning_recon.functional.registration import estimate_shift, shift_images
+from lightning_recon.observation import Observation
 from lightning_recon.priors import (
     ActivationPrior,
     BatchNormStatistics,
@@ -37,7 +38,6 @@ from lightning_recon.priors import (
     TotalVariation,
 )
 from lightning_recon.randomness import make_generator
-from lightning_recon.structures import Observation
 from lightning_recon.targets import Target
 
 

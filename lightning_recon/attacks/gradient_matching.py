@@ -17,21 +17,24 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_recon.attacks.batched import BatchedAttack, CompileMode
-from lightning_recon.attacks.batched import Evidence as Evidence  # for those who build on this
-from lightning_recon.attacks.feature_decoding import decode_features, reading, teaching_images
+from lightning_recon.attacks.features.decoding import decode_features, reading, teaching_images
+from lightning_recon.attacks.matching.batch_statistics import batch_statistics
+from lightning_recon.attacks.matching.batched import BatchedAttack, CompileMode
+from lightning_recon.attacks.matching.batched import (
+    Evidence as Evidence,  # for those who build on this
+)
 from lightning_recon.clients import Client, FedSGD
 from lightning_recon.clients.base import functional
 from lightning_recon.defenses import Defense, stand_in_chain
 from lightning_recon.errors import InputError
-from lightning_recon.functional.batch_statistics import batch_statistics
 from lightning_recon.functional.gradient_distance import DISTANCES, Distance
-from lightning_recon.functional.label_inference import LabelMethod, infer_labels
-from lightning_recon.functional.last_layer import dummy_forward, last_linear_layer
+from lightning_recon.functional.labels.inference import LabelMethod, infer_labels
+from lightning_recon.functional.labels.last_layer import dummy_forward, last_linear_layer
+from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.priors import ActivationPrior, Prior
 from lightning_recon.randomness import derive_seed
-from lightning_recon.structures import Observation, Reconstruction, Update
 from lightning_recon.targets import Target
+from lightning_recon.updates import Update
 
 KNOWN = ("labels", "num_samples", "client")
 """What is granted beside the update unless ``known`` says otherwise."""
@@ -61,7 +64,7 @@ class GradientMatching(BatchedAttack):
         label_inference: how labels are found that are not known.
         num_restarts: independent starts, at least 1.
         analytic_start: whether the first restart begins with what the gradients of the last linear
-            layers tell (:mod:`~lightning_recon.attacks.feature_decoding`), decoded by what public
+            layers tell (:mod:`~lightning_recon.attacks.features.decoding`), decoded by what public
             images teach, instead of noise; the target ends in a linear layer.
         clients_at_once: clients that ``test`` attacks as one batched computation, at least 1.
             Each comes out as it would alone but for rounding (a network with dropout draws other

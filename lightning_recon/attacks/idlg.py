@@ -2,7 +2,7 @@
 
 Zhao, Mopuri & Bilen, "iDLG: Improved Deep Leakage from Gradients", arXiv 2001.02610, 2020,
 algorithm 1: the label of a single image is read off the sign of the last layer's gradient
-(:func:`lightning_recon.functional.label_inference.idlg`), and only the image is optimised.
+(:func:`lightning_recon.functional.labels.inference.idlg`), and only the image is optimised.
 
 Differences: as in :mod:`.dlg`.  Batches of more images need another ``label_inference``, or the
 labels.
@@ -15,9 +15,9 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
-from lightning_recon.attacks.best_iterate import BestIterate
 from lightning_recon.attacks.inverting_gradients import NORMALISED_STD
-from lightning_recon.functional.label_inference import LabelMethod
+from lightning_recon.attacks.matching.best_iterate import BestIterate
+from lightning_recon.functional.labels.inference import LabelMethod
 from lightning_recon.targets import Target
 
 

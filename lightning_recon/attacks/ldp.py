@@ -64,7 +64,7 @@ from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Observation, Reconstruction
+from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.targets import Target
 
 MIN_STD = 1e-4  # of a pixel: keeps the likelihood finite where there is no noise

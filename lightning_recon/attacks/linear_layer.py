@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lightning_recon.attacks.analytic import AnalyticAttack
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Observation, Reconstruction
+from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.targets import Target
 
 MAX_EXCESS = 0.01  # mean square by which pixels may leave [0, 1]; noise of std .14 on black does

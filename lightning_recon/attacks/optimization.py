@@ -16,7 +16,7 @@ from lightning_recon.attacks.base import Attack
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Observation, Reconstruction
+from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.targets import Target
 
 NUM_CURVE_POINTS = 50  # of the objective, about, that a reconstruction keeps

@@ -24,7 +24,7 @@ from torch.nn.grad import conv2d_input
 
 from lightning_recon.attacks.analytic import AnalyticAttack, sign_of_gradient
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Observation, Reconstruction
+from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.targets import Target
 
 MAX_UNKNOWNS = 2**14  # of one layer: a dense system of 2 GB and more

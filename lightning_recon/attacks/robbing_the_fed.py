@@ -35,7 +35,7 @@ from lightning_recon.attacks.linear_layer import as_reconstruction, choose_rows,
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Observation, Reconstruction
+from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.targets import Target
 
 Bins = Literal["normal", "laplace", "empirical", "linear"]

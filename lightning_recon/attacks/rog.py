@@ -18,9 +18,9 @@ from torch import Tensor
 
 from lightning_recon.attacks.gradient_matching import Evidence, GradientMatching
 from lightning_recon.errors import InputError
+from lightning_recon.observation import Reconstruction
 from lightning_recon.refiners import Refiner
 from lightning_recon.refiners.base import encode
-from lightning_recon.structures import Reconstruction
 from lightning_recon.targets import Target
 
 

@@ -9,7 +9,7 @@ from lightning_recon.clients.base import Client, Gradient, LocalLoss
 from lightning_recon.clients.wrapped import WrappedClient
 from lightning_recon.errors import InputError
 from lightning_recon.randomness import derive_seed
-from lightning_recon.structures import Buffers, PrivateBatch, Update
+from lightning_recon.updates import Buffers, PrivateBatch, Update
 
 
 class Aggregate(WrappedClient):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
 from lightning_recon.functional.stateless import run_stateless
-from lightning_recon.structures import Buffers, PrivateBatch, Update
+from lightning_recon.updates import Buffers, PrivateBatch, Update
 
 LocalLoss = Callable[[Update, Tensor, Tensor], Tensor]
 """(parameters, images B C H W, labels B or B num_classes) -> the batch's mean loss."""

@@ -13,7 +13,7 @@ from lightning_recon.clients.base import randomness
 from lightning_recon.clients.fedsgd import FedSGD
 from lightning_recon.errors import InputError
 from lightning_recon.rowsparse import RowSparse
-from lightning_recon.structures import Buffers, PrivateBatch, Update
+from lightning_recon.updates import Buffers, PrivateBatch, Update
 
 _NUM_NUMBERS = 2**26  # of per-sample gradients that are held at once (256 MB in float32)
 _CHUNK = 2**20

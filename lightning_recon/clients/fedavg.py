@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_recon.clients.base import Client, Gradient, LocalLoss, plain
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 
 class FedAvg(Client):

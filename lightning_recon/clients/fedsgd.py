@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_recon.clients.base import Client, Gradient, LocalLoss
 from lightning_recon.rowsparse import RowSparse
-from lightning_recon.structures import Buffers, PrivateBatch, Update
+from lightning_recon.updates import Buffers, PrivateBatch, Update
 
 
 class FedSGD(Client):

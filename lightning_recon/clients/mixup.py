@@ -11,7 +11,7 @@ from lightning_recon.clients.base import Client, randomness
 from lightning_recon.clients.wrapped import WrappedClient
 from lightning_recon.errors import InputError
 from lightning_recon.functional.stateless import run_stateless
-from lightning_recon.structures import Buffers, PrivateBatch, Update
+from lightning_recon.updates import Buffers, PrivateBatch, Update
 
 
 class MixingClient(WrappedClient):

@@ -12,7 +12,7 @@ from lightning_recon.clients.fedsgd import FedSGD
 from lightning_recon.clients.wrapped import WrappedClient
 from lightning_recon.errors import InputError
 from lightning_recon.functional.stateless import run_stateless
-from lightning_recon.structures import Buffers, PrivateBatch, Update
+from lightning_recon.updates import Buffers, PrivateBatch, Update
 
 
 class Soteria(WrappedClient):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from lightning_recon.clients.base import Client, Gradient, LocalLoss
-from lightning_recon.structures import Buffers, Update
+from lightning_recon.updates import Buffers, Update
 
 
 class WrappedClient(Client):

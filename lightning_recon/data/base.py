@@ -17,7 +17,7 @@ from lightning_recon.data.photographs import PhotographSource
 from lightning_recon.data.sharing import AuditDataModule, ClientLoader
 from lightning_recon.data.sources import ImageSource
 from lightning_recon.errors import InputError
-from lightning_recon.structures import PrivateBatch
+from lightning_recon.updates import PrivateBatch
 
 
 class ClientDataModule(AuditDataModule):

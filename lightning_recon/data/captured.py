@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_recon.data.sharing import AuditDataModule
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Buffers, Update
+from lightning_recon.updates import Buffers, Update
 
 
 class _RequiredKeys(TypedDict):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 CHUNK = 2**20
 """Numbers that are worked on at once: bounds the memory that a defense takes."""

@@ -5,7 +5,7 @@ import torch
 from lightning_recon.defenses.base import Defense, clipped
 from lightning_recon.errors import InputError
 from lightning_recon.rowsparse import RowSparse
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 _CHUNK = 2**20  # numbers summed in one go: float32 loses a tenth of a norm over 10^8 of them
 

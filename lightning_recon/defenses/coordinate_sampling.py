@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_recon.defenses.base import Encoding, LocalRandomizer, Shapes, chunks, positive
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 _EPSILON_PER_COORDINATE = 2.5
 

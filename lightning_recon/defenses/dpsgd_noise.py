@@ -18,7 +18,7 @@ class DPSGDNoise(GaussianNoise):
     a sample can do, and it protects no record.  The guarantee is for one record of the batch
     (record level), under ``replace`` with sensitivity 2C/B, under ``add_remove`` with C/B and a
     batch size that is no secret; for all of a client's data together it is far weaker, see
-    :func:`~lightning_recon.privacy.statement.privacy_statement`.
+    :func:`~lightning_recon.audit.privacy_statement.privacy_statement`.
 
     Give either ``noise_multiplier`` or ``epsilon``, which is exact for one release (Balle & Wang,
     ICML 2018).

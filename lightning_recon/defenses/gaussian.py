@@ -8,7 +8,7 @@ from lightning_recon.defenses.base import Defense, Encoding, Shapes, dense
 from lightning_recon.errors import InputError
 from lightning_recon.privacy.gaussian import gaussian_epsilon
 from lightning_recon.rowsparse import RowSparse
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 _DELTA = 1e-5
 _CHUNK = 2**24  # numbers drawn at once: bounds the memory that the noise takes

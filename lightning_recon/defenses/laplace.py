@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.defenses.base import LocalRandomizer, chunks, clipped, positive, update_norm
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 
 def add_laplace_(chunk: Tensor, scale: float, generator: torch.Generator) -> None:

@@ -7,7 +7,7 @@ import torch
 from lightning_recon.defenses.base import Defense, Encoding, Shapes, chunks, dense
 from lightning_recon.defenses.laplace import add_laplace_
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 
 class LaplaceNoise(Defense):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.defenses.base import Defense, Encoding, Shapes, dense, whole
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 
 def orthonormal(matrix: Tensor) -> Tensor:

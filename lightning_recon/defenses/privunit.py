@@ -12,7 +12,7 @@ from scipy.special import betaincinv, betaln, expit
 from torch import Tensor
 
 from lightning_recon.defenses.base import LocalRandomizer, chunks, clipped, positive, update_norm
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 _MIN_LOG_TAIL = -640.0  # of a cap: float64 ends a little below, at -708
 _MIN_LOG_TAIL_LOW = -200.0  # the same below 60 dimensions, where such a cap is a point anyhow

@@ -14,7 +14,7 @@ from lightning_recon.defenses.rounding import (
     weighted,
 )
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 
 class QSGD(Defense):

@@ -5,7 +5,7 @@ import torch
 from lightning_recon.defenses.base import Defense, Encoding, Shapes
 from lightning_recon.defenses.coordinate_sampling import sample_coordinates
 from lightning_recon.defenses.top_k import checked_sparsity, num_kept
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 _SEED_BITS = 64.0
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_recon.defenses.base import CHUNK, Encoding, Shapes
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 _FLOOR = 0.1  # in squared steps: while the attack is far from the truth, its variances are guesses
 

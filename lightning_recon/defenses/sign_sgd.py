@@ -6,7 +6,7 @@ import torch
 
 from lightning_recon.defenses.base import Defense, Encoding, Shapes, dense
 from lightning_recon.defenses.rounding import largest
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 _SOFTNESS = 0.3  # of a sign, in mean magnitudes; 0.1 is as good, 1 and 0.03 are worse
 

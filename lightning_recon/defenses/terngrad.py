@@ -6,7 +6,7 @@ import torch
 
 from lightning_recon.defenses.base import Defense, Encoding, Shapes
 from lightning_recon.defenses.rounding import largest, quantised, round_to_levels_, weighted
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 
 class TernGrad(Defense):

@@ -4,7 +4,7 @@ import torch
 
 from lightning_recon.defenses.base import Defense, Encoding, Shapes
 from lightning_recon.errors import InputError
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 
 def checked_sparsity(owner: Defense, sparsity: float) -> float:

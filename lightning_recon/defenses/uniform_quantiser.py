@@ -6,7 +6,7 @@ import torch
 
 from lightning_recon.defenses.base import Defense, Encoding, Shapes, whole
 from lightning_recon.defenses.rounding import dead_zone, largest, quantised, round_to_levels_
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 
 class UniformQuantiser(Defense):

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_recon.structures import Update
+from lightning_recon.updates import Update
 
 Distance = Literal["squared", "relative", "cosine", "absolute"]
 """Names of :data:`DISTANCES`."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_recon.structures import Buffers, Update
+from lightning_recon.updates import Buffers, Update
 
 
 def run_stateless(

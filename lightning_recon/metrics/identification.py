@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_recon.functional.identification import nearest_candidate, nearest_neighbour
-from lightning_recon.functional.labels import label_matches
+from lightning_recon.functional.labels.agreement import label_matches
 from lightning_recon.metrics.base import Frozen, PerImageMetric
 
 
@@ -86,7 +86,7 @@ class ImageIdentifiabilityPrecision(PerImageMetric):
 class LabelAccuracy(Metric):
     """Share of the labels of all batches that were inferred, in whatever order within a batch.
 
-    See :func:`~lightning_recon.functional.labels.label_matches`.
+    See :func:`~lightning_recon.functional.labels.agreement.label_matches`.
     """
 
     is_differentiable = False

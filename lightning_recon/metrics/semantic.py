@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
-from lightning_recon.functional.labels import tag_jaccard
+from lightning_recon.functional.labels.agreement import tag_jaccard
 from lightning_recon.metrics.base import Frozen, PerImageMetric
 from lightning_recon.targets.efficientnet_lite import EfficientNetLite0
 
@@ -69,8 +69,8 @@ class ClassifierMetric(PerImageMetric):
 class TagJaccard(ClassifierMetric):
     """Jaccard index of the tags that a classifier gives to reconstruction and truth.
 
-    See :func:`~lightning_recon.functional.labels.tag_jaccard`.  With one tag it is the share of
-    images whose first class is the same.  For the arguments see :class:`ClassifierMetric`.
+    See :func:`~lightning_recon.functional.labels.agreement.tag_jaccard`.  With one tag it is the
+    share of images whose first class is the same.  For the arguments see :class:`ClassifierMetric`.
     """
 
     def update(self, preds: Tensor, target: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_recon.functional.stateless import run_stateless
 from lightning_recon.priors.base import Penalty
-from lightning_recon.structures import Buffers, Update
+from lightning_recon.updates import Buffers, Update
 
 
 class ActivationPrior(Penalty):
@@ -42,7 +42,7 @@ class ActivationPrior(Penalty):
             payload: the model that the server sent, in the client's mode.
             observed: the update that came back, of either sign and any size.
             statistics: the means and variances that batch norm is known to see; see
-                :func:`~lightning_recon.functional.batch_statistics.batch_statistics`.
+                :func:`~lightning_recon.attacks.matching.batch_statistics.batch_statistics`.
         """
 
 

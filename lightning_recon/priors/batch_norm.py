@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.priors.activations import ActivationPrior, layer_inputs
-from lightning_recon.structures import Buffers, Update
+from lightning_recon.updates import Buffers, Update
 
 
 class BatchNormStatistics(ActivationPrior):

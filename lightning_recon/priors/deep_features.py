@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
-from lightning_recon.functional.last_layer import last_linear_layer
+from lightning_recon.functional.labels.last_layer import last_linear_layer
 from lightning_recon.priors.activations import ActivationPrior, layer_inputs
-from lightning_recon.structures import Buffers, Update
+from lightning_recon.updates import Buffers, Update
 
 
 class DeepFeatures(ActivationPrior):

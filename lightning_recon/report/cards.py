@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from lightning_recon.pictures import (
+from lightning_recon.audit.scores import Row
+from lightning_recon.report.folder import Run
+from lightning_recon.report.page import DASH, count, metric_label, number
+from lightning_recon.report.pictures import (
     DIFFERENCE_GAIN,
     Pair,
     data_uri,
     has_pictures,
     load_pictures,
 )
-from lightning_recon.report.folder import Run
-from lightning_recon.report.page import DASH, count, metric_label, number
-from lightning_recon.scores import Row
 
 MAX_WORST, MAX_LEAST = 36, 12
 """Images that a page shows: those that leaked most, and those that leaked least."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lightning_recon.audit.scores import Row
 from lightning_recon.report.charts import (
     MAX_LINES,
     Chart,
@@ -16,7 +17,6 @@ from lightning_recon.report.charts import (
 )
 from lightning_recon.report.folder import epsilons, lookup
 from lightning_recon.report.page import count, is_number, share
-from lightning_recon.scores import Row
 
 NULLS = {
     "mean_image": "mean image",

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_recon.audit.scores import Row, aggregate
 from lightning_recon.errors import InputError
-from lightning_recon.scores import Row, aggregate
 
 _WHOLE = ("client", "image", "index", "label", "matched", "recovered", "identified")
 

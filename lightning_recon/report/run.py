@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_recon.audit.scores import NOT_METRICS, Row
 from lightning_recon.report.cards import cards_of_run, leak
 from lightning_recon.report.figures import (
     NULLS,
@@ -30,7 +31,6 @@ from lightning_recon.report.page import (
     shorten,
     write_page,
 )
-from lightning_recon.scores import NOT_METRICS, Row
 
 _MAX_NAMED = 12  # clients that are named one by one
 _MAX_CONFIG = 200_000  # characters of the configuration

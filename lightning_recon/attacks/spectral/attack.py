@@ -1,0 +1,350 @@
+"""The strongest reconstruction that we know under clipping and noise, by linear coding.
+
+The setting is that of You et al. (IEEE TIFS 20, 2025; :mod:`lightning_recon.attacks.ldp`): the
+malicious server puts rows in front of the model, every sample of the batch reaches one of them, and
+its gradient there is clipped and noised.  Here what stands in front of the rows is designed for
+that channel (:mod:`lightning_recon.attacks.spectral.code`): energy C^2 / B an image, white noise.
+
+- Rows are an embedding with one vector a row, all zero: they change no logit, and their gradient is
+  the code of the sample, times +1 / B or -1 / B for a model that is not yet sure of the label.
+- Of the budget nothing is spent on anything but the code and one number for its sign: the code's
+  filters are buffers, there is no statistics head and no bias, and the gain drowns the model's own
+  gradient.
+- All codes have the same norm.  The image's own norm travels in the number of the row: the rows'
+  thresholds are the quantiles of the norm's distribution (its logarithm is taken for logistic, with
+  moments from public images and a wider spread), so the samples spread over the rows.
+- Samples of one batch that fall into the same row move to the next free one, as in a hash table, so
+  none collide.  A client that computes every sample's gradient by itself (DP-SGD) defeats that; for
+  it every sample is sent twice, and what collides is unmixed
+  (:mod:`lightning_recon.attacks.spectral.rows`).
+- A row counts as hit when the energy of its first columns exceeds what noise reaches in any of the
+  K rows with probability ``false_positive_rate``.  The sign's number is a fixed share of what one
+  sample puts into its row.  Several samples in a row add up there, or cancel, while their codes,
+  which point anywhere, add in energy: such a row is not returned as an image.
+- The rows are never held: see :class:`lightning_recon.rowsparse.RowSparse`.
+
+The image of least expected squared error under the public spectrum (Wiener) is where the
+optimisation starts; its objective is the likelihood of the observation under the known noise and
+the priors given.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from scipy.stats import chi2
+from torch import Tensor, nn
+
+from lightning_recon.attacks.optimization import OptimizationAttack
+from lightning_recon.attacks.spectral.code import SpectralCode
+from lightning_recon.attacks.spectral.payload import SpectralPayload
+from lightning_recon.attacks.spectral.rows import unmix
+from lightning_recon.clients import Client
+from lightning_recon.defenses import ClipL2, Defense, GaussianNoise
+from lightning_recon.errors import InputError
+from lightning_recon.observation import Observation, Reconstruction
+from lightning_recon.priors import Prior
+from lightning_recon.priors.shrinkage import MIN_IMAGES, Example, LocalShrinkage
+from lightning_recon.randomness import derive_seed, make_generator
+from lightning_recon.rowsparse import read_rows
+from lightning_recon.targets import Target
+
+SIGN_STDS = 20.0  # size of the sign's number in standard deviations of the noise
+MAX_SIGN_SHARE = 0.005  # of an image's energy that the sign may take
+MISFIT_STDS = 3.5  # of the noise, between a row's sign number and its energy, and
+MISFIT = 0.05  # of the number itself: what one sample may show
+MIN_NOISE = 1e-6  # of the clipping norm: the least noise that the code is made for
+
+
+Channel = tuple[Tensor, Tensor, Tensor, float]
+"""What was received, B N, amplitudes, B, logarithms of norms, B, and the noise's variance."""
+
+
+class SpectralEvidence(NamedTuple):
+    """What was read from one update, for R rows that hold one sample each."""
+
+    received: Tensor
+    """R N: the code times the amplitude, plus noise."""
+    amplitude: Tensor
+    """R, signed."""
+    log_norm: Tensor
+    """R: the logarithm of the norm that the code was divided by."""
+    noise_std: float
+    """Of the noise on ``received``."""
+    code: SpectralCode
+    notes: dict[str, float]
+
+    @property
+    def channel(self) -> Channel:
+        """What the decoder needs."""
+        return self.received, self.amplitude, self.log_norm, self.noise_std**2
+
+
+class SpectralLDPAttack(OptimizationAttack):
+    """The malicious server of You et al. with a code that is optimal for the noisy channel.
+
+    Args:
+        target: the model that the federation trains.
+        client: the clients' protocol; null: FedSGD, for which the attack is made.
+        defenses: the clients' defenses, in order.
+        num_bins: rows K; one image is held by each.
+        clip_norm: the clipping norm C that the code is made for; null: that of the defenses.
+        noise_std: the noise that the code is made for; null: that of the defenses.  What decodes
+            is measured on the update.
+        num_samples: batch size that the payload is made for; null: the data's.
+        gain: of the rows on the logits; large against the norm of the model's own gradient, so
+            that the clipping budget is the rows'.
+        false_positive_rate: probability that noise alone makes any row count as hit.
+        shrinkage_steps: training steps of the local shrinkage on public images that were sent
+            through the same channel (once a run); 0 decodes by Wiener's filter alone.
+        priors: what is known of images beside the observation.
+        iterations: steps on the dummy images; without priors nothing moves, and 1 is enough.
+        optimizer: of the dummy images.
+        lr_scheduler: of the optimizer, or null.
+        seed: of all randomness.
+
+    Raises:
+        InputError: if an argument is out of its range.
+    """
+
+    threat_model = (
+        "a malicious server sends a modified model, made for the clipping norm and the noise's "
+        "level that it knows, and sees one protected update of the client"
+    )
+    protocols = ("fedsgd",)
+    oracles = ("num_samples", "clip_norm", "noise_std")
+    citation = (
+        "this project, after You et al., IEEE TIFS 20:1519-1534, 2025, and "
+        "Lee & Petersen, IEEE Trans. Communications 24, 1976"
+    )
+
+    def __init__(
+        self,
+        target: Target,
+        client: Client | None = None,
+        defenses: Sequence[Defense] = (),
+        num_bins: int = 1024,
+        clip_norm: float | None = None,
+        noise_std: float | None = None,
+        num_samples: int | None = None,
+        gain: float = 1e4,
+        false_positive_rate: float = 1e-3,
+        shrinkage_steps: int = 600,
+        priors: Sequence[Prior] = (),
+        iterations: int = 1,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(target, client, defenses, iterations, optimizer, lr_scheduler, seed)
+        if not 0 < false_positive_rate < 1:
+            raise InputError(
+                "SpectralLDPAttack: false_positive_rate must lie between 0 and 1, not "
+                f"{false_positive_rate}"
+            )
+        if num_bins < 2 or gain <= 0 or shrinkage_steps < 0:
+            raise InputError(
+                "SpectralLDPAttack: num_bins must be at least 2, gain above 0 and shrinkage_steps "
+                f"at least 0, not {num_bins}, {gain} and {shrinkage_steps}"
+            )
+        for name, value in (("clip_norm", clip_norm), ("noise_std", noise_std)):
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"SpectralLDPAttack: {name} must be above 0, not {value}")
+        clips = [defense.clip_norm for defense in defenses if isinstance(defense, ClipL2)]
+        noises = [defense.std for defense in defenses if isinstance(defense, GaussianNoise)]
+        if self.client.clip_norm is not None:
+            clips.append(self.client.clip_norm)
+        self.clip_norm = clip_norm or min(clips, default=1.0)
+        self.noise_std = max(noise_std or math.hypot(*noises), MIN_NOISE * self.clip_norm)
+        # such a client cannot keep the samples of a batch in different rows
+        self.copies = 1 if self.client.clip_norm is None else 2
+        self.num_bins = num_bins
+        self.num_samples = num_samples
+        self.gain = gain
+        self.false_positive_rate = false_positive_rate
+        self.shrinkage_steps = shrinkage_steps
+        self.priors = nn.ModuleList(priors).requires_grad_(False)
+        self.code: SpectralCode | None = None
+        # a tuple hides it from Lightning, as the payload
+        self._rounds: tuple[LocalShrinkage, ...] = ()
+
+    # --- the server's part ---------------------------------------------------------------------
+
+    @property
+    def energy(self) -> float:
+        """What one sample of the batch may use of the squared clipping norm."""
+        num_samples: int = self.num_samples or self.data.batch_size
+        if self.client.clip_norm is not None:  # the mean of gradients of norm C
+            return (self.clip_norm / num_samples) ** 2
+        return self.clip_norm**2 / num_samples
+
+    @property
+    def sign_size(self) -> float:
+        """The number that tells the sign of a row."""
+        limit: float = (MAX_SIGN_SHARE * self.energy) ** 0.5
+        return min(SIGN_STDS * self.noise_std, limit)
+
+    def learn_public(self, images: Tensor) -> None:
+        """Make the code for the spectrum of public images, or for the stored one without any.
+
+        Raises:
+            InputError: if the images do not have three channels.
+        """
+        image_shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+        if image_shape[0] != 3:
+            raise InputError(f"SpectralLDPAttack takes images of 3 channels, not {image_shape[0]}")
+        energy = self.energy - self.sign_size**2
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            self.code = SpectralCode(images, image_shape, self.noise_std**2, energy)
+            self._rounds = ()
+            if self.shrinkage_steps and len(images) >= MIN_IMAGES:
+                for is_second in (False, True):
+                    seed = derive_seed(self.seed, "shrinkage", int(is_second))
+                    shrinkage = LocalShrinkage(self.code.opponent, is_second, seed)
+                    examples = self._rehearse(self.code, images, energy)
+                    shrinkage.fit(examples, len(images), self.shrinkage_steps)
+                    self._rounds = (*self._rounds, shrinkage)
+        self._payload = ()
+
+    def _rehearse(self, code: SpectralCode, images: Tensor, energy: float) -> Iterator[Example]:
+        """Send public images through the channel, and give what the next round is to improve."""
+        amplitude = images.new_full((1,), energy**0.5)
+        for number, image in enumerate(images[:, None]):
+            generator = make_generator(self.seed, "rehearsal", number, device=images.device)
+            sent, log_norm = code.encode(image)
+            noise = torch.randn(sent.shape, generator=generator, device=sent.device)
+            channel = (
+                amplitude * sent + self.noise_std * noise.to(sent),
+                amplitude,
+                log_norm,
+                self.noise_std**2,
+            )
+            estimate = self._decode(code, channel)[-1]
+            if self._rounds:
+                yield code.correct(estimate, *channel)[0], estimate[0], image[0]
+            else:
+                yield estimate[0], None, image[0]
+
+    def server_payload(self, model: Target) -> SpectralPayload:
+        """Return the target with the rows beside it.
+
+        Raises:
+            InputError: if there are too few rows to tell those that were hit from the others.
+        """
+        if self.code is None:
+            raise RuntimeError("learn_public() comes before server_payload()")
+        num_samples = self.num_samples or int(self.data.batch_size)
+        least = 4 * num_samples * self.copies
+        if self.num_bins < least:
+            raise InputError(
+                f"SpectralLDPAttack: {num_samples} samples need at least {least} rows, "
+                f"not {self.num_bins}; raise num_bins"
+            )
+        return SpectralPayload(
+            model, self.code, self.num_bins, self.gain, self.energy, self.sign_size, self.copies
+        )
+
+    # --- decoding ------------------------------------------------------------------------------
+
+    def initialize(self, observation: Observation) -> tuple[Tensor, SpectralEvidence]:
+        """Find the rows that hold one sample each, and decode them."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            evidence = self._find_rows(observation)
+            return self._decode(evidence.code, evidence.channel)[-1], evidence
+
+    def _find_rows(self, observation: Observation) -> SpectralEvidence:
+        payload = observation.payload
+        assert isinstance(payload, SpectralPayload)
+        head = observation.update["head"]
+        num_head = head.shape[1]
+        energy = head.double().square().sum(1)
+        # most rows hold noise and nothing else
+        noise_std = float(energy.median() / chi2.median(num_head)) ** 0.5
+        critical = float(chi2.isf(self.false_positive_rate / self.num_bins, num_head))
+        hit = (energy > critical * noise_std**2).nonzero().squeeze(1)
+        if observation.num_samples is not None:
+            most = observation.num_samples * payload.copies
+            hit = hit[energy[hit].argsort(descending=True)[:most]]
+
+        received = torch.cat([head[hit], read_rows(observation.update["rows"], hit)], dim=1)
+        row, num_shared, num_unmixed = hit, 0, 0
+        if payload.copies == 2:
+            rate = self.false_positive_rate / self.num_bins
+            found = unmix(received, hit < payload.num_first, noise_std**2, rate)
+            received, row = found.received, hit[found.first]
+            num_shared, num_unmixed = found.num_shared, int(found.is_mixed.sum())
+        num_columns = received.shape[1]
+        row_energy = received.double().square().sum(1) - num_columns * noise_std**2
+        row_energy = row_energy.clamp_min(noise_std**2).to(received.dtype)
+        norm = row_energy.sqrt()
+        # one sample puts a fixed share of the row's norm into the first column; several do not
+        expected = norm * payload.sign_size / math.hypot(payload.scale, payload.sign_size)
+        misfit = (received[:, 0].abs() - expected).abs()
+        is_single = misfit <= MISFIT_STDS * noise_std + MISFIT * expected
+        amplitude = expected * (payload.scale / payload.sign_size) * received[:, 0].sign()
+        return SpectralEvidence(
+            received=received[is_single, 1:],
+            amplitude=amplitude[is_single],
+            log_norm=payload.row_log_norm(row[is_single]),
+            noise_std=noise_std,
+            code=payload.code,
+            notes={
+                "rows_hit": len(hit),
+                "rows_colliding": num_shared + int((~is_single).sum()),
+                "samples_unmixed": num_unmixed,
+                "noise_std_estimate": noise_std,
+                "false_positive_rate": self.false_positive_rate,
+                "columns": num_columns,
+            },
+        )
+
+    def _decode(self, code: SpectralCode, channel: Channel) -> tuple[Tensor, ...]:
+        """Return the images as Wiener's filter gives them, and as each round improves them."""
+        estimates: tuple[Tensor, ...] = (code.decode(*channel).clamp(0, 1),)
+        for number, shrinkage in enumerate(self._rounds):
+            if number == 0:
+                better = shrinkage(estimates[-1])
+            else:
+                better = shrinkage(code.correct(estimates[-1], *channel), estimates[-1])
+            estimates = (*estimates, better.clamp(0, 1))
+        return estimates
+
+    # --- refinement ----------------------------------------------------------------------------
+
+    def objective(self, dummy: Tensor, evidence: SpectralEvidence) -> dict[str, Tensor]:
+        """Return minus the logarithm of likelihood and priors, per coefficient."""
+        dummy = dummy[: len(evidence.received)]
+        size = dummy.shape[1:].numel()
+        scale = evidence.amplitude * (-evidence.log_norm).exp()
+        residual = scale[:, None] * evidence.code.filtered(dummy) - evidence.received
+        noise_std = max(evidence.noise_std, MIN_NOISE * self.clip_norm)
+        parts = {"observation": (residual / noise_std).square().sum(1) / (2 * size)}
+        for prior in self.priors:
+            assert isinstance(prior, Prior)
+            parts[type(prior).__name__] = prior(dummy)
+        return parts
+
+    def iterate(
+        self, dummy: nn.Parameter, evidence: SpectralEvidence, optimizer: Any, scheduler: Any
+    ) -> dict[str, Tensor]:
+        """Do one iteration; without priors the start is the estimate, and nothing moves."""
+        if len(self.priors):
+            return super().iterate(dummy, evidence, optimizer, scheduler)
+        with torch.no_grad():
+            parts = {name: part.sum() for name, part in self.objective(dummy, evidence).items()}
+        dummy.grad = torch.zeros_like(dummy)
+        optimizer.step()  # Lightning counts the steps of the optimizer
+        return {"objective": torch.stack(list(parts.values())).sum()} | parts
+
+    def finish(self, dummy: Tensor, evidence: SpectralEvidence) -> Reconstruction:
+        """Return the images with their objective as the score."""
+        with torch.no_grad():
+            parts = self.objective(dummy, evidence)
+        return Reconstruction(
+            images=dummy.clamp(0, 1),
+            labels=None,
+            score=torch.stack(list(parts.values())).sum(0),
+            notes=evidence.notes,
+        )

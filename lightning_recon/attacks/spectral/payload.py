@@ -1,0 +1,107 @@
+"""The model that the malicious server of :class:`SpectralLDPAttack` sends."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_recon.attacks.spectral.code import SpectralCode
+from lightning_recon.targets import Target
+
+NUM_HEAD_COLUMNS = 2048  # those of the highest energy, by which rows are tested
+NUM_FOLDS = 64  # of the sum of a code, about N(0, 1), by which rows of the second table are chosen
+SPREAD = 1.5  # of the rows' thresholds over that of the public images: their tails are unknown
+
+
+class SpectralPayload(nn.Module):
+    """The model, and rows that change none of its logits.
+
+    Args:
+        model: the target.
+        code: the code in front of the rows.
+        num_bins: rows K.
+        gain: of the rows on the logits.
+        energy: squared norm of what a sample puts into its row, the sign's number included.
+        sign_size: the number that tells the sign.
+        copies: 2 sends every sample to a row of a second table, too, at half the energy each.
+    """
+
+    class_sign: Tensor
+    thresholds: Tensor
+
+    def __init__(
+        self,
+        model: Target,
+        code: SpectralCode,
+        num_bins: int,
+        gain: float,
+        energy: float,
+        sign_size: float,
+        copies: int = 1,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.code = code
+        self.gain = gain
+        self.sign_size = sign_size
+        self.scale = (energy - sign_size**2) ** 0.5
+        self.copies = copies
+        self.num_first = num_bins // copies
+        like = code.filter
+        quantile = torch.arange(1, self.num_first, dtype=torch.float64) / self.num_first
+        spread = SPREAD * max(code.log_norm_std, 1e-3) * 3**0.5 / math.pi
+        self.register_buffer(
+            "thresholds", (code.log_norm_mean + spread * quantile.logit()).to(like)
+        )
+        sign = torch.ones(model.num_classes)
+        sign[1::2] = -1
+        self.register_buffer("class_sign", sign.to(like))
+        num_columns = 1 + code.num_columns
+        num_head = min(num_columns, NUM_HEAD_COLUMNS)
+        self.head = nn.Parameter(like.new_zeros(num_bins, num_head))
+        # equal rows share their memory
+        self.rows = nn.Parameter(like.new_zeros(num_columns - num_head).expand(num_bins, -1))
+
+    @property
+    def num_bins(self) -> int:
+        """Rows K."""
+        return len(self.head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the model's logits of B 3 H W images; only the gradients know of the rows."""
+        logits: Tensor = self.model(images)
+        with torch.autocast(images.device.type, enabled=False):
+            with torch.no_grad():
+                code, log_norm = self.code.encode(images.to(self.class_sign.dtype))
+                sent = F.pad(self.scale * code, (1, 0), value=self.sign_size)
+                sent = sent[:, None] / self.copies**0.5
+                row = self.choose_rows(log_norm)[:, None]
+                if self.copies == 2:
+                    row = torch.cat([row, self.choose_second_rows(code)[:, None]], dim=1)
+            num_head = self.head.shape[1]
+            first = sent[..., :num_head] * F.embedding(row, self.head)
+            rest = sent[..., num_head:] * F.embedding(row, self.rows, sparse=True)
+            shift: Tensor = self.gain * (first.sum((1, 2)) + rest.sum((1, 2)))
+            return logits.to(shift.dtype) + shift[:, None] * self.class_sign
+
+    def choose_rows(self, log_norm: Tensor) -> Tensor:
+        """Return the row of each sample, B: that of its norm, or the nearest one that is free."""
+        ordered, order = log_norm.sort(stable=True)
+        wanted = torch.bucketize(ordered, self.thresholds)
+        place = torch.arange(len(wanted), device=wanted.device)
+        row = (wanted - place).cummax(0).values + place  # strictly ascending
+        row = torch.minimum(row, self.num_first - len(row) + place)  # and inside
+        return torch.empty_like(row).scatter_(0, order, row)
+
+    def choose_second_rows(self, code: Tensor) -> Tensor:
+        """Return the row of each code, B N, in the second table, B: any one, but its own."""
+        num_second = self.num_bins - self.num_first
+        folded = (NUM_FOLDS * code.sum(1)).remainder(1)
+        row: Tensor = (num_second * folded).long().clamp_max(num_second - 1)
+        return row.add(self.num_first)
+
+    def row_log_norm(self, row: Tensor) -> Tensor:
+        """Return the logarithm of the norm that a row stands for: its thresholds' middle."""
+        padded = torch.cat([self.thresholds[:1], self.thresholds, self.thresholds[-1:]])
+        return (padded[row] + padded[row + 1]) / 2

@@ -1,0 +1,1 @@
+"""Where a reconstruction meets the truth: matching, scores, intervals, records, privacy."""

@@ -1,0 +1,290 @@
+"""The auditor: here, and only here, a reconstruction meets the truth.
+
+Beside the scores stand the null controls, without which a prior cannot be told from a leak:
+
+- ``mean_image``: the mean of the server's public images, for every image;
+- ``class_mean``: the mean of the public images of the true class, where there are any;
+- ``nearest_public``: the public image nearest to the truth, chosen with the truth's help: more
+  than any guess can reach;
+- ``noise_only``: the same attack on the update of a client that sent nothing but noise;
+- ``other_client``: the reconstruction from this client's update against the next client's images.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_recon.attacks import Attack, GradientMatching
+from lightning_recon.audit.matching import match
+from lightning_recon.audit.privacy_statement import privacy_statement
+from lightning_recon.audit.records import ClientRecord
+from lightning_recon.audit.scores import Row, score
+from lightning_recon.data import ClientDataModule
+from lightning_recon.defenses import num_update_bits
+from lightning_recon.errors import InputError
+from lightning_recon.functional.identification import nearest_candidate
+from lightning_recon.functional.image_quality import psnr
+from lightning_recon.metrics import PerImageMetric
+from lightning_recon.observation import Failure, Reconstruction
+from lightning_recon.privacy.reconstruction import clamped_psnr, expected_psnr
+from lightning_recon.randomness import make_generator
+from lightning_recon.updates import PrivateBatch
+
+THUMBNAIL_SIZE = 32  # pixels a side, of the pictures that are compared for identification
+
+
+class Auditor:
+    """Scores one client after the other; the same whatever process it runs in.
+
+    Args:
+        data: who holds what.
+        recovered_psnr: least PSNR, in dB, of an image that counts as recovered.
+        null_controls: whether the attack is run on a noise-only update of each client, too.
+        num_candidates: images among which a reconstruction is to be identified, the client's own
+            included, fewer if the data set ends; 0: none, and no rate.
+        extra_metrics: further scores of each image, by the name of their column; those that are
+            ``unavailable`` are left out.
+
+    Raises:
+        InputError: if a further metric cannot score such images.
+    """
+
+    def __init__(
+        self,
+        data: ClientDataModule,
+        recovered_psnr: float = 19.0,
+        null_controls: bool = True,
+        num_candidates: int = 1000,
+        extra_metrics: Mapping[str, PerImageMetric] | None = None,
+    ) -> None:
+        self.data = data
+        self.recovered_psnr = recovered_psnr
+        self.null_controls = null_controls
+        self.public = data.public_images()
+        self.public_labels = data.public_labels()
+        shape = data.image_shape
+        self.mean_image = self.public.mean(0) if len(self.public) else torch.full(shape, 0.5)
+        """C H W: the guess of one who learned nothing."""
+        wanted = max(num_candidates, data.batch_size) if num_candidates else 0
+        self.num_candidates = min(wanted, len(data.source))
+        self._thumbnail_size = min(THUMBNAIL_SIZE, *shape[1:])
+        self.extra_metrics = {
+            name: metric for name, metric in (extra_metrics or {}).items() if not metric.unavailable
+        }
+        _try(self.extra_metrics, torch.zeros(1, *shape))
+        self._candidates: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def candidates(self) -> tuple[Tensor, Tensor]:
+        """Places in the data set, N, and thumbnails, N C h w, of the candidates."""
+        if self._candidates is None:
+            places = self.data.candidates(self.num_candidates)
+            self.num_candidates = len(places)  # less if images cannot be read
+            thumbnails = self.data.thumbnails(places, self._thumbnail_size)
+            self._candidates = torch.tensor(places), thumbnails
+        return self._candidates
+
+    def candidates_for(self, truth: PrivateBatch) -> tuple[Tensor, Tensor]:
+        """Return :attr:`candidates`, a client's images in place of the last ones if missing."""
+        places, thumbnails = self.candidates
+        missing = sorted(set(truth.indices.tolist()) - set(places.tolist()))
+        if not missing:
+            return places, thumbnails
+        others = (~torch.isin(places, truth.indices)).nonzero()[:, 0]
+        kept = torch.ones(len(places), dtype=torch.bool)
+        kept[others[len(others) - len(missing) :]] = False
+        own = self.data.thumbnails(missing, self._thumbnail_size)
+        return torch.cat([places[kept], torch.tensor(missing)]), torch.cat([thumbnails[kept], own])
+
+    def audit(
+        self,
+        attack: Attack,
+        client: int,
+        outcome: Reconstruction | Failure,
+        seconds: float,
+        noise: Reconstruction | Failure | None = None,
+    ) -> tuple[ClientRecord, Tensor]:
+        """Score the attack on one client.
+
+        Args:
+            attack: for the noise-only control.
+            client: its number.
+            outcome: what the attack gave back.
+            seconds: that the attack took.
+            noise: what the attack made of the noise-only update; null: it is run here.
+
+        Returns:
+            The record, and the reconstruction of each true image, B C H W, NaN where there is none.
+        """
+        truth = self.data.client(client)
+        is_failure = isinstance(outcome, Failure)
+        reconstruction = _nothing(truth) if isinstance(outcome, Failure) else _on_cpu(outcome)
+        rows = score(reconstruction, truth, self.mean_image, self.recovered_psnr)
+        aligned = _aligned(reconstruction.images, truth.images, rows)
+        self._add_controls(rows, truth)
+        self._add_identification(rows, aligned, truth)
+        self._add_metrics(rows, aligned, truth)
+        for row in rows:
+            matched = int(row["matched"])
+            row["score"] = float(reconstruction.score[matched]) if matched >= 0 else torch.nan
+        notes = dict(reconstruction.notes)
+        if attack.has_payload:
+            shapes = {name: tensor.shape for name, tensor in attack.payload.named_parameters()}
+            notes["update_bits"] = num_update_bits(attack.chain, shapes)
+            if "buffers" in attack.oracles:  # they are sent as they are
+                sizes = (buffer.nbytes for buffer in attack.payload.buffers())
+                notes["update_bits"] += 8.0 * sum(sizes)
+            notes["update_parameters"] = float(sum(shape.numel() for shape in shapes.values()))
+        record = ClientRecord(
+            client=client,
+            rows=[{"client": client, **row} for row in rows],
+            num_reconstructions=len(reconstruction.images),
+            notes=notes,
+            controls={}
+            if is_failure
+            else self._controls(attack, client, reconstruction, truth, rows, noise),
+            curve=list(reconstruction.curve),
+            seconds=round(seconds, 3),
+            failure=outcome.reason if isinstance(outcome, Failure) else None,
+        )
+        return record, aligned
+
+    def noise_outcomes(
+        self, attack: GradientMatching, outcomes: Mapping[int, Reconstruction | Failure]
+    ) -> dict[int, Reconstruction | Failure]:
+        """Return what an attack makes of the noise-only updates of clients, computed as one.
+
+        Args:
+            attack: on the clients.
+            outcomes: what it gave back, by client; where it failed there is no control.
+        """
+        if not self.null_controls:
+            return {}
+        clients = [c for c, outcome in outcomes.items() if not isinstance(outcome, Failure)]
+        return dict(zip(clients, attack.attack_together(clients, noise_only=True), strict=True))
+
+    def shown(self, images: Tensor, truth: Tensor) -> Tensor:
+        """Return for each true image its reconstruction, or the mean image, B C H W."""
+        row = match(images, truth).row
+        shown = self.mean_image.expand_as(truth).clone()
+        shown[row >= 0] = images[row[row >= 0]]
+        return shown
+
+    def _add_controls(self, rows: list[Row], truth: PrivateBatch) -> None:
+        """Add what the public images alone come to."""
+        for row, image, label in zip(rows, truth.images, truth.labels, strict=True):
+            row["psnr_class_mean"] = row["psnr_nearest_public"] = row["psnr_mean_image"]
+            if len(self.public) == 0:
+                continue
+            everyone = psnr(self.public, image.expand_as(self.public))
+            row["psnr_nearest_public"] = float(everyone.max())
+            same_class = self.public[self.public_labels == label]
+            if len(same_class):
+                row["psnr_class_mean"] = float(psnr(same_class.mean(0)[None], image[None]))
+
+    def _controls(
+        self,
+        attack: Attack,
+        client: int,
+        reconstruction: Reconstruction,
+        truth: PrivateBatch,
+        rows: list[Row],
+        noise: Reconstruction | Failure | None,
+    ) -> dict[str, dict[str, float]]:
+        controls: dict[str, dict[str, float]] = {}
+        if self.null_controls:
+            if noise is None:
+                noise = attack.attempt(attack.attack_noise, client)
+            failed = isinstance(noise, Failure)
+            found = _nothing(truth) if isinstance(noise, Failure) else _on_cpu(noise)
+            values = psnr(self.shown(found.images, truth.images), truth.images)
+            floor = torch.tensor([row["psnr_mean_image"] for row in rows])
+            recovered = (values >= self.recovered_psnr) & (values > floor)
+            controls["noise_only"] = {
+                "psnr": float(values.mean()),
+                "recovered": int(recovered.sum()),
+                **({"failed": 1} if failed else {}),
+            }
+        bound = self._prior_free_bound(attack, client, truth)
+        if bound is not None:
+            controls["prior_free_bound"] = bound
+        if self.data.num_clients > 1:
+            other = self.data.client((client + 1) % self.data.num_clients).images
+            values = psnr(self.shown(reconstruction.images, other), other)
+            controls["other_client"] = {"psnr": float(values.mean())}
+        return controls
+
+    def _prior_free_bound(
+        self, attack: Attack, client: int, truth: PrivateBatch
+    ) -> dict[str, float] | None:
+        """Return what the best attack without a prior would reach; None without clip and noise."""
+        privacy = privacy_statement(
+            attack.chain, client=attack.client, num_samples=len(truth.images)
+        )
+        energy = float(truth.images.double().square().sum())
+        if not privacy["clip_norm"] or not privacy["noise_std"] or not energy:
+            return None
+        multiplier = privacy["noise_std"] / privacy["clip_norm"]
+        generator = make_generator(attack.seed, client, "bound")
+        clamped = clamped_psnr(truth.images, multiplier, generator=generator, energy=energy)
+        return {
+            "expected_psnr": expected_psnr(multiplier, energy, truth.images[0].numel()),
+            "expected_psnr_clamped": float(clamped.mean()),
+        }
+
+    def _add_identification(self, rows: list[Row], aligned: Tensor, truth: PrivateBatch) -> None:
+        """Add whether the true image is the nearest of all candidates; a tie is a miss.
+
+        Compared are thumbnails, within the subject's mask: the candidates have no masks, and
+        what lies outside must not help.
+        """
+        if self.num_candidates == 0:
+            return
+        places, thumbnails = self.candidates_for(truth)
+        nearest = nearest_candidate(aligned, thumbnails, truth.masks)
+        for row, candidate, place in zip(rows, nearest.tolist(), truth.indices, strict=True):
+            row["identified"] = int(candidate >= 0 and places[candidate] == place)
+
+    def _add_metrics(self, rows: list[Row], aligned: Tensor, truth: PrivateBatch) -> None:
+        """Add the further metrics; the mean image stands where there is no reconstruction."""
+        shown = torch.where(aligned.isnan(), self.mean_image, aligned).clamp(0, 1)
+        for name, metric in self.extra_metrics.items():
+            metric.reset()
+            metric.update(shown, truth.images)
+            for row, value in zip(rows, metric.per_image().tolist(), strict=True):
+                row[name] = value
+            metric.reset()
+
+
+def _try(metrics: Mapping[str, PerImageMetric], images: Tensor) -> None:
+    """Raise InputError now, and not after the attack, if a metric cannot score such images."""
+    for name, metric in metrics.items():
+        try:
+            metric.update(images, images)
+        except (RuntimeError, ValueError, TypeError) as error:  # torch raises the first
+            raise InputError(
+                f"audit.extra_metrics.{name} cannot score images of {tuple(images.shape[1:])}: "
+                f"{' '.join(str(error).split())[:200]}; leave it out"
+            ) from error
+        metric.reset()
+
+
+def _on_cpu(reconstruction: Reconstruction) -> Reconstruction:
+    return reconstruction._replace(
+        images=reconstruction.images.detach().cpu().float(),
+        score=reconstruction.score.detach().cpu(),
+    )
+
+
+def _nothing(truth: PrivateBatch) -> Reconstruction:
+    images = truth.images
+    return Reconstruction(images[:0], labels=None, score=images.new_zeros(0), notes={})
+
+
+def _aligned(images: Tensor, truth: Tensor, rows: list[Row]) -> Tensor:
+    aligned = torch.full_like(truth, torch.nan)
+    for position, row in enumerate(rows):
+        if row["matched"] >= 0:
+            aligned[position] = images[int(row["matched"])]
+    return aligned

@@ -1,0 +1,231 @@
+"""Scores of an audit: one row for every true image, and their summary.
+
+Nothing here is seen by an attack.  No true image is ever left out: one without a reconstruction
+counts with the mean image, the best guess of someone who learned nothing from the update.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_recon.audit.matching import match
+from lightning_recon.audit.statistics import (
+    bootstrap_interval,
+    share_at,
+    share_interval,
+    worst_case,
+)
+from lightning_recon.functional.image_quality import cw_ssim, mse, psnr, ssim
+from lightning_recon.observation import Reconstruction
+from lightning_recon.updates import PrivateBatch
+
+Row = dict[str, float]
+"""The scores of one true image, by name."""
+
+_MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+    "mse": mse,
+    "psnr": psnr,
+    "ssim": ssim,
+    "cw_ssim": cw_ssim,
+}
+METRICS = (*_MEASURES, *(f"{name}_subject" for name in _MEASURES))
+"""The names of the metrics that :func:`score` computes."""
+
+LOWER_IS_MORE_ALIKE = ("mse", "lpips", "dists")
+"""Metrics, with or without ``_subject``, of which a smaller value is a worse leak."""
+
+THRESHOLDS = {"psnr": (15.0, 19.0, 25.0, 30.0), "lpips": (0.1, 0.2, 0.4)}
+"""Where :func:`aggregate` counts how many images are at least that much alike."""
+
+_NULLS = ("mean_image", "class_mean", "nearest_public")
+NOT_METRICS = (
+    *("client", "image", "index", "label", "matched", "recovered", "identified", "mask_area"),
+    *("score", *(f"psnr_{name}" for name in _NULLS)),
+)
+"""Columns of a row that are no metric; all others are."""
+
+_RANGES = {
+    "mse": (0.0, 1.0),
+    "psnr": (0.0, 100.0),
+    "ssim": (-1.0, 1.0),
+    "cw_ssim": (0.0, 1.0),
+    "tag_jaccard": (0.0, 1.0),
+}
+_CHUNK = 4  # images scored at a time, to bound the memory of SSIM
+
+
+def score(
+    reconstruction: Reconstruction,
+    truth: PrivateBatch,
+    mean_image: Tensor,
+    recovered_psnr: float = 19.0,
+) -> list[Row]:
+    """Match reconstructions to the true images and score each true image.
+
+    A matched image counts with its own reconstruction however bad that is; an unmatched one with
+    the mean image.  An image is recovered if it is matched, its PSNR is at least
+    ``recovered_psnr``, and its PSNR is above that of the mean image.
+
+    Args:
+        reconstruction: The attack's output, R images; those with a NaN or an infinity cannot be
+            matched, values outside [0, 1] are clamped as a picture file would clamp them.
+        truth: The client's batch, B images.
+        mean_image: C H W in [0, 1]: the data set's mean.
+        recovered_psnr: In dB.  The default of 19 dB is the bound above which Garov, Dimitrov,
+            Jovanović, Vechev, "Hiding in Plain Sight: Disguising Data Stealing Attacks in
+            Federated Learning", ICLR 2024, call an image well reconstructed.
+
+    Returns:
+        B rows in the order of the batch, with the keys ``image`` (position in the batch),
+        ``index`` (place in the data set), ``label``, ``matched`` (position of the reconstruction,
+        or -1), ``recovered`` (0 or 1), ``mse``, ``psnr`` (dB), ``ssim``, ``cw_ssim``, the same
+        four with ``_subject`` over the mask alone, ``mask_area`` (share of the image, in [0, 1])
+        and ``psnr_mean_image`` (dB).  The subject of an empty mask is the whole image.
+
+    Raises:
+        ValueError: If the shapes of the images disagree.
+    """
+    if mean_image.shape != truth.images.shape[1:]:
+        raise ValueError(
+            f"mean_image must have the images' shape {tuple(truth.images.shape[1:])}; got "
+            f"{tuple(mean_image.shape)}"
+        )
+    matched = match(reconstruction.images, truth.images).row
+    rows: list[Row] = []
+    for start in range(0, len(truth.images), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        images, masks, found = truth.images[part], truth.masks[part], matched[part] >= 0
+        mean_images = mean_image.to(images).expand_as(images)
+        shown = mean_images.clone()
+        chosen = matched[part][found].to(reconstruction.images.device)
+        shown[found] = reconstruction.images[chosen].to(images).clamp(0.0, 1.0)
+        area = masks.float().mean(dim=(1, 2, 3))
+        subject = masks | (area == 0)[:, None, None, None]
+        columns: dict[str, Tensor] = {
+            "image": torch.arange(start, start + len(images)),
+            "index": truth.indices[part],
+            "label": truth.labels[part],
+            "matched": matched[part],
+            "recovered": found,  # provisional: its place among the columns
+            **{name: measure(shown, images, None) for name, measure in _MEASURES.items()},
+            **{
+                f"{name}_subject": measure(shown, images, subject)
+                for name, measure in _MEASURES.items()
+            },
+            "mask_area": area,
+            "psnr_mean_image": psnr(mean_images, images),
+        }
+        is_close = columns["psnr"] >= recovered_psnr
+        is_better = columns["psnr"] > columns["psnr_mean_image"]
+        columns["recovered"] = (found & is_close & is_better).long()
+        values = [column.tolist() for column in columns.values()]
+        rows += [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+    return rows
+
+
+def aggregate(
+    rows: Sequence[Row], num_reconstructions: int, num_candidates: int | None = None
+) -> dict[str, Any]:
+    """Summarise the rows of :func:`score` over all images of all clients.
+
+    Intervals are of the mean, at 95 %, with the clients resampled
+    (:mod:`lightning_recon.audit.statistics`); rows without ``client`` belong to one client.  With a
+    single client their ends are None.
+
+    Args:
+        rows: One per true image.  Columns that :func:`score` does not know are metrics as well;
+            ``psnr_class_mean`` and ``psnr_nearest_public`` are null controls, ``identified`` (0 or
+            1) is a hit among the candidates.  A value that is not finite is left out.
+        num_reconstructions: How many images the attack put out, matched or not.
+        num_candidates: Among how many images each one was to be identified.
+
+    Returns:
+        - ``num_images``, ``num_reconstructions``, ``recovered`` (count);
+        - ``precision`` (recovered per reconstruction put out) and ``recall`` (recovered per image;
+          both 0 where there is nothing to divide by), ``recall_ci_low``, ``recall_ci_high``;
+        - ``metrics``: for each metric the ``mean``, ``median``, ``worst``, ``ci_low`` and
+          ``ci_high`` over ALL images.  Worst is worst for privacy, the image that leaked most: the
+          highest PSNR or SSIM, the lowest MSE;
+        - ``null``: for the mean image, the class mean and the nearest public image the mean
+          ``psnr`` with ``ci_low`` and ``ci_high``;
+        - ``thresholds``: for ``psnr`` (dB) and ``lpips`` the share of all images at or beyond each
+          of :data:`THRESHOLDS`; ``psnr_mean_image`` is that of the mean image, the control;
+        - ``identification``: ``rate`` with ``ci_low`` and ``ci_high``, and ``num_candidates``;
+          None where it was not asked for.
+
+        Without rows, ``metrics``, ``null`` and ``thresholds`` are empty.
+    """
+    recovered = int(sum(row["recovered"] for row in rows))
+    recall = _mean(rows, "recovered", is_share=True)
+    names = [name for name in (rows[0] if rows else ()) if name not in NOT_METRICS]
+    summaries = {name: _summary(rows, name) for name in names}
+    thresholds = {name: _shares(rows, name) for name in ("psnr", "psnr_mean_image", "lpips")}
+    nulls = {name: _mean(rows, f"psnr_{name}", "psnr") for name in _NULLS}
+    rate = _mean(rows, "identified", "rate", is_share=True)
+    return {
+        "num_images": len(rows),
+        "num_reconstructions": num_reconstructions,
+        "recovered": recovered,
+        "precision": recovered / num_reconstructions if num_reconstructions else 0.0,
+        "recall": recall["mean"] if recall else 0.0,
+        "recall_ci_low": recall["ci_low"] if recall else None,
+        "recall_ci_high": recall["ci_high"] if recall else None,
+        "metrics": {name: summary for name, summary in summaries.items() if summary},
+        "null": {name: null for name, null in nulls.items() if null},
+        "thresholds": {name: shares for name, shares in thresholds.items() if shares},
+        "identification": {**rate, "num_candidates": num_candidates} if rate else None,
+    }
+
+
+def _summary(rows: Sequence[Row], name: str) -> dict[str, float | None] | None:
+    """Return the mean with its interval, the median and the worst case of one metric."""
+    mean = _mean(rows, name)
+    if mean is None:
+        return None
+    values, _ = _column(rows, name)
+    worst = worst_case(values, lower_is_more_alike=_is_lower_more_alike(name))
+    interval = {end: mean[end] for end in ("ci_low", "ci_high")}
+    return {"mean": mean["mean"], "median": float(np.median(values)), "worst": worst, **interval}
+
+
+def _mean(
+    rows: Sequence[Row], name: str, key: str = "mean", *, is_share: bool = False
+) -> dict[str, float | None] | None:
+    """Return the mean of one column under ``key`` with its interval; None for no value."""
+    values, clients = _column(rows, name)
+    if not len(values):
+        return None
+    interval = (share_interval if is_share else bootstrap_interval)(values, clients)
+    low, high = interval or (None, None)
+    base = "psnr" if name.startswith("psnr") else name.removesuffix("_subject")
+    if low is not None and high is not None and base in _RANGES:
+        # stretched for few clients, an interval may leave what the metric can be
+        least, largest = _RANGES[base]
+        low, high = max(low, least), min(high, largest)
+    return {key: float(values.mean()), "ci_low": low, "ci_high": high}
+
+
+def _shares(rows: Sequence[Row], name: str) -> dict[str, float]:
+    """Return by threshold the share of images that reach it; none for no value."""
+    values, _ = _column(rows, name)
+    if not len(values):
+        return {}
+    levels = THRESHOLDS[name.removesuffix("_mean_image")]
+    shares = share_at(values, levels, lower_is_more_alike=_is_lower_more_alike(name))
+    return {f"{level:g}": share for level, share in zip(levels, shares, strict=True)}
+
+
+def _column(rows: Sequence[Row], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the finite values of one column, and the client of each."""
+    values = np.array([row.get(name, np.nan) for row in rows], dtype=float)
+    clients = np.array([row.get("client", 0) for row in rows], dtype=float)
+    is_there = np.isfinite(values)
+    return values[is_there], clients[is_there]
+
+
+def _is_lower_more_alike(name: str) -> bool:
+    return name.removesuffix("_subject") in LOWER_IS_MORE_ALIKE

@@ -1,0 +1,335 @@
+"""The commands that run a Trainer: Lightning's own, and ``sweep``."""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import DefaultHelpFormatter
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from lightning_recon import __version__
+from lightning_recon.attacks import Attack
+from lightning_recon.audit.records import read_records
+from lightning_recon.commands.bad_input import report_bad_input
+from lightning_recon.commands.names import LIGHTNING
+from lightning_recon.data import AuditDataModule
+from lightning_recon.errors import InputError
+from lightning_recon.runs.callback import Audit
+from lightning_recon.runs.making import check_optimizers, making
+from lightning_recon.runs.resume import check_same, folder_to_resume, header
+from lightning_recon.runs.run_config import RunConfig
+
+_TRAINER_DEFAULTS: dict[str, Any] = {
+    "devices": 1,
+    "max_epochs": -1,  # as many as there are clients; see before_fit
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,  # Lightning's pads: a client would count twice
+    "inference_mode": False,  # test differentiates too
+}
+_TRAINING_DEFAULTS: dict[str, Any] = {
+    "devices": 1,
+    "max_epochs": 20,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,  # patches are shared by their numbers
+}
+_TRAININGS = ("DenoiserTraining", "RefinerTraining")
+"""What ``fit`` can train, all in :mod:`lightning_recon.training`, which attacks need not import."""
+_MOVED = (
+    "lightning_recon.data.patches",
+    "lightning_recon.priors.training",
+    "lightning_recon.refiners.training",
+)
+"""Where configurations of version 0.1.0 look for them."""
+_NOISE = (  # warnings of Lightning that do not concern a person who runs an audit
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+    "Total length of `ClientLoader` across ranks is zero.*",
+    "The '.*_dataloader' does not have many workers.*",
+    "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",
+    "The number of training batches .* is smaller than the logging interval.*",
+)
+
+
+_OPTIONS = """
+
+options of which most commands need no others (later ones take precedence):
+  --config configs/NAME.yaml        an experiment; --print_config shows all that holds
+  --model.init_args.NAME VALUE      an option of the attack; --model.help CLASS lists them
+  --data.init_args.NAME VALUE       an option of the data set; --data.help CLASS lists them
+  --seed_everything SEED            all randomness
+  --trainer.accelerator gpu --trainer.devices 2
+"""
+_RESUME = """\
+  --resume lightning_logs/version_0 go on with a stopped run; needs no --config
+"""
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of descriptions."""
+
+
+class _CheckedCLI(LightningCLI):
+    """Lightning's command line, with a line on what cannot be made from the options."""
+
+    def setup_parser(self, *args: Any) -> None:
+        """Look at optimizers too, which attacks make later, one for each client."""
+        super().setup_parser(*args)
+        check_optimizers(self.parser)
+
+    def instantiate_classes(self) -> None:
+        """Make the attack or training, the data and the trainer."""
+        with making("model or data"):
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer."""
+        with making("trainer"):
+            return super().instantiate_trainer(**kwargs)
+
+
+class ReconCLI(_CheckedCLI):
+    """Lightning's command line with the audit added."""
+
+    run_folder: Path | None = None
+    """Of the run to go on with, if any."""
+
+    def setup_parser(self, add_subcommands: bool, *args: Any) -> None:
+        """Add ``--resume`` to ``test``."""
+        super().setup_parser(add_subcommands, *args)
+        if add_subcommands:
+            self._parser("test").add_argument(
+                "--resume",
+                type=Path | None,
+                metavar="RUN",
+                help="folder of a run of test that was stopped: attacks the clients that are "
+                "missing; the configuration is the run's own",
+            )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the sections ``audit`` and ``checkpoint``."""
+        parser.add_lightning_class_args(Audit, "audit")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        # one seed for the clients that are drawn, their randomness and the attack's
+        parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_as_seed)
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_as_seed)
+        parser.set_defaults(
+            {
+                "checkpoint.every_n_train_steps": 100,
+                "checkpoint.save_last": True,
+                "checkpoint.save_top_k": 1,
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and look at the run to resume and at the checkpoint before Lightning does."""
+        words = sys.argv[1:] if args is None else list(args)
+        self.run_folder = folder_to_resume(words)
+        if self.run_folder is None:
+            super().parse_arguments(parser, args)
+        else:
+            stored = ["test", "--config", str(self.run_folder / "config.yaml")]
+            self.config = parser.parse_args([*stored, *words[1:]])
+            check_same(self._parser("test"), parser.parse_args(stored).test, self.config.test)
+        config = self.config.get(self.config.get("subcommand") or "", self.config)
+        config.pop("resume", None)  # no part of the experiment
+        _check_checkpoint(config.get("ckpt_path"), "client_index", "an attack")
+
+    def before_instantiate_classes(self) -> None:
+        """Name the experiment after its configuration file; one seed for data and attack."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        files = config.get("config") or []
+        if files and config.audit.experiment is None:
+            config.audit.experiment = Path(str(files[-1])).stem
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Let a resumed run write into its own folder."""
+        if self.run_folder is not None:
+            kwargs["logger"] = TensorBoardLogger(
+                self.run_folder.parent, name="", version=self.run_folder.name
+            )
+        return super().instantiate_trainer(**kwargs)
+
+    def before_test(self) -> None:
+        """Leave out what a resumed run has done, and leave its ``config.yaml`` as it is."""
+        if self.run_folder is None:
+            return
+        self.datamodule.completed = {record.client for record in read_records(self.run_folder)}
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunConfig):
+                callback.already_saved = True
+
+    def before_fit(self) -> None:
+        """Make an epoch of every client."""
+        if self.trainer.max_epochs == -1:
+            clients = int(self.datamodule.num_clients)
+            self.trainer.fit_loop.max_epochs = clients // self.trainer.world_size or 1
+
+    def after_fit(self) -> None:
+        """Print the figures, once the progress bar is gone."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Audit):
+                callback.print_summary()
+
+    after_validate = after_test = after_predict = after_fit
+
+
+class TrainingCLI(_CheckedCLI):
+    """Lightning's command line as it is, to train a denoiser or a refiner."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Give one seed to the patches and to the noise."""
+        parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_as_seed)
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_as_seed)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and look at the checkpoint before Lightning does."""
+        super().parse_arguments(parser, args)
+        config = self.config.get(self.config.get("subcommand") or "", self.config)
+        _check_checkpoint(config.get("ckpt_path"), "optimizer_states", "a training")
+
+
+def _check_checkpoint(path: Any, key: str, kind: str) -> None:
+    """Raise InputError if a checkpoint is asked for that cannot be read, or lacks ``key``."""
+    if path is None or str(path) in {"best", "last", "hpc", "registry"}:
+        return
+    if not Path(str(path)).is_file():
+        raise InputError(f"no checkpoint at {Path(str(path)).absolute()}; see --ckpt_path")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="meta")
+        complete = "state_dict" in checkpoint and key in checkpoint
+    except Exception:  # torch raises many types for a broken file
+        complete = False
+    if not complete:
+        raise InputError(
+            f"{Path(str(path)).absolute()} is no readable checkpoint of {kind}; give one that "
+            "fit wrote below lightning_logs/version_N/checkpoints"
+        )
+
+
+def _as_seed(seed_everything: bool | int | None) -> int:
+    """Return the seed of ``seed_everything``; 0 where it is switched off."""
+    return 0 if seed_everything is None or seed_everything is True else int(seed_everything)
+
+
+def command_line(args: Sequence[str] | None = None) -> None:
+    """Run a command on an attack.
+
+    Args:
+        args: what stands after the program's name; null: ``sys.argv``.
+    """
+    versions = [f"lightning_recon=={__version__}"]
+    versions.append(f"pytorch_lightning=={version('pytorch_lightning')}")
+    commands = {
+        name: {
+            "usage": f"python cli.py {name} --config FILE [OPTION ...]",
+            "description": summary + _OPTIONS + (_RESUME if name == "test" else ""),
+            "dump_header": [*versions, header(name)],
+        }
+        for name, summary in LIGHTNING.items()
+    }
+    ReconCLI(
+        Attack,
+        AuditDataModule,
+        trainer_defaults=_TRAINER_DEFAULTS,
+        **_cli_options(args, commands),
+    )
+
+
+def _train(args: Sequence[str] | None, command: str, name: str) -> None:
+    from lightning_recon import training
+
+    if command not in {"fit", "validate"}:
+        raise InputError(f"{name} knows fit and validate, not {command}")
+    for module in _MOVED:
+        sys.modules.setdefault(module, training)
+    TrainingCLI(
+        getattr(training, name),
+        training.PatchDataModule,
+        trainer_defaults=_TRAINING_DEFAULTS,
+        **_cli_options(args, {}),
+    )
+
+
+def _cli_options(args: Sequence[str] | None, commands: dict[str, Any]) -> dict[str, Any]:
+    """What both command lines have in common; ``commands``: the parsers' options of each."""
+    return {
+        "subclass_mode_model": True,
+        "subclass_mode_data": True,
+        "auto_configure_optimizers": False,
+        "load_from_checkpoint_support": False,
+        "seed_everything_default": 0,
+        "save_config_callback": RunConfig,
+        "save_config_kwargs": {"overwrite": True},
+        "parser_kwargs": {
+            "prog": "cli.py",
+            "exit_on_error": False,
+            "formatter_class": _HelpFormatter,
+            **commands,
+        },
+        "args": None if args is None else list(args),
+    }
+
+
+def _model_in(file: str) -> Any:
+    """The class of the model that a configuration names, if any."""
+    try:
+        return yaml.safe_load(Path(file).read_text())["model"]["class_path"]
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{Path(file).absolute()}: no YAML: {error}") from error
+    except (OSError, LookupError, TypeError):
+        return None
+
+
+def _training(words: Sequence[str]) -> str | None:
+    """The training that the command line or its last configuration names; None for an attack.
+
+    Files that cannot be opened are left to the parser, which says so; one that is no YAML is not.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("-c", "--config", action="append", default=[])
+    finder.add_argument("--model", "--model.class_path", dest="model")
+    found = finder.parse_known_args(list(words))[0]
+    name = found.model
+    for named in map(_model_in, reversed(found.config)):
+        name = name or named
+    name = str(name).rpartition(".")[2]
+    return name if name in _TRAININGS else None
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run ``fit``, ``validate``, ``test``, ``predict`` or ``sweep``.
+
+    Args:
+        args: what stands after the program's name; null: ``sys.argv``.
+
+    Returns:
+        The exit code: 0, or 2 for input that cannot be used.
+    """
+    torch.set_float32_matmul_precision("highest")
+    for noise in _NOISE:
+        warnings.filterwarnings("ignore", message=noise)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    words = sys.argv[1:] if args is None else list(args)
+    with report_bad_input() as outcome:
+        if words[:1] == ["sweep"]:
+            from lightning_recon.runs.sweep import main as sweep
+
+            sweep(words[1:])
+        elif name := _training(words):
+            _train(args, words[0], name)
+        else:
+            command_line(args)
+    return outcome.exit_code

@@ -1,0 +1,35 @@
+"""The commands, and what each does in one line; nothing is imported."""
+
+LIGHTNING = {
+    "fit": "attack one client after the other, with progress and TensorBoard; or train a prior",
+    "validate": "score the reconstruction that a checkpoint of fit holds",
+    "test": "attack many clients, spread over the devices; --resume goes on with a stopped run",
+    "predict": "reconstruct from captured updates, for which nobody has the truth",
+}
+"""Lightning's commands: what each does, in one line."""
+
+LIGHT = {
+    "sweep": "run every combination of the values that one YAML file lists",
+    "compare": "put several runs side by side on one page",
+    "report": "build the report.html of a run anew",
+    "attacks": "list the attacks, with their citations",
+    "defenses": "list the defenses, with their citations",
+    "data": "list the data sets, with their citations",
+    "targets": "list the networks that can be attacked",
+    "clients": "list what a client may do between a batch and its update",
+    "priors": "list the penalties that an attack can put on images",
+    "refiners": "list the networks that can improve a reconstruction",
+    "doctor": "tell what is installed, and which devices, data and checkpoints are found",
+    "completion": "print the script that completes commands and options at the Tab key",
+}
+"""The other commands."""
+LISTS = {
+    "attacks": ("Attack",),
+    "defenses": ("Defense",),
+    "data": ("AuditDataModule",),
+    "targets": ("Target",),
+    "clients": ("Client",),
+    "priors": ("Prior", "ActivationPrior"),
+    "refiners": ("Refiner",),
+}
+"""Those that list the classes of the package of that name, and what these are below."""

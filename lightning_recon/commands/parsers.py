@@ -1,0 +1,85 @@
+"""The parsers of the commands that run no Trainer, and the help of them all."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from lightning_recon import __version__
+from lightning_recon.commands.names import LIGHT, LIGHTNING
+
+_COMPLETION = """\
+print the script that completes commands, options and their values at the Tab key
+
+bash; completes "python cli.py ..." and "./cli.py ...":
+  python cli.py completion bash > ~/.lightning_recon.bash
+  echo 'source ~/.lightning_recon.bash' >> ~/.bashrc
+zsh, into a folder of $fpath; completes "./cli.py ...":
+  python cli.py completion zsh > ~/.zfunc/_cli.py
+"""
+_EXAMPLES = """\
+python cli.py COMMAND --help shows the options of a command.
+
+examples:
+  python cli.py fit --config configs/ldp_imagenet.yaml
+  python cli.py test --config configs/ldp_cifar10.yaml --trainer.devices 2
+  python cli.py test --resume lightning_logs/version_0
+  python cli.py compare lightning_logs/version_0 lightning_logs/version_1
+
+tab completion: python cli.py completion --help
+"""
+_PROG = "python cli.py"
+_RUN_HELP = "folder of a run, such as lightning_logs/version_0"
+
+
+def add_commands(subcommands: Any) -> None:
+    """Add the parsers of :data:`LIGHT` to what jsonargparse's ``add_subcommands`` returned."""
+    for name, summary in LIGHT.items():
+        description = _COMPLETION if name == "completion" else summary
+        parser = ArgumentParser(description=description)
+        if name == "sweep":  # for completion: lightning_recon.runs.sweep parses, and helps, itself
+            parser.add_argument("--config", type=Path)
+            parser.add_argument("--resume", type=Path)
+            parser.add_argument("--dry-run", action="store_true")
+            parser.add_argument("--trainer.devices")
+        elif name == "compare":
+            parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=_RUN_HELP)
+            parser.add_argument(
+                "--output",
+                type=Path,
+                default=Path("comparison.html"),
+                help="the page to write, by default comparison.html",
+            )
+        elif name == "report":
+            parser.add_argument("run", type=Path, metavar="RUN", help=_RUN_HELP)
+        elif name == "doctor":
+            parser.add_argument(
+                "--configs",
+                type=Path,
+                default=Path(__file__).parents[2] / "configs",
+                help="folder with the configurations whose data and checkpoints are looked for",
+            )
+        elif name == "completion":
+            parser.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="the shell")
+        else:
+            parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+        subcommands.add_subcommand(name, parser, help=summary)
+        parser.prog = f"{_PROG} {name}"
+
+
+def light_parser() -> ArgumentParser:
+    """The help of all commands, and the options of those that run no Trainer."""
+    parser = ArgumentParser(
+        prog=_PROG,
+        description="Audit what the updates of federated learning give away about the images.",
+        epilog=_EXAMPLES,
+        exit_on_error=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"lightning_recon {__version__}")
+    subcommands = parser.add_subcommands(title="commands", metavar="COMMAND", description=None)
+    for name, summary in LIGHTNING.items():
+        subcommands.add_subcommand(name, ArgumentParser(), help=summary)
+    add_commands(subcommands)
+    return parser

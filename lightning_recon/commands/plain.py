@@ -1,0 +1,68 @@
+"""The commands that run no Trainer.
+
+What a command needs is imported inside it: neither ``--help`` nor a typing error waits for torch.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+from jsonargparse import Namespace
+
+from lightning_recon.commands.bad_input import report_bad_input
+from lightning_recon.commands.names import LIGHT, LIGHTNING, LISTS
+from lightning_recon.commands.parsers import light_parser
+from lightning_recon.errors import InputError
+
+
+def main(args: Sequence[str]) -> int:
+    """Run one of the commands that need no Trainer, or show the help of all.
+
+    Args:
+        args: what stands after the program's name.
+
+    Returns:
+        The exit code: 0; 1 if the doctor finds something broken; 2 for input that cannot be used.
+    """
+    with report_bad_input() as outcome:
+        _check_command(args)
+        config = light_parser().parse_args(list(args))
+        outcome.exit_code = _run(config.subcommand, config[config.subcommand])
+    return outcome.exit_code
+
+
+def _check_command(args: Sequence[str]) -> None:
+    """Raise InputError unless a command that exists stands first, or an option of our own."""
+    known = [*LIGHTNING, *LIGHT]
+    if not args:
+        raise InputError(f"a command is missing: one of {', '.join(known)}; see --help")
+    if args[0] in {"-h", "--help", "--version", *known}:
+        return
+    if args[0].startswith("-"):
+        raise InputError(f"the command comes first, before {args[0]}: one of {', '.join(known)}")
+    close = difflib.get_close_matches(args[0], known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    raise InputError(f"there is no command {args[0]}; {hint}")
+
+
+def _run(command: str, options: Namespace) -> int:
+    if command in LISTS:
+        from lightning_recon.commands.listing import list_classes
+
+        list_classes(command, as_json=options.json)
+    elif command == "doctor":
+        from lightning_recon.commands.doctor import doctor
+
+        return doctor(options.configs)
+    elif command == "compare":
+        from lightning_recon.report.comparison import compare_runs
+
+        print(compare_runs(options.runs, options.output))  # noqa: T201
+    elif command == "report":
+        from lightning_recon.report import write_report
+
+        print(write_report(options.run))  # noqa: T201
+    else:
+        from lightning_recon.commands.completion import completion_script
+
+        print(completion_script(options.shell))  # noqa: T201
+    return 0

@@ -1,0 +1,1 @@
+"""The one place that plays a round of the federation."""

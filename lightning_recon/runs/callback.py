@@ -1,0 +1,406 @@
+"""The audit of a run: what Lightning calls when, and what is written."""
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
+
+from lightning_recon.attacks import (
+    AnalyticAttack,
+    Attack,
+    GradientMatching,
+    OptimizationAttack,
+)
+from lightning_recon.audit.auditor import Auditor
+from lightning_recon.audit.records import ClientRecord, append_record, read_records
+from lightning_recon.data import ClientDataModule
+from lightning_recon.errors import InputError
+from lightning_recon.files import write_csv, write_json
+from lightning_recon.functional.image_quality import psnr
+from lightning_recon.metrics import PerImageMetric
+from lightning_recon.observation import Failure, Reconstruction
+from lightning_recon.report import board, write_report
+from lightning_recon.report.pictures import save_grid, save_image, save_pictures
+from lightning_recon.report.terminal import print_summary
+from lightning_recon.runs.results import (
+    IMPORT_MEMORY_BYTES,
+    device_name,
+    peak_memory_bytes,
+    summarise,
+    versions,
+)
+
+
+class Audit(Callback):
+    """Matches, scores, shows and writes what the attack reconstructs.
+
+    Args:
+        experiment: name of the run in its outputs; null: that of the configuration file.
+        recovered_psnr: least PSNR, in dB, of an image that counts as recovered.
+        null_controls: whether the attack is run on a noise-only update of each client, too.
+        num_candidates: images among which a reconstruction is to be identified; 0: none.
+        extra_metrics: further metrics of each image, by the name of their column, such as
+            ``lpips: {class_path: LPIPS, init_args: {weights: FILE}}``; one that finds no network
+            is reported as unavailable.
+        num_pictured_clients: clients, by number, whose pictures are written.
+        on_failure: what ``test`` does about a client whose attack fails: end, or record it (its
+            images then count with the mean image) and go on.
+        psnr_every: iterations between two scores in the progress bar.
+        images_every: iterations between two image grids in TensorBoard.
+    """
+
+    def __init__(
+        self,
+        experiment: str | None = None,
+        recovered_psnr: float = 19.0,
+        null_controls: bool = True,
+        num_candidates: int = 1000,
+        extra_metrics: dict[str, PerImageMetric] | None = None,
+        num_pictured_clients: int = 50,
+        on_failure: Literal["stop", "record"] = "stop",
+        psnr_every: int = 50,
+        images_every: int = 100,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("num_candidates", num_candidates, 0),
+            ("num_pictured_clients", num_pictured_clients, 0),
+            ("psnr_every", psnr_every, 1),
+            ("images_every", images_every, 1),
+        ):
+            if value < least:
+                raise InputError(f"audit.{name} must be at least {least}, not {value}")
+        self.experiment = experiment
+        self.recovered_psnr = recovered_psnr
+        self.null_controls = null_controls
+        self.num_candidates = num_candidates
+        self.extra_metrics = extra_metrics
+        self.num_pictured_clients = num_pictured_clients
+        self.on_failure = on_failure
+        self.psnr_every = psnr_every
+        self.images_every = images_every
+        self._auditor: Auditor | None = None
+        self._fitted: list[ClientRecord] = []
+        self._truth: Tensor | None = None
+        self._folder = Path()
+        self._started = self._client_started = time.monotonic()
+        # of a fit that was stopped: of the whole run, and of the client that it goes on with
+        self._seconds_before = self._client_seconds_before = 0.0
+        self._summary: tuple[dict[str, Any], Path] | None = None
+
+    # --- one client ----------------------------------------------------------------------------
+
+    def _begin(self, trainer: Trainer) -> None:
+        # the folder is asked for on every process at once, since Lightning broadcasts it
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._started = self._client_started = time.monotonic()
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        is_fit = trainer.state.fn == TrainerFn.FITTING
+        if not is_fit:  # a checkpoint is a fit's, with which this run does not go on
+            self._seconds_before = 0.0
+        is_resumed = data.completed or (is_fit and trainer.ckpt_path is not None)
+        # all processes ask before any begins: one alone could meet the records of this run
+        if not is_resumed and any(_gather(bool(read_records(self._folder)))):
+            raise InputError(
+                f"{self._folder.absolute()} holds the records of another run, which would count as "
+                "this one's; go on with that run, or give this one a folder of its own"
+            )
+        if isinstance(data, ClientDataModule):
+            self._auditor = self.auditor(data)
+
+    def auditor(self, data: ClientDataModule) -> Auditor:
+        """Return the auditor of some data, with this audit's settings."""
+        return Auditor(
+            data, self.recovered_psnr, self.null_controls, self.num_candidates, self.extra_metrics
+        )
+
+    def _record(
+        self,
+        trainer: Trainer,
+        attack: Attack,
+        client: int,
+        outcome: Reconstruction | Failure,
+        seconds: float | None = None,
+        noise: Reconstruction | Failure | None = None,
+    ) -> ClientRecord:
+        """Score one client, and write what is known of it; see :meth:`Auditor.audit`."""
+        assert self._auditor is not None
+        if seconds is None:
+            seconds = time.monotonic() - self._client_started
+        record, aligned = self._auditor.audit(attack, client, outcome, seconds, noise)
+        if client < self.num_pictured_clients:
+            truth = self._auditor.data.client(client).images
+            folder = self._folder / "reconstructions"
+            save_grid(folder / f"client{client:05d}.png", truth, aligned)
+            for row, image, found in zip(record.rows, truth, aligned, strict=True):
+                position = int(row["image"])
+                save_pictures(
+                    folder, client, position, image, found if row["matched"] >= 0 else None
+                )
+        # last, so that what has a record is complete
+        append_record(self._folder, trainer.global_rank, record)
+        self._client_started = time.monotonic()
+        return record
+
+    # --- fit: an epoch is a client -------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember where the outputs go; write again what a resumed run had scored."""
+        self._begin(trainer)
+        for record in self._fitted:
+            append_record(self._folder, trainer.global_rank, record)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the time of the client that a resumed run goes on with."""
+        self._client_started = time.monotonic() - self._client_seconds_before
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the time of the next client."""
+        self._client_started = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Show how far the client is, for people only, and score it after its last iteration."""
+        if not isinstance(pl_module, OptimizationAttack | AnalyticAttack):
+            return
+        iteration = batch_idx + 1
+        is_last = iteration == trainer.num_training_batches
+        show_images = iteration % self.images_every == 0 or iteration == 1
+        if is_last or show_images or iteration % self.psnr_every == 0:
+            self._show(trainer, pl_module, with_images=is_last or show_images)
+        if is_last:
+            # here and not at the end of the epoch: the checkpoint of this step holds the scores
+            self._score_fitted(trainer, pl_module)
+
+    def _show(
+        self, trainer: Trainer, attack: OptimizationAttack | AnalyticAttack, *, with_images: bool
+    ) -> None:
+        assert attack.client_index is not None
+        assert self._auditor is not None
+        if self._truth is None:
+            self._truth = self._auditor.data.client(attack.client_index).images
+        images = attack.current.images.detach().cpu().float()
+        shown = self._auditor.shown(images, self._truth)
+        attack.log("psnr", psnr(shown, self._truth).mean(), prog_bar=True, rank_zero_only=True)
+        if with_images and isinstance(trainer.logger, TensorBoardLogger):
+            board.add_images(trainer, attack.client_index, self._truth, shown)
+
+    def _score_fitted(self, trainer: Trainer, attack: OptimizationAttack | AnalyticAttack) -> None:
+        assert attack.client_index is not None
+        self._truth = None
+        record = self._record(trainer, attack, attack.client_index, attack.current)
+        self._fitted.append(record)
+        for name in ("psnr", "ssim", "cw_ssim", "psnr_subject"):
+            mean = sum(row[name] for row in record.rows) / len(record.rows)
+            attack.log(f"client/{name}", mean, rank_zero_only=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the outputs."""
+        self._finish(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep what was scored in the checkpoint, so that a resumed run reports all clients."""
+        now = time.monotonic()
+        return {
+            "records": [record._asdict() for record in self._fitted],
+            "seconds": self._seconds_before + now - self._started,
+            "client_seconds": now - self._client_started,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See :meth:`state_dict`."""
+        self._fitted = [ClientRecord(**record) for record in state_dict["records"]]
+        self._seconds_before = state_dict["seconds"]
+        self._client_seconds_before = state_dict.get("client_seconds", 0.0)
+
+    # --- validate and test: a step is a client -------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember where the outputs go."""
+        self._begin(trainer)
+
+    def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
+        """Take the time of the next client."""
+        self._client_started = time.monotonic()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score what the checkpoint holds."""
+        self._score_outputs(trainer, pl_module, outputs, batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the outputs."""
+        self._finish(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember where the outputs go."""
+        assert isinstance(pl_module, Attack)
+        pl_module.records_failures = self.on_failure == "record"
+        self._begin(trainer)
+        if self._auditor is not None and self._auditor.data.completed:
+            _check_same_clients(self._auditor.data, self._folder)
+
+    on_test_batch_start = on_validation_batch_start
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score the client."""
+        self._score_outputs(trainer, pl_module, outputs, batch)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the outputs."""
+        self._finish(trainer, pl_module)
+
+    def _score_outputs(
+        self, trainer: Trainer, attack: LightningModule, outputs: Any, batch: Any
+    ) -> None:
+        assert isinstance(attack, Attack)
+        if isinstance(outputs, Reconstruction | Failure):
+            self._record(trainer, attack, int(batch), outputs)
+        elif isinstance(outputs, list):  # of several clients that were attacked as one
+            assert isinstance(attack, GradientMatching)
+            assert self._auditor is not None
+            outcomes = dict(zip(batch.tolist(), outputs, strict=True))
+            seconds = (time.monotonic() - self._client_started) / len(outcomes)
+            noises = self._auditor.noise_outcomes(attack, outcomes)
+            for client, outcome in outcomes.items():
+                self._record(trainer, attack, client, outcome, seconds, noises.get(client))
+
+    # --- predict: no truth ---------------------------------------------------------------------
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember where the outputs go."""
+        self._begin(trainer)
+
+    on_predict_batch_start = on_validation_batch_start
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the pictures; there is nothing to score them against."""
+        assert isinstance(outputs, Reconstruction)
+        images = outputs.images.detach().cpu().float()
+        seconds = round(time.monotonic() - self._client_started, 3)
+        client = int(batch)
+        folder = self._folder / "reconstructions"
+        folder.mkdir(parents=True, exist_ok=True)
+        for position, image in enumerate(images):
+            save_image(folder / f"client{client:05d}_reconstruction{position:03d}.png", image)
+        record = ClientRecord(
+            client, [], len(images), outputs.notes, {}, list(outputs.curve), seconds, None
+        )
+        append_record(self._folder, trainer.global_rank, record)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the outputs."""
+        self._finish(trainer, pl_module)
+
+    # --- all clients ---------------------------------------------------------------------------
+
+    def _finish(self, trainer: Trainer, attack: LightningModule) -> None:
+        assert isinstance(attack, Attack)
+        peak = max(_gather(peak_memory_bytes()))  # and all processes have written
+        if not trainer.is_global_zero:
+            return
+        records = read_records(self._folder)
+        if not records:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        seconds = self._seconds_before + time.monotonic() - self._started
+        results = {
+            "experiment": self.experiment or type(attack).__name__,
+            **summarise(
+                attack, data, records, self._auditor.num_candidates if self._auditor else 0
+            ),
+            "recovered_psnr": self.recovered_psnr,
+            "unavailable_metrics": {
+                name: metric.unavailable
+                for name, metric in (self.extra_metrics or {}).items()
+                if metric.unavailable
+            },
+            "wall_seconds": round(seconds, 3),
+            "peak_memory_bytes": peak,
+            "import_memory_bytes": IMPORT_MEMORY_BYTES,
+            "device": device_name(attack.device),
+            "num_processes": trainer.world_size,
+            "num_clients_resumed": len(data.completed),
+            "trainer_precision": str(trainer.precision),
+            "versions": versions(),
+            "command": shlex.join(["python", *sys.argv]),
+        }
+        rows = [row for record in records for row in record.rows]
+        write_csv(self._folder / "clients.csv", rows)
+        write_json(self._folder / "results.json", results)
+        if rows:
+            write_report(self._folder)
+            if isinstance(trainer.logger, TensorBoardLogger):
+                board.add_summary(trainer.logger, results, rows)
+        self._summary = results, self._folder
+        _check_any_success(records)
+
+    def print_summary(self) -> None:
+        """Print the figures and where the outputs are; nothing on processes but the first."""
+        if self._summary is not None:
+            print_summary(*self._summary)
+
+
+def _check_same_clients(data: ClientDataModule, folder: Path) -> None:
+    """Raise InputError if a resumed run finds other images than it began with."""
+    for record in read_records(folder)[:1]:
+        batch = data.client(record.client)
+        found = list(zip(batch.indices.tolist(), batch.labels.tolist(), strict=True))
+        if found != [(row["index"], row["label"]) for row in record.rows]:
+            raise InputError(
+                f"client {record.client} holds other images than when {folder} was begun; resume "
+                "in the same working folder, with the same data set"
+            )
+
+
+def _check_any_success(records: Sequence[ClientRecord]) -> None:
+    """Raise InputError if every client failed: then it is the configuration that is wrong."""
+    reasons = [record.failure for record in records if record.failure]
+    if len(reasons) == len(records):
+        raise InputError(f"the attack failed on all {len(records)} clients: {reasons[0]}")
+
+
+def _gather(value: Any) -> list[Any]:
+    """Return the values of all processes, on every process."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered

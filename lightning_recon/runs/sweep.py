@@ -1,0 +1,350 @@
+"""Sweeps: the product of some axes, run as the clients of one evaluation.
+
+What a sweep's YAML holds stands in :mod:`lightning_recon.runs.cells`.  Every pair of cell and
+client is one item, and the items are spread over the devices; each is on disk once it is done.
+"""
+
+import argparse
+import copy
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.cli import LightningArgumentParser
+from pytorch_lightning.loggers import CSVLogger
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lightning_recon.attacks import Attack, OptimizationAttack
+from lightning_recon.audit.auditor import Auditor
+from lightning_recon.audit.records import ClientRecord, append_record, read_records
+from lightning_recon.data import ClientDataModule
+from lightning_recon.data.sharing import ClientLoader, share_clients
+from lightning_recon.errors import InputError, input_error_in
+from lightning_recon.files import write_atomically, write_csv, write_json
+from lightning_recon.report import write_sweep_report
+from lightning_recon.report.plot import write_sweep_figure
+from lightning_recon.runs.callback import Audit
+from lightning_recon.runs.cells import SECTIONS, Cell, read_cells, read_yaml
+from lightning_recon.runs.making import check_optimizers, making
+from lightning_recon.runs.results import summarise, versions
+
+_TRAINER_DEFAULTS: dict[str, Any] = {
+    "devices": 1,
+    "logger": False,
+    "use_distributed_sampler": False,
+    "inference_mode": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+}
+
+
+class BuiltCell(NamedTuple):
+    """A cell's objects."""
+
+    attack: Attack
+    data: ClientDataModule
+    auditor: Auditor
+
+
+def cell_parser() -> LightningArgumentParser:
+    """Return the parser of a cell's configuration."""
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_argument("--seed_everything", type=int, default=0)
+    parser.add_lightning_class_args(Attack, "model", subclass_mode=True)
+    parser.add_lightning_class_args(ClientDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(Audit, "audit")
+    parser.link_arguments("seed_everything", "model.init_args.seed")
+    parser.link_arguments("seed_everything", "data.init_args.seed")
+    check_optimizers(parser)
+    return parser
+
+
+class Sweep(LightningModule):
+    """Runs items, each a client of a cell.
+
+    Args:
+        cells: of the sweep.
+        folder: that records are written to.
+    """
+
+    def __init__(self, cells: Sequence[Cell], folder: Path) -> None:
+        super().__init__()
+        self.cells = list(cells)
+        self.folder = folder
+        self.parser = cell_parser()
+        self.parsed = []
+        for cell in self.cells:
+            known = {name: cell.config[name] for name in SECTIONS if name in cell.config}
+            # the parser writes into what it is given
+            self.parsed.append(self.parser.parse_object(copy.deepcopy(known)))
+        self.items = [
+            (number, client)
+            for number, parsed in enumerate(self.parsed)
+            for client in range(parsed.data.init_args.num_clients)
+        ]
+        self._built: tuple[int, str, BuiltCell] | None = None
+
+    def on_test_start(self) -> None:
+        """Agree on the folder: processes that started at different times would not."""
+        self.folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
+        path = self.folder / "sweep.yaml"
+        if self.trainer.is_global_zero and not path.exists():
+            write_atomically(path, yaml.safe_dump(_description(self.cells), sort_keys=False))
+
+    def make(self, number: int) -> Namespace:
+        """Return the attack, data and audit of a cell, as they are made."""
+        labels = ", ".join(f"{axis} {label}" for axis, label in self.cells[number].labels.items())
+        try:
+            with making("model or data"):
+                objects: Namespace = self.parser.instantiate_classes(self.parsed[number])
+        except Exception as error:
+            if (found := input_error_in(error)) is None:
+                raise
+            raise InputError(f"the cell of {labels}: {found}") from error
+        return objects
+
+    def build(self, number: int) -> BuiltCell:
+        """Return the objects of a cell; the last one's are kept, and its data if they are alike."""
+        if self._built is not None and self._built[0] == number:
+            return self._built[2]
+        parsed = self.parsed[number]
+        fingerprint = repr((parsed.data, parsed.audit))
+        shared = None
+        if self._built is not None and self._built[1] == fingerprint:
+            shared = self._built[2].data, self._built[2].auditor
+        self._built = None  # a payload may take gigabytes: let go of it before the next is made
+        objects = self.make(number)
+        attack, data, audit = objects.model, objects.data, objects.audit
+        if shared is not None:
+            data, auditor = shared
+        else:
+            data.prepare_data()
+            auditor = audit.auditor(data)
+        attack.trainer = self.trainer
+        attack.data = data
+        attack.records_failures = True
+        attack.to(self.device)
+        attack.setup("test")
+        attack.start_run()
+        self._built = number, fingerprint, BuiltCell(attack, data, auditor)
+        return self._built[2]
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Attack one client of one cell; ``batch`` is the item's number."""
+        item = int(batch)
+        number, client = self.items[item]
+        attack, _, auditor = self.build(number)
+        started = time.monotonic()
+        outcome = attack.test_step(torch.tensor(client), batch_idx)
+        record, _ = auditor.audit(attack, client, outcome, time.monotonic() - started)
+        append_record(self.folder, self.global_rank, record._replace(client=item))
+
+    def estimate_seconds(self, number: int) -> float:
+        """Return about how long one client of a cell takes, from one measured iteration."""
+        attack, data, auditor = self.build(number)
+        started = time.monotonic()
+        with attack.computing():
+            observation = attack.observe(data.client(0), 0)
+            if not isinstance(attack, OptimizationAttack):
+                attack.reconstruct(observation)
+                iterations = 0.0
+            else:
+                iterations = attack.measure_iteration(observation) * attack.iterations
+        seconds = time.monotonic() - started + iterations
+        return seconds * (2 if auditor.null_controls else 1)
+
+
+class _Items(LightningDataModule):
+    """The numbers of the items that are still to do."""
+
+    def __init__(self, num_items: int, completed: set[int]) -> None:
+        super().__init__()
+        self.num_items = num_items
+        self.completed = completed
+
+    def test_dataloader(self) -> ClientLoader:
+        """This process' share."""
+        assert self.trainer is not None
+        return share_clients(
+            self.num_items, self.completed, self.trainer.global_rank, self.trainer.world_size
+        )
+
+
+def write_results(sweep: Sweep, records: Sequence[ClientRecord]) -> list[dict[str, Any]]:
+    """Write ``results.csv``, one row per cell that has records, and return the rows."""
+    by_cell: dict[int, list[ClientRecord]] = {}
+    for record in records:
+        by_cell.setdefault(sweep.items[record.client][0], []).append(record)
+    table = []
+    for number, cell_records in sorted(by_cell.items()):
+        objects = sweep.make(number)
+        summary = summarise(objects.model, None, cell_records)
+        table.append({**sweep.cells[number].labels, **_tidy(summary, cell_records)})
+    write_csv(sweep.folder / "results.csv", table)
+    return table
+
+
+def _tidy(summary: Mapping[str, Any], records: Sequence[ClientRecord]) -> dict[str, Any]:
+    """Return the figures of one cell; None where there is none."""
+    metrics, null, privacy = summary["metrics"], summary["null"], summary["privacy"]
+    return {
+        "psnr": metrics["psnr"]["mean"],
+        "psnr_ci_low": metrics["psnr"].get("ci_low"),
+        "psnr_ci_high": metrics["psnr"].get("ci_high"),
+        "psnr_worst": metrics["psnr"]["worst"],
+        "psnr_subject": metrics["psnr_subject"]["mean"],
+        "ssim": metrics["ssim"]["mean"],
+        "cw_ssim": metrics["cw_ssim"]["mean"],
+        "mse": metrics["mse"]["mean"],
+        "recovered": summary["recovered"],
+        "recall": summary["recall"],
+        "precision": summary["precision"],
+        "identification": (summary.get("identification") or {}).get("rate"),
+        **{f"null_{name}": values["psnr"] for name, values in null.items()},
+        "clip_norm": privacy["clip_norm"],
+        "noise_std": privacy["noise_std"],
+        "epsilon_claimed": (privacy["claimed"] or {}).get("epsilon"),
+        "epsilon_actual": (privacy["actual"] or {}).get("epsilon"),
+        "num_images": summary["num_images"],
+        "num_failed": len(summary["failures"]),
+        "seconds": sum(record.seconds for record in records) / len(records),
+    }
+
+
+def run_sweep(
+    config: Path, trainer: Trainer, resume: Path | None = None, *, is_dry_run: bool = False
+) -> Path | None:
+    """Run a sweep, or what is missing of one, and write its results.
+
+    Args:
+        config: the sweep's YAML.
+        trainer: without a logger.
+        resume: the folder of a sweep that was interrupted.
+        is_dry_run: list the cells and estimate the time; attack nothing.
+
+    Returns:
+        The sweep's folder; None after a dry run.
+
+    Raises:
+        InputError: if the configuration cannot be used, or is not that of the resumed sweep.
+    """
+    cells = read_cells(config)
+    completed = set()
+    if resume is not None:
+        _check_same(cells, config, resume)
+        completed = {record.client for record in read_records(resume)}
+    sweep = Sweep(
+        cells, resume or Path(CSVLogger("lightning_logs", f"sweep_{config.stem}").log_dir)
+    )
+    if is_dry_run:
+        _list_cells(sweep, trainer)
+        return None
+    trainer.test(sweep, _Items(len(sweep.items), completed), verbose=False)
+    trainer.strategy.barrier()
+    if trainer.is_global_zero:
+        table = write_results(sweep, read_records(sweep.folder))
+        command = shlex.join(["python", *sys.argv])
+        write_json(sweep.folder / "run.json", {"command": command, "versions": versions()})
+        write_sweep_report(sweep.folder)
+        write_sweep_figure(sweep.folder / "figure.png", table, list(cells[0].labels))
+        _print_table(sweep, table)
+    return sweep.folder
+
+
+def _description(cells: Sequence[Cell]) -> dict[str, Any]:
+    return {"cells": [cell._asdict() for cell in cells]}
+
+
+def _check_same(cells: Sequence[Cell], config: Path, resume: Path) -> None:
+    path = resume.absolute() / "sweep.yaml"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: {resume} is no sweep to resume")
+    if yaml.safe_load(path.read_text()) != _description(cells):
+        raise InputError(f"{path} lists other cells than {config}; run the sweep anew")
+
+
+def _list_cells(sweep: Sweep, trainer: Trainer) -> None:
+    """Print every cell with the time it will take."""
+    sweep.trainer = trainer
+    sweep.to(trainer.strategy.root_device)
+    table = Table(title=f"{len(sweep.cells)} cells, {len(sweep.items)} clients")
+    for name in (*sweep.cells[0].labels, "clients", "seconds"):
+        table.add_column(name)
+    total = 0.0
+    for number, cell in enumerate(sweep.cells):
+        clients = sum(item[0] == number for item in sweep.items)
+        seconds = sweep.estimate_seconds(number) * clients
+        total += seconds
+        table.add_row(*map(str, cell.labels.values()), str(clients), f"{seconds:.1f}")
+    console = Console()
+    console.print(table)
+    minutes = total / trainer.world_size / 60
+    console.print(f"about {minutes:.1f} minutes on {trainer.world_size} devices")
+
+
+def _print_table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> None:
+    figures = {
+        "PSNR (dB)": "psnr",
+        "mean image": "null_mean_image",
+        "recall": "recall",
+        "failed": "num_failed",
+    }
+    names = list(sweep.cells[0].labels)
+    table = Table(title=f"{len(rows)} cells, over all images")
+    for name in (*names, *figures):
+        table.add_column(name, justify="right")
+    for row in rows:
+        labels = [f"{row[n]:g}" if isinstance(row[n], float) else str(row[n]) for n in names]
+        table.add_row(*labels, *(f"{row[name]:.4g}" for name in figures.values()))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"outputs  {sweep.folder}/ (report.html, figure.png, results.csv, records/)",
+        highlight=False,
+    )
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command ``sweep``.
+
+    Args:
+        args: what stands after the command.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        InputError: see :func:`run_sweep`.
+    """
+    parser = LightningArgumentParser(
+        prog="python cli.py sweep", description="Run the product of some axes.", exit_on_error=False
+    )
+    parser.add_argument("--config", type=Path, required=True, help="the sweep's YAML")
+    parser.add_argument("--resume", type=Path | None, help="folder of an interrupted sweep")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells and their time")
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False)
+    parser.set_defaults({f"trainer.{name}": value for name, value in _TRAINER_DEFAULTS.items()})
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config")
+    found = finder.parse_known_args(list(args))[0].config
+    if found:  # what the file says stands behind what the command line says
+        section = read_yaml(Path(found)).get("trainer")
+        values = dict(section) if isinstance(section, Mapping) else {}
+        try:
+            parser.set_defaults({f"trainer.{name}": value for name, value in values.items()})
+        except KeyError as error:
+            raise InputError(f"{found}: {error.args[0]}") from error
+    config = parser.parse_args(list(args))
+    with making("trainer"):
+        trainer = Trainer(**parser.instantiate_classes(config).trainer.as_dict())
+    run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run)
+    return 0

@@ -1,0 +1,25 @@
+"""What a client owns and what it sends; no I/O."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+Update = dict[str, Tensor]
+"""What a client sends, by parameter name: a gradient (FedSGD) or a weight delta (FedAvg)."""
+Buffers = dict[str, Tensor]
+"""A model's buffers, by name: the running statistics of batch norm, and whatever else it keeps."""
+
+
+class PrivateBatch(NamedTuple):
+    """One client's batch: what the client owns and the auditor keeps."""
+
+    images: Tensor
+    """B C H W in [0, 1], as the client trains on them: 0 outside the subject if it uses masks."""
+    labels: Tensor
+    """B, int64."""
+    masks: Tensor
+    """B 1 H W, bool: True on the subject; all True where no masks are used."""
+    indices: Tensor
+    """B, int64: the images' places in the data set."""
