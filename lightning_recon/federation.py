@@ -1,1 +1,200 @@
-"""The one place that plays a round of the federation."""
+"""The one place that plays a round: server payload -> client -> defenses -> observation."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_recon.clients import Client
+from lightning_recon.defenses import ClipL2, Defense, GaussianNoise, apply_chain, bind_chain
+from lightning_recon.errors import InputError
+from lightning_recon.observation import Channel, Grant, Observation
+from lightning_recon.randomness import derive_seed, make_generator
+from lightning_recon.rowsparse import is_finite, zeros_for
+from lightning_recon.targets import Target
+from lightning_recon.updates import Buffers, PrivateBatch, Update
+
+
+class Federation:
+    """A server, and clients of which one after the other answers it.
+
+    Not a module: the attack that plays the server registers target, client and defenses.
+
+    Args:
+        target: the model that the federation trains.
+        client: the protocol that the clients follow.
+        defenses: what a client does to its update before it sends it, in order.
+        seed: of the clients', the defenses' and the attacker's randomness.
+    """
+
+    def __init__(
+        self, target: Target, client: Client, defenses: Sequence[Defense] = (), seed: int = 0
+    ) -> None:
+        self.target = target
+        self.client = client
+        self.defenses = tuple(defenses)
+        self.seed = seed
+        self.grants: tuple[Grant, ...] = ()
+        """What the attacker is told beside the update."""
+        self._payload: nn.Module | None = None
+        self._make_payload: Callable[[], nn.Module] | None = None
+        bind_chain(list(defenses), client.clip_norm)
+
+    # --- the server ----------------------------------------------------------------------------
+
+    def start(self, make_payload: Callable[[], nn.Module], grants: Sequence[str]) -> None:
+        """Begin anew, with another payload.
+
+        Args:
+            make_payload: called once, when the first client is to be sent something.
+            grants: what the attacker is told beside the update, values of :class:`Grant`.
+        """
+        self.grants = tuple(Grant(grant) for grant in grants)
+        self._payload, self._make_payload = None, make_payload
+
+    @property
+    def payload(self) -> nn.Module:
+        """The model that the server sends; the same one to every client."""
+        if self._payload is None:
+            if self._make_payload is None:
+                raise RuntimeError("Attack.bind() with public images comes before the payload")
+            self._payload = self._make_payload()
+        return self._payload
+
+    @property
+    def has_payload(self) -> bool:
+        """Whether the server has made the model that it sends."""
+        return self._payload is not None
+
+    @property
+    def channel(self) -> Channel:
+        """What the update passes, as it is."""
+        clips = [defense.clip_norm for defense in self.defenses if isinstance(defense, ClipL2)]
+        if self.client.clip_norm is not None:
+            clips.append(self.client.clip_norm)
+        noises = [defense.std for defense in self.defenses if isinstance(defense, GaussianNoise)]
+        return Channel(
+            clip_norm=min(clips, default=None),
+            clips_samples=self.client.clip_norm is not None,
+            noise_std=math.hypot(*noises),
+        )
+
+    # --- a round -------------------------------------------------------------------------------
+
+    def play(self, batch: PrivateBatch, client: int) -> Observation:
+        """Play one round with one client and return all that the server sees of it.
+
+        Args:
+            batch: the client's data, on any device.
+            client: its number, from which its randomness is derived.
+
+        Raises:
+            InputError: if the update is not finite.
+        """
+        parameter = next(self.target.parameters())
+        batch = PrivateBatch(*(field.to(parameter.device) for field in batch))
+        batch = batch._replace(images=batch.images.to(parameter.dtype))
+        with sdpa_kernel(SDPBackend.MATH):
+            update, buffers = self.client.run(
+                self.payload, batch, seed=derive_seed(self.seed, client, "client")
+            )
+        return self._send(update, buffers, client, batch.labels, "defenses")
+
+    def play_noise(self, labels: Tensor, client: int) -> Observation:
+        """Return what the server sees of a client whose update is zero before the defenses.
+
+        Its buffers are the payload's own.
+
+        The null control: what the attack makes of it is its prior and not a leak.
+
+        Args:
+            labels: B, of the client's batch, for an attack to which they are granted.
+            client: its number.
+        """
+        update = {name: zeros_for(parameter) for name, parameter in self.payload.named_parameters()}
+        buffers = dict(self.payload.named_buffers())
+        return self._send(update, buffers, client, labels.to(self._device), "noise only")
+
+    def receive(self, captured: Mapping[str, Any], client: int) -> Observation:
+        """Return the observation of an update that was captured outside this program.
+
+        Args:
+            captured: ``update`` (tensors by parameter name), ``num_samples``, ``labels`` and, if
+                the client sent them, ``buffers`` (tensors by buffer name).
+            client: its number.
+
+        Raises:
+            InputError: if the update or the buffers do not fit the payload.
+        """
+        update = {name: tensor.to(self._device) for name, tensor in captured["update"].items()}
+        _check_fit(update, dict(self.payload.named_parameters()), "parameter", client)
+        _check_finite(update, client)
+        buffers = captured.get("buffers")
+        if buffers is None and Grant.BUFFERS in self.grants:
+            raise InputError(
+                f"captured update {client} holds no buffers, which are granted to the attacker; "
+                "add them to the file, or take buffers out of known"
+            )
+        if buffers is not None:
+            buffers = {name: tensor.to(self._device) for name, tensor in buffers.items()}
+            _check_fit(buffers, dict(self.payload.named_buffers()), "buffer", client)
+        labels = captured.get("labels")
+        labels = None if labels is None else labels.to(self._device)
+        return self._observation(update, buffers, client, labels, captured["num_samples"])
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.target.parameters()).device
+
+    def _send(
+        self, update: Update, buffers: Buffers, client: int, labels: Tensor, purpose: str
+    ) -> Observation:
+        generator = make_generator(self.seed, client, purpose, device=self._device)
+        update = apply_chain(self.defenses, update, generator=generator)
+        _check_finite(update, client)
+        return self._observation(update, buffers, client, labels, len(labels))
+
+    def _observation(
+        self,
+        update: Update,
+        buffers: Buffers | None,
+        client: int,
+        labels: Tensor | None,
+        num_samples: int | None,
+    ) -> Observation:
+        """Leave out what is not granted to the attacker."""
+        return Observation(
+            payload=self.payload,
+            update=update,
+            protocol=self.client.protocol,
+            labels=labels if Grant.LABELS in self.grants else None,
+            num_samples=num_samples if Grant.NUM_SAMPLES in self.grants else None,
+            seed=derive_seed(self.seed, client, "attack"),
+            client=self.client if Grant.CLIENT in self.grants else None,
+            defenses=self.defenses if Grant.DEFENSES in self.grants else None,
+            buffers=buffers if Grant.BUFFERS in self.grants else None,
+        )
+
+
+def _check_fit(
+    captured: dict[str, Tensor], expected: dict[str, Tensor], kind: str, client: int
+) -> None:
+    for name, tensor in expected.items():
+        if name not in captured or captured[name].shape != tensor.shape:
+            found = tuple(captured[name].shape) if name in captured else "missing"
+            raise InputError(
+                f"captured update {client}: {kind} {name} should be {tuple(tensor.shape)} but is "
+                f"{found}; configure the attack as it was when the payload was sent"
+            )
+
+
+def _check_finite(update: Update, client: int) -> None:
+    for name, tensor in update.items():
+        if not is_finite(tensor):
+            raise InputError(
+                f"the update of client {client} holds NaN or infinity in parameter {name}; "
+                "check the target's weights, or leave this client out"
+            )

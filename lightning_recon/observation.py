@@ -7,6 +7,8 @@ between devices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
@@ -16,6 +18,43 @@ from lightning_recon.updates import Buffers, Update
 if TYPE_CHECKING:
     from lightning_recon.clients import Client
     from lightning_recon.defenses import Defense
+
+
+class Grant(str, Enum):
+    """What an attacker may be told beside the update; every result prints what was."""
+
+    LABELS = "labels"
+    """Of the batch."""
+    NUM_SAMPLES = "num_samples"
+    """Of the batch."""
+    CLIENT = "client"
+    """The clients' protocol with its hyperparameters."""
+    DEFENSES = "defenses"
+    """The chain that the update passes."""
+    BUFFERS = "buffers"
+    """The payload's, as the client's training left them."""
+    CLIP_NORM = "clip_norm"
+    """Of the channel, before the server makes its payload."""
+    NOISE_STD = "noise_std"
+    """Of the channel, before the server makes its payload."""
+
+
+class Channel(NamedTuple):
+    """What the defenses do to an update, as far as a server knows before it makes its payload."""
+
+    clip_norm: float | None = None
+    """The least L2 norm that anything is clipped to; None: nothing is, or it is not known."""
+    clips_samples: bool = False
+    """Whether each sample's gradient is clipped by itself; told with ``clip_norm``."""
+    noise_std: float | None = None
+    """Of the Gaussian noise on every entry, 0 without any; None: it is not known."""
+
+    def granted(self, grants: Sequence[Grant]) -> Channel:
+        """Return the channel without what is not granted."""
+        known = self if Grant.NOISE_STD in grants else self._replace(noise_std=None)
+        if Grant.CLIP_NORM in grants:
+            return known
+        return known._replace(clip_norm=None, clips_samples=False)
 
 
 class Observation(NamedTuple):

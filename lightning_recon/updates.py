@@ -23,3 +23,15 @@ class PrivateBatch(NamedTuple):
     """B 1 H W, bool: True on the subject; all True where no masks are used."""
     indices: Tensor
     """B, int64: the images' places in the data set."""
+
+
+class DataSpec(NamedTuple):
+    """What a server knows of the data before it has seen an update."""
+
+    image_shape: tuple[int, int, int]
+    """C, H, W."""
+    num_classes: int | None
+    """Of the data set; None where nobody says."""
+    max_batch_size: int
+    """The most images that a client holds: how much room is made.  It tells an attack to which
+    ``num_samples`` is not granted nothing of one client."""

@@ -1,35 +1,38 @@
 """What every attack is, and all that ties it to Lightning.
 
-The path of one client: ``observe`` plays the federation (server payload -> client -> defenses) and
-returns the :class:`Observation`; from there on the attack works on the observation alone, and the
-truth comes back only where the audit matches the reconstruction to it
-(:mod:`lightning_recon.audit.auditor`).
+The path of one client: the data module plays a round of the :class:`~lightning_recon.federation.
+Federation` and returns the :class:`Observation`; from there on the attack works on the observation
+alone, and the truth comes back only where the audit matches the reconstruction to it
+(:mod:`lightning_recon.audit`).
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_recon.attacks.loops import AtOnce, Loop
 from lightning_recon.clients import Client, FedSGD
-from lightning_recon.defenses import Defense, apply_chain, bind_chain
+from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
-from lightning_recon.observation import Failure, Observation, Reconstruction
-from lightning_recon.randomness import derive_seed, make_generator
-from lightning_recon.rowsparse import is_finite, zeros_for
+from lightning_recon.federation import Federation
+from lightning_recon.observation import Channel, Failure, Grant, Observation, Reconstruction
 from lightning_recon.targets import Target
-from lightning_recon.updates import Buffers, PrivateBatch, Update
+from lightning_recon.updates import DataSpec
 
 Result = TypeVar("Result")
 
 
 class Attack(LightningModule, ABC):
     """An attack on the update of one client after the other.
+
+    In ``fit`` an epoch is a client and a step one iteration of :attr:`loop` on it; in ``test`` a
+    step is a client.
 
     Args:
         target: the model that the federation trains.
@@ -40,12 +43,13 @@ class Attack(LightningModule, ABC):
 
     threat_model: str
     """One sentence: what the server does, and what it sees."""
-    oracles: tuple[str, ...] = ()
-    """What the attacker is told beside the update: ``labels`` and ``num_samples`` of the batch,
-    ``client`` (the protocol's hyperparameters), ``defenses`` (the chain), ``buffers`` (the
-    payload's, as the client's training left them)."""
+    oracles: Sequence[str] = ()
+    """What the attacker is told beside the update, values of
+    :class:`~lightning_recon.observation.Grant`."""
     protocols: tuple[str, ...] = ("fedsgd", "fedavg")
     """Those whose updates the attack can read."""
+    clients_at_once: int = 1
+    """Clients that ``test`` hands over together."""
 
     def __init__(
         self,
@@ -65,10 +69,10 @@ class Attack(LightningModule, ABC):
                 f"{type(self).__name__} reads updates of {' and '.join(self.protocols)}, not of "
                 f"{self.client.protocol}; change the client, or choose another attack"
             )
-        bind_chain(list(defenses), self.client.clip_norm)
-        # a tuple hides the payload from Lightning: it is neither saved nor broadcast
-        self._payload: tuple[nn.Module, ...] = ()
-        self._data: Any = None
+        self.federation = Federation(self.target, self.client, defenses, seed)
+        self._spec: DataSpec | None = None
+        self.loop: Loop = AtOnce(self)
+        """How the iterations of ``fit`` are done."""
         self.records_failures = False
         """Whether ``test`` goes on after a client whose attack failed; set by the audit."""
 
@@ -88,193 +92,86 @@ class Attack(LightningModule, ABC):
         """Return what can be told of the client's images from what the server saw."""
 
     def learn_public(self, images: Tensor) -> None:
-        """Fit whatever the attack takes from public data.
+        """Fit whatever the attack takes from public data; the payload is made after that.
 
         Args:
             images: N C H W in [0, 1], N may be 0; images that belong to no client.
         """
 
-    # --- the federation, simulated -------------------------------------------------------------
+    # --- what an attack knows ------------------------------------------------------------------
 
-    @property
-    def payload(self) -> nn.Module:
-        """The model that the server sends; the same one to every client."""
-        if not self._payload:
-            self._payload = (self.server_payload(self.target),)
-        return self._payload[0]
-
-    @property
-    def has_payload(self) -> bool:
-        """Whether the server has made the model that it sends."""
-        return bool(self._payload)
-
-    def observe(self, batch: PrivateBatch, client: int) -> Observation:
-        """Play one round with one client and return all that the server sees of it.
+    def bind(self, spec: DataSpec, public_images: Tensor | None = None) -> None:
+        """Tell the attack what is known of the data, and begin a run with another payload.
 
         Args:
-            batch: the client's data, on any device.
-            client: its number, from which its randomness is derived.
+            spec: of the data.
+            public_images: N C H W in [0, 1], N may be 0, on any device; None: they come later.
 
         Raises:
-            InputError: if the update is not finite.
+            InputError: if the target or what is granted does not fit the data.
         """
-        dtype = next(self.target.parameters()).dtype
-        batch = PrivateBatch(*(field.to(self.device) for field in batch))
-        batch = batch._replace(images=batch.images.to(dtype))
-        with sdpa_kernel(SDPBackend.MATH):
-            update, buffers = self.client.run(
-                self.payload, batch, seed=derive_seed(self.seed, client, "client")
-            )
-        return self._send(update, buffers, client, batch.labels, "defenses")
+        if spec != self._spec:
+            self._check(spec)
+            self._spec = spec
+        if public_images is None:
+            return
+        self.learn_public(public_images.to(self.device, next(self.target.parameters()).dtype))
+        self.federation.start(lambda: self.server_payload(self.target), self.oracles)
 
-    def observe_noise(self, labels: Tensor, client: int) -> Observation:
-        """Return what the server sees of a client whose update is zero before the defenses.
-
-        Its buffers are the payload's own.
-
-        The null control: what the attack makes of it is its prior and not a leak.
-
-        Args:
-            labels: B, of the client's batch, for an attack to which they are granted.
-            client: its number.
-        """
-        update = {name: zeros_for(parameter) for name, parameter in self.payload.named_parameters()}
-        buffers = dict(self.payload.named_buffers())
-        return self._send(update, buffers, client, labels.to(self.device), "noise only")
-
-    def _send(
-        self, update: Update, buffers: Buffers, client: int, labels: Tensor, purpose: str
-    ) -> Observation:
-        generator = make_generator(self.seed, client, purpose, device=self.device)
-        update = apply_chain(self.chain, update, generator=generator)
-        _check_finite(update, client)
-        return self._observation(update, buffers, client, labels, len(labels))
-
-    def _observation(
-        self,
-        update: Update,
-        buffers: Buffers | None,
-        client: int,
-        labels: Tensor | None,
-        num_samples: int | None,
-    ) -> Observation:
-        """Leave out what is not granted to the attacker."""
-        return Observation(
-            payload=self.payload,
-            update=update,
-            protocol=self.client.protocol,
-            labels=labels if "labels" in self.oracles else None,
-            num_samples=num_samples if "num_samples" in self.oracles else None,
-            seed=derive_seed(self.seed, client, "attack"),
-            client=self.client if "client" in self.oracles else None,
-            defenses=self.chain if "defenses" in self.oracles else None,
-            buffers=buffers if "buffers" in self.oracles else None,
-        )
-
-    @property
-    def chain(self) -> tuple[Defense, ...]:
-        """The defenses, in order."""
-        return tuple(defense for defense in self.defenses if isinstance(defense, Defense))
-
-    def observe_captured(self, captured: dict[str, Any], client: int) -> Observation:
-        """Return the observation of an update that was captured outside this program.
-
-        Args:
-            captured: ``update`` (tensors by parameter name), ``num_samples``, ``labels`` and, if
-                the client sent them, ``buffers`` (tensors by buffer name).
-            client: its number.
-
-        Raises:
-            InputError: if the update or the buffers do not fit the payload.
-        """
-        update = {name: tensor.to(self.device) for name, tensor in captured["update"].items()}
-        _check_fit(update, dict(self.payload.named_parameters()), "parameter", client)
-        _check_finite(update, client)
-        buffers = captured.get("buffers")
-        if buffers is None and "buffers" in self.oracles:
+    def _check(self, spec: DataSpec) -> None:
+        self.target.check_input(spec.image_shape)
+        if spec.num_classes is not None and spec.num_classes > self.target.num_classes:
             raise InputError(
-                f"captured update {client} holds no buffers, which are granted to the attacker; "
-                "add them to the file, or take buffers out of known"
-            )
-        if buffers is not None:
-            buffers = {name: tensor.to(self.device) for name, tensor in buffers.items()}
-            _check_fit(buffers, dict(self.payload.named_buffers()), "buffer", client)
-        labels = captured.get("labels")
-        labels = None if labels is None else labels.to(self.device)
-        return self._observation(update, buffers, client, labels, captured["num_samples"])
-
-    # --- Lightning -----------------------------------------------------------------------------
-
-    @property
-    def data(self) -> Any:
-        """The data module of this run; one that was set stands before the trainer's."""
-        return self._data or self.trainer.datamodule  # type: ignore[attr-defined]
-
-    @data.setter
-    def data(self, data: Any) -> None:
-        self._data = data
-
-    def setup(self, stage: str) -> None:
-        """Check that the target fits the data, before anything is written."""
-        self.target.check_input(self.data.image_shape)
-        num_classes = getattr(self.data, "num_classes", 0)
-        if num_classes > self.target.num_classes:
-            raise InputError(
-                f"the data has {num_classes} classes, but the target knows "
+                f"the data has {spec.num_classes} classes, but the target knows "
                 f"{self.target.num_classes}; set the target's num_classes"
             )
-        if "buffers" in self.oracles and next(self.target.buffers(), None) is None:
+        if Grant.BUFFERS in self.oracles and next(self.target.buffers(), None) is None:
             raise InputError(
                 f"{type(self.target).__name__} has no buffers to grant; take buffers out of known"
             )
 
-    def on_fit_start(self) -> None:
-        """Fit on public images; the device is known by now."""
-        self.start_run()
+    @property
+    def spec(self) -> DataSpec:
+        """What is known of the data."""
+        if self._spec is None:
+            raise RuntimeError("bind() tells an attack what is known of the data; it comes first")
+        return self._spec
 
-    def on_validation_start(self) -> None:
-        """See :meth:`on_fit_start`."""
-        self.start_run()
+    @property
+    def channel(self) -> Channel:
+        """What of the defenses is granted before the payload is made."""
+        return self.federation.channel.granted([Grant(grant) for grant in self.oracles])
 
-    def on_test_start(self) -> None:
-        """See :meth:`on_fit_start`."""
-        self.start_run()
+    # --- one client ----------------------------------------------------------------------------
 
-    def on_predict_start(self) -> None:
-        """See :meth:`on_fit_start`."""
-        self.start_run()
+    def play(self, client: int, *, noise_only: bool = False) -> Observation:
+        """Have a round played with one client; no other method asks for a client's data.
 
-    def start_run(self) -> None:
-        """Learn from the public images of :attr:`data`."""
-        dtype = next(self.target.parameters()).dtype
-        self.learn_public(self.data.public_images().to(self.device, dtype))
+        Args:
+            client: its number.
+            noise_only: whether its update is zero before the defenses, the null control.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        observation: Observation = data.play(self.federation, client, noise_only=noise_only)
+        return observation
 
     @contextmanager
     def computing(self) -> Iterator[None]:
         """The context of all that an attack computes: gradients, and the run's precision."""
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            self.trainer.precision_plugin.forward_context(),
-        ):
+        trainer = self._trainer
+        precision = trainer.precision_plugin.forward_context() if trainer else nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), precision:
             yield
 
     def attack_client(self, client: int) -> Reconstruction:
         """Observe and reconstruct one client from start to end."""
         with self.computing():
-            return self.reconstruct(self.observe(self.data.client(client), client))
+            return self.reconstruct(self.play(client))
 
     def attack_noise(self, client: int) -> Reconstruction:
         """Reconstruct from the noise-only update of a client: the null control."""
         with self.computing():
-            labels = self.data.client_labels(client)
-            return self.reconstruct(self.observe_noise(labels, client))
-
-    def test_step(  # type: ignore[override]
-        self, batch: Tensor, batch_idx: int
-    ) -> Reconstruction | Failure:
-        """Attack one client; ``batch`` is its number."""
-        return self.attempt(self.attack_client, int(batch))
+            return self.reconstruct(self.play(client, noise_only=True))
 
     def attempt(self, attack: Callable[[int], Result], client: int) -> Result | Failure:
         """Return what an attack gives back; a failure if it fails and failures are recorded.
@@ -290,31 +187,106 @@ class Attack(LightningModule, ABC):
         except (InputError, RuntimeError, ValueError) as error:  # torch raises the last two
             return Failure(" ".join(str(error).split()))
 
+    # --- Lightning: every stage ----------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check that the target fits the data, before anything is written."""
+        self.bind(self.trainer.datamodule.spec)  # type: ignore[attr-defined]
+
+    def _start_run(self) -> None:
+        """Fit on public images; the device is known by now."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.bind(data.spec, data.public_images())
+
+    on_fit_start = on_validation_start = on_test_start = on_predict_start = _start_run
+
+    def test_step(  # type: ignore[override]
+        self, batch: Tensor, batch_idx: int
+    ) -> Reconstruction | Failure | list[Reconstruction | Failure]:
+        """Attack one client; ``batch`` is its number."""
+        return self.attempt(self.attack_client, int(batch))
+
     def predict_step(self, batch: Tensor, batch_idx: int) -> Reconstruction:
         """Reconstruct from one update without truth; ``batch`` is its number."""
-        client = int(batch)
-        if not hasattr(self.data, "captured"):
-            return self.attack_client(client)
-        with self.computing():
-            return self.reconstruct(self.observe_captured(self.data.captured(client), client))
+        return self.attack_client(int(batch))
 
+    # --- Lightning: fit, and what it leaves; the loop does it ----------------------------------
 
-def _check_fit(
-    captured: dict[str, Tensor], expected: dict[str, Tensor], kind: str, client: int
-) -> None:
-    for name, tensor in expected.items():
-        if name not in captured or captured[name].shape != tensor.shape:
-            found = tuple(captured[name].shape) if name in captured else "missing"
+    @property
+    def iterations(self) -> int:
+        """Steps of ``fit`` on one client."""
+        return self.loop.iterations
+
+    @property
+    def client_index(self) -> int | None:
+        """The client that ``fit`` has in hand; None before the first."""
+        return self.loop.client
+
+    @property
+    def current(self) -> Reconstruction:
+        """The reconstruction as it stands now."""
+        return self.loop.current()
+
+    def configure_model(self) -> None:
+        """Create what is optimised, before Lightning looks for parameters."""
+        self.loop.create()
+
+    def configure_optimizers(self) -> Any:
+        """Optimise the dummy images and nothing else."""
+        return self.loop.configure()
+
+    def on_train_start(self) -> None:
+        """Go on with the client of a checkpoint.
+
+        Lightning does not fire ``on_train_epoch_start`` for the epoch that it resumes, be it
+        within a client or between two.
+        """
+        if self.current_epoch < (self.trainer.max_epochs or 0):
+            self.loop.resume(self._client_of_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the next client."""
+        self.loop.begin(self._client_of_epoch)
+
+    @property
+    def _client_of_epoch(self) -> int:
+        return self.current_epoch * self.trainer.world_size + self.global_rank
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Do one iteration on a client; ``batch`` is its number."""
+        trainer = self.trainer
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_logged = every > 0 and trainer.global_step % every == 0
+        has_bar = trainer.progress_bar_callback is not None
+        self.loop.step(int(batch), batch_idx, is_logged=is_logged, has_bar=has_bar)
+
+    def validation_step(  # type: ignore[override]
+        self, batch: Tensor, batch_idx: int
+    ) -> Reconstruction | None:
+        """Give the reconstruction that a checkpoint holds, for the client that it was made of."""
+        return self.loop.restore(int(batch))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember how far the client is."""
+        self.loop.save(checkpoint)
+        checkpoint["num_processes"] = self.trainer.world_size
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`on_save_checkpoint`; a client that was not finished goes on.
+
+        Raises:
+            InputError: if fit is to go on with several processes, or with what several wrote; a
+                checkpoint holds the first one's images only.
+        """
+        self.loop.load(checkpoint)
+        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
+            return
+        if not self.loop.resumes:
+            return
+        if checkpoint.get("num_processes", 1) > 1:
             raise InputError(
-                f"captured update {client}: {kind} {name} should be {tuple(tensor.shape)} but is "
-                f"{found}; configure the attack as it was when the payload was sent"
+                "fit resumes on one process only, and several wrote this checkpoint; run fit anew, "
+                "or test, which resumes on any number"
             )
-
-
-def _check_finite(update: Update, client: int) -> None:
-    for name, tensor in update.items():
-        if not is_finite(tensor):
-            raise InputError(
-                f"the update of client {client} holds NaN or infinity in parameter {name}; "
-                "check the target's weights, or leave this client out"
-            )
+        if self._trainer.world_size > 1:
+            raise InputError("fit resumes on one process only; use --trainer.devices 1")

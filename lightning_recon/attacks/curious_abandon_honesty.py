@@ -97,7 +97,6 @@ class CuriousAbandonHonesty(AnalyticAttack):
         Raises:
             InputError: if there are no public images and no scaling is given.
         """
-        super().learn_public(images)
         generator = make_generator(self.seed, "trap weights")
         size = torch.Size(self.known_shape).numel()
         positive = torch.zeros(self.num_rows, size)
@@ -117,7 +116,7 @@ class CuriousAbandonHonesty(AnalyticAttack):
                 "CuriousAbandonHonesty has fewer than two public images to fit its scaling on; set "
                 "scaling, or num_public in the data"
             )
-        num_samples = self.num_samples or int(self.data.batch_size)
+        num_samples = self.num_samples or self.spec.max_batch_size
         flat = images.flatten(1)
         # an image passes a row if the scaling is larger than this
         least = ((flat @ negative.T) / (flat @ positive.T).clamp_min(1e-12)).double().sort(1).values
@@ -131,8 +130,6 @@ class CuriousAbandonHonesty(AnalyticAttack):
 
     def server_payload(self, model: Target) -> ImprintPayload:
         """Return the model behind the rows."""
-        if not self.weight:
-            raise RuntimeError("learn_public() comes before server_payload()")
         return ImprintPayload(model, self.weight[0], torch.zeros(self.num_rows), self.gain)
 
     def reconstruct(self, observation: Observation) -> Reconstruction:

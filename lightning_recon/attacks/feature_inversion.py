@@ -23,16 +23,23 @@ inverts features as well, and Dimitrov et al., "SPEAR", NeurIPS 2024, which need
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_recon.attacks.features.decoding import Decoded, decode_features, reading
+from lightning_recon.attacks.features.decoding import (
+    Decoded,
+    decode_features,
+    reading,
+    teaching_images,
+)
 from lightning_recon.attacks.features.linear_stack import LinearStack, run_features
 from lightning_recon.attacks.features.network_decoder import fit_network_decoder
-from lightning_recon.attacks.gradient_matching import KNOWN, Evidence, GradientMatching
+from lightning_recon.attacks.matching.evidence import KNOWN, Evidence, Reader, grants_of
+from lightning_recon.attacks.matching.matcher import Matcher
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
@@ -64,7 +71,7 @@ class FeatureEvidence(NamedTuple):
     """Whether the images are optimised at all."""
 
 
-class FeatureInversionAttack(GradientMatching):
+class FeatureInversionAttack(OptimizationAttack):
     """Solves the linear layers' gradients for every sample's features, and inverts these.
 
     The attacker tells from the update itself how its entries were obfuscated.
@@ -124,19 +131,12 @@ class FeatureInversionAttack(GradientMatching):
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            target,
-            client,
-            defenses,
-            known,
-            adaptive,
-            priors=priors,
-            label_inference=label_inference,
-            iterations=iterations,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            seed=seed,
-        )
+        super().__init__(target, client, defenses, iterations, optimizer, lr_scheduler, seed)
+        name = type(self).__name__
+        self.oracles = grants_of(name, known, adaptive=adaptive)
+        self.priors = nn.ModuleList(priors)
+        self.matcher = Matcher(name, "squared", self.priors)
+        self.reader = Reader(name, label_inference)
         if not features_weight >= 0 or not matching_weight >= 0:
             raise InputError(
                 "FeatureInversionAttack: features_weight and matching_weight must be at least 0, "
@@ -155,11 +155,21 @@ class FeatureInversionAttack(GradientMatching):
         self.decoder_steps = decoder_steps
         self.refined_error = refined_error
 
+    def server_payload(self, model: Target) -> Target:
+        """Send the model as it is."""
+        return model
+
+    def learn_public(self, images: Tensor) -> None:
+        """Keep public images; noise of a natural spectrum replaces fewer than 8."""
+        self.reader.learn(images, self.seed)
+        seed = derive_seed(self.seed, "synthetic")
+        self.public, self.is_made_up = teaching_images(images, self.spec.image_shape, seed)
+
     # --- reading the update --------------------------------------------------------------------
 
-    def initialize(self, observation: Observation) -> tuple[Tensor, Any]:
+    def initialize(self, observation: Observation) -> tuple[Tensor, FeatureEvidence]:
         """Find the features of every sample, and decode them."""
-        _, update = super().initialize(observation)
+        update = self.reader.evidence(observation, *self.reader.labels(observation))
         seed = derive_seed(observation.seed, "rehearsal")
         with reading(update):
             decoded = decode_features(
@@ -176,7 +186,7 @@ class FeatureInversionAttack(GradientMatching):
         self, update: Evidence, decoded: Decoded, seed: int
     ) -> tuple[Tensor, FeatureEvidence]:
         sight, shape, images = decoded.sight, (-1, *decoded.map_shape), decoded.images
-        if decoded.has_places and self.decoder_steps > 0 and not self.is_public_made_up:
+        if decoded.has_places and self.decoder_steps > 0 and not self.is_made_up:
             network = fit_network_decoder(
                 decoded.decoder,
                 decoded.estimated.view(shape),
@@ -201,36 +211,29 @@ class FeatureInversionAttack(GradientMatching):
 
     # --- the optimisation ----------------------------------------------------------------------
 
-    def objective(self, dummy: Tensor, evidence: Any) -> dict[str, Tensor]:
+    def objective(self, dummy: Tensor, evidence: FeatureEvidence) -> dict[str, Tensor]:
         """Return the error of the features, the distance of the updates, and the priors."""
         if not evidence.is_refined:
             return {"features": 0.0 * dummy.sum()[None]}
-        payload = evidence.update.payload
-        features = run_features(payload, evidence.stack, dummy, evidence.parameters)
+        update, labels = evidence.update, evidence.update.labels
+        features = run_features(update.payload, evidence.stack, dummy, evidence.parameters)
         error = (features - evidence.features).square() * evidence.precision
         parts = {"features": self.features_weight * error.mean()[None]}
-        return parts | super().objective(dummy, evidence)
+        parts["matching"] = dummy.new_zeros(1)  # none is computed for a weight of 0
+        if evidence.matching_weight != 0:
+            distance = self.matcher.matching(dummy, labels, update)
+            parts["matching"] = distance * float(evidence.matching_weight)
+        return self.matcher.with_priors(parts, dummy, labels, update)
 
-    def matching(self, images: Tensor, labels: Tensor, evidence: Any) -> Tensor:
-        """Return the weighted distance of the updates; none is computed for a weight of 0."""
-        if evidence.matching_weight == 0:
-            return images.new_zeros(1)
-        distance = super().matching(images, labels, evidence.update)
-        return distance * float(evidence.matching_weight)
-
-    def _penalty(self, prior: nn.Module, images: Tensor, labels: Tensor, evidence: Any) -> Tensor:
-        return super()._penalty(prior, images, labels, evidence.update)
-
-    def labels_of(self, dummy: Tensor, evidence: Any) -> Tensor:
-        """Return the labels, known or inferred."""
-        return super().labels_of(dummy, evidence.update)
-
-    def differentiate(self, dummy: Tensor, evidence: Any) -> tuple[dict[str, Tensor], Tensor]:
+    def differentiate(
+        self, dummy: Tensor, evidence: FeatureEvidence
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the parts of the objective and the gradient of their sum."""
-        with self.simulating(evidence.update):
-            return OptimizationAttack.differentiate(self, dummy.requires_grad_(), evidence)
+        update = evidence.update
+        with update.client.working(update.payload), sdpa_kernel(SDPBackend.MATH):
+            return super().differentiate(dummy.requires_grad_(), evidence)
 
-    def finish(self, dummy: Tensor, evidence: Any) -> Reconstruction:
+    def finish(self, dummy: Tensor, evidence: FeatureEvidence) -> Reconstruction:
         """Return the images with the objective as the score of all."""
         with torch.enable_grad():
             parts, _ = self.differentiate(dummy.detach().clone(), evidence)

@@ -23,7 +23,7 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_recon.attacks.gradient_matching import Evidence, GradientMatching
-from lightning_recon.attacks.inverting_gradients import NORMALISED_STD, published_adam
+from lightning_recon.attacks.inverting_gradients import grey_noise, published_adam
 from lightning_recon.attacks.schedules import warm_cosine
 from lightning_recon.errors import InputError
 from lightning_recon.functional.gradient_distance import Distance
@@ -121,8 +121,7 @@ class GradInversion(GradientMatching):
 
     def start(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Return Gaussian noise around grey, num_samples C H W, cut off at 0 and 1."""
-        noise = torch.randn(num_samples, *self.dummy_shape, generator=generator)
-        return (0.5 + NORMALISED_STD * noise).clamp(0, 1)
+        return grey_noise(num_samples, self.dummy_shape, generator)
 
     def differentiate(self, dummy: Tensor, evidence: Evidence) -> tuple[dict[str, Tensor], Tensor]:
         """Return the parts of the objective and the gradient, group consistency included.

@@ -2,49 +2,38 @@
 
     min over x of  D(f(x), u) + priors(x),
 
-u the observed update, f the client run on the dummy images x
-(:meth:`lightning_recon.clients.Client.simulate`), D a distance of
-:mod:`lightning_recon.functional.gradient_distance`.
-
-The adaptive attacker knows the defenses and passes f(x) through their stand-ins first
-(:meth:`lightning_recon.defenses.Defense.stand_in`); the naive one compares with the raw f(x).
+u the observed update, f the client run on the dummy images x, D a distance
+(:mod:`lightning_recon.attacks.matching.matcher`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_recon.attacks.features.decoding import decode_features, reading, teaching_images
-from lightning_recon.attacks.matching.batch_statistics import batch_statistics
-from lightning_recon.attacks.matching.batched import BatchedAttack, CompileMode
-from lightning_recon.attacks.matching.batched import (
-    Evidence as Evidence,  # for those who build on this
-)
-from lightning_recon.clients import Client, FedSGD
-from lightning_recon.clients.base import functional
-from lightning_recon.defenses import Defense, stand_in_chain
-from lightning_recon.errors import InputError
-from lightning_recon.functional.gradient_distance import DISTANCES, Distance
-from lightning_recon.functional.labels.inference import LabelMethod, infer_labels
-from lightning_recon.functional.labels.last_layer import dummy_forward, last_linear_layer
-from lightning_recon.observation import Observation, Reconstruction
+from lightning_recon.attacks.base import Attack
+from lightning_recon.attacks.dummy_loop import DummyLoop
+from lightning_recon.attacks.features.decoding import analytic_start, teaching_images
+from lightning_recon.attacks.matching.batched import BatchedGradient, CompileMode
+from lightning_recon.attacks.matching.best_iterate import BestIterate
+from lightning_recon.attacks.matching.evidence import KNOWN, Reader, grants_of
+from lightning_recon.attacks.matching.evidence import Evidence as Evidence  # to build on this
+from lightning_recon.attacks.matching.matcher import Matcher
+from lightning_recon.attacks.matching.together import attack_together, check_batchable
+from lightning_recon.clients import Client
+from lightning_recon.defenses import Defense
+from lightning_recon.functional.gradient_distance import Distance
+from lightning_recon.functional.labels.inference import LabelMethod
+from lightning_recon.observation import Failure, Grant, Observation, Reconstruction
 from lightning_recon.priors import ActivationPrior, Prior
 from lightning_recon.randomness import derive_seed
 from lightning_recon.targets import Target
-from lightning_recon.updates import Update
-
-KNOWN = ("labels", "num_samples", "client")
-"""What is granted beside the update unless ``known`` says otherwise."""
-GRANTABLE = (*KNOWN, "buffers")
-"""What can be granted beside the update; the defenses are granted by ``adaptive``."""
-NUM_SEEN = 16  # public images from which label inference learns
-NUM_REHEARSALS = 4  # of an analytic start, on which the optimisation improves
 
 
-class GradientMatching(BatchedAttack):
+class GradientMatching(Attack):
     """An attack that optimises a batch of dummy images until their update is the observed one.
 
     All restarts run as one batched computation; the one of least objective is returned.
@@ -89,6 +78,12 @@ class GradientMatching(BatchedAttack):
     """
 
     threat_model = "an honest-but-curious server that sees one client's update"
+    is_batchable = True
+    """Whether several clients can be attacked as one computation."""
+    returns_best = False
+    """Whether the best dummies that were ever evaluated are returned, and no box holds them."""
+    loop: DummyLoop
+    dummy: nn.Parameter
 
     def __init__(
         self,
@@ -110,50 +105,37 @@ class GradientMatching(BatchedAttack):
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            target,
-            client,
-            defenses,
-            num_restarts,
-            clients_at_once,
-            compile,
-            iterations,
-            optimizer,
-            lr_scheduler,
-            seed,
-        )
+        super().__init__(target, client, defenses, seed)
         name = type(self).__name__
-        for word in known:
-            if word not in GRANTABLE:
-                raise InputError(f"{name}: known may hold {', '.join(GRANTABLE)}, not {word!r}")
-        if distance not in DISTANCES:
-            raise InputError(f"{name}: distance must be one of {', '.join(DISTANCES)}")
-        if patience is not None and patience < 1:
-            raise InputError(f"{name}: patience must be at least 1, not {patience}")
-        self.patience = patience
-        self.oracles = (*known, *(["defenses"] if adaptive else []))
-        self.distance = distance
+        self.loop = DummyLoop(self, iterations, optimizer, lr_scheduler, patience)
+        self.engine = BatchedGradient(name, self.objective, num_restarts, clients_at_once, compile)
+        if clients_at_once > 1:
+            check_batchable(name, optimizer, self.is_batchable and not self.returns_best)
+        self.oracles = grants_of(name, known, adaptive=adaptive)
         self.priors = nn.ModuleList(priors)
-        self.label_inference: LabelMethod = label_inference
+        self.matcher = Matcher(name, distance, self.priors)
+        self.reader = Reader(name, label_inference)
+        self.best = BestIterate() if self.returns_best else None
+        self.num_restarts = num_restarts
+        self.clients_at_once = clients_at_once
         self.analytic_start = analytic_start
-        self.public = torch.empty(0)
-        """N C H W, images that belong to no client, once :meth:`learn_public` has seen them."""
-        self.is_public_made_up = False
-        self._seen = torch.empty(0)
 
     def learn_public(self, images: Tensor) -> None:
         """Keep public images; to decode by, noise of a natural spectrum replaces fewer than 8."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "label inference"))
-        noise = torch.rand(NUM_SEEN, *self.data.image_shape, generator=generator)
-        self._seen = images[:NUM_SEEN] if len(images) else noise
+        self.reader.learn(images, self.seed)
         seed = derive_seed(self.seed, "synthetic")
-        self.public, self.is_public_made_up = teaching_images(images, self.data.image_shape, seed)
+        self.public, _ = teaching_images(images, self.spec.image_shape, seed)
 
     # --- what a method may change --------------------------------------------------------------
 
     def server_payload(self, model: Target) -> nn.Module:
         """Send the model as it is."""
         return model
+
+    @property
+    def dummy_shape(self) -> tuple[int, ...]:
+        """C, H, W of the dummy images."""
+        return self.spec.image_shape
 
     def start(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Return the dummy images of one restart to begin with, num_samples x dummy shape.
@@ -174,6 +156,10 @@ class GradientMatching(BatchedAttack):
         """Return dummies that stand for images, R C H W, as nearly as dummies can."""
         return images
 
+    def labels_to_begin(self, observation: Observation) -> tuple[Tensor, dict[str, float]]:
+        """Return the labels of the batch, B, int64, known or inferred, and notes on them."""
+        return self.reader.labels(observation)
+
     def labels_of(self, dummy: Tensor, evidence: Evidence) -> Tensor:
         """Return the labels that dummies stand for: R, int64, or R num_classes probabilities.
 
@@ -181,124 +167,58 @@ class GradientMatching(BatchedAttack):
         """
         return evidence.labels.repeat(len(dummy) // len(evidence.labels))
 
+    def adjust(self, gradient: Tensor) -> None:
+        """Change the gradient before the optimizer's step, in place; here not at all."""
+
+    def project(self, dummy: Tensor) -> None:
+        """Bring the dummies back to where images lie, in place: [0, 1], or leave them."""
+        if not self.returns_best:
+            dummy.clamp_(0, 1)
+
     # --- the attack ----------------------------------------------------------------------------
 
-    def initialize(self, observation: Observation) -> tuple[Tensor, Evidence]:
+    def initialize(self, observation: Observation) -> tuple[Tensor, Any]:
         """Read the observation; restarts follow one another along the first dimension."""
-        known = observation.client
-        scale: float | None = 1.0
-        if known is not None:
-            scale = known.gradient_scale
-        elif observation.protocol == "fedavg":
-            scale = None
-        labels, notes = self._labels(observation, -1.0 if scale is None else scale)
-        evidence = Evidence(
-            payload=self.laid_out(observation.payload),
-            observed=observation.update,
-            reference=_scaled(observation.update, 1.0 if scale is None else scale),
-            labels=labels,
-            statistics=batch_statistics(observation.payload, observation.buffers),
-            client=known or FedSGD(),
-            chain=observation.defenses,
-            scale=scale,
-            notes=notes,
-        )
+        labels, notes = self.labels_to_begin(observation)
         reference = next(iter(observation.update.values()))
+        payload = self.engine.laid_out(observation.payload, reference.device)
+        evidence = self.reader.evidence(observation, labels, notes)._replace(payload=payload)
         starts = []
         for restart in range(self.num_restarts):
             generator = torch.Generator().manual_seed(derive_seed(observation.seed, restart))
             starts.append(self.start(len(labels), generator))
         start = torch.cat(starts).to(reference)
         if self.analytic_start:
-            start[: len(labels)] = self._analytic_start(evidence, observation.seed)
+            seed = derive_seed(observation.seed, "rehearsal")
+            is_adaptive = Grant.DEFENSES in self.oracles
+            images = analytic_start(evidence, self.public, seed, is_adaptive=is_adaptive)
+            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+                start[: len(labels)] = self.encode(images)
         return start, evidence
-
-    def _analytic_start(self, evidence: Evidence, seed: int) -> Tensor:
-        """Return the dummies of what the linear layers' gradients tell."""
-        with reading(evidence):
-            decoded = decode_features(
-                evidence,
-                self.public,
-                derive_seed(seed, "rehearsal"),
-                is_adaptive="defenses" in self.oracles,
-                num_rehearsals=NUM_REHEARSALS,
-            )
-            evidence.notes["analytic_start"] = 1.0
-            return self.encode(decoded.images)
-
-    def _labels(self, observation: Observation, scale: float) -> tuple[Tensor, dict[str, float]]:
-        if observation.labels is not None:
-            return observation.labels, {}
-        if observation.num_samples is None:
-            raise InputError(
-                f"{type(self).__name__} needs the number of samples; add num_samples or labels to "
-                "known"
-            )
-        payload, update, client = observation.payload, observation.update, observation.client
-        seen = self._seen.to(next(iter(update.values())))
-        # an update that passed no defense has the size, and for FedAvg the end, that it says
-        is_whole = observation.defenses == ()
-        is_sized = is_whole and (client is not None or observation.protocol == "fedsgd")
-        if client is not None:
-            scale /= client.num_gradients(observation.num_samples)
-        is_delta = is_whole and observation.protocol == "fedavg"
-        with torch.no_grad(), (client or FedSGD()).working(payload):
-            weight, bias = last_linear_layer(payload, seen[:1])
-            dummies = dummy_forward(payload, seen, weight_delta=update if is_delta else None)
-        labels = infer_labels(
-            self.label_inference,
-            scale * update[weight],
-            None if bias is None else scale * update[bias],
-            observation.num_samples,
-            dummies=dummies,
-            scale=1.0 if is_sized else None,
-        )
-        return labels, {"labels_inferred": float(len(labels))}
 
     def objective(self, dummy: Tensor, evidence: Evidence) -> dict[str, Tensor]:
         """Return the distance and the priors of one restart, each of shape 1.
 
-        Call it within :meth:`simulating`.
+        Call it within :meth:`.BatchedGradient.simulating`.
         """
         images, labels = self.decode(dummy), self.labels_of(dummy, evidence)
-        parts = {"matching": self.matching(images, labels, evidence)}
-        for prior in self.priors:
-            penalty = self._penalty(prior, images, labels, evidence)
-            name = type(prior).__name__
-            parts[name] = parts[name] + penalty if name in parts else penalty
-        return parts
+        return self.matcher.objective(images, labels, evidence)
 
-    def _penalty(
-        self, prior: nn.Module, images: Tensor, labels: Tensor, evidence: Evidence
-    ) -> Tensor:
-        penalty: Tensor
-        if isinstance(prior, ActivationPrior):
-            penalty = prior(
-                images, labels, evidence.payload, evidence.observed, evidence.statistics
-            )
-        else:
-            penalty = prior(images).mean()
-        return penalty[None]
-
-    def matching(self, images: Tensor, labels: Tensor, evidence: Evidence) -> Tensor:
-        """Return the distance of a restart's update to the observed one, of shape 1."""
-        gradient = functional if evidence.is_functional else None
-        simulated = evidence.client.simulate(evidence.payload, images, labels, gradient=gradient)
-        return self.compare(simulated, evidence)[None]
-
-    def compare(self, simulated: Update, evidence: Evidence) -> Tensor:
-        """Return the distance of one simulated update to the observed one."""
-        if evidence.chain is not None:
-            simulated = evidence.client.stand_in(simulated, evidence.observed)
-            simulated = stand_in_chain(evidence.chain, simulated, evidence.observed)
-        if evidence.scale is None:
-            simulated = _fitted(simulated, evidence.reference)
-        else:
-            simulated = _scaled(simulated, evidence.scale)
-        return DISTANCES[self.distance](simulated, evidence.reference)
+    def differentiate(self, dummy: Tensor, evidence: Evidence) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the parts of the objective and the gradient of their sum."""
+        parts, gradient = self.engine.differentiate(dummy, evidence, self.spec.image_shape)
+        if self.best is not None:
+            total = torch.stack([part.detach() for part in parts.values()]).sum(0)
+            self.best.see(dummy.detach(), total, evidence.observed)
+        return parts, gradient
 
     def finish(self, dummy: Tensor, evidence: Any) -> Reconstruction:
         """Return the images of the restart of least objective."""
+        if self.best is not None:
+            with torch.enable_grad():
+                self.differentiate(dummy, evidence)  # the last step's were not evaluated yet
+            assert self.best.best is not None
+            dummy = self.best.best.dummy
         with torch.enable_grad():
             parts, _ = self.differentiate(dummy, evidence)
         total = torch.stack([part.detach() for part in parts.values()]).sum(0)
@@ -307,10 +227,10 @@ class GradientMatching(BatchedAttack):
         notes = {**evidence.notes}
         if not finite.all():
             notes["restarts_not_finite"] = float((~finite).sum())
-        if self.restarts_at_once < self.num_restarts:
-            notes["restarts_at_once"] = float(self.restarts_at_once)
-        if self.clients_together < self.clients_at_once:
-            notes["clients_at_once"] = float(self.clients_together)
+        if self.engine.restarts_at_once < self.num_restarts:
+            notes["restarts_at_once"] = float(self.engine.restarts_at_once)
+        if self.engine.clients_together < self.clients_at_once:
+            notes["clients_at_once"] = float(self.engine.clients_together)
         images = self.decode(dummy).chunk(self.num_restarts)[best]
         labels = self.labels_of(dummy, evidence).chunk(self.num_restarts)[best]
         return Reconstruction(
@@ -320,14 +240,66 @@ class GradientMatching(BatchedAttack):
             notes=notes,
         )
 
+    def reconstruct(self, observation: Observation) -> Reconstruction:
+        """Run all iterations on one client."""
+        kept, self.best = self.best, BestIterate() if self.returns_best else None
+        try:  # a control may run between two iterations of fit
+            return self.loop.reconstruct(observation)
+        finally:
+            self.best = kept
 
-def _scaled(update: Update, scale: float) -> Update:
-    return update if scale == 1 else {name: scale * tensor for name, tensor in update.items()}
+    # --- what the loop asks for ----------------------------------------------------------------
 
+    def iterate(
+        self, dummy: nn.Parameter, evidence: Any, optimizer: Any, scheduler: Any
+    ) -> dict[str, Tensor]:
+        """Do one iteration on the dummies; see :meth:`.DummyLoop.iterate`."""
+        return self.loop.iterate(dummy, evidence, optimizer, scheduler)
 
-def _fitted(simulated: Update, observed: Update) -> Update:
-    """Multiply by the number that brings the simulated update nearest to the observed one."""
-    dot = torch.stack([(simulated[n] * observed[n]).sum() for n in observed]).sum()
-    energy = torch.stack([tensor.square().sum() for tensor in simulated.values()]).sum()
-    factor = dot / energy.clamp_min(torch.finfo(energy.dtype).tiny)
-    return {name: factor * tensor for name, tensor in simulated.items()}
+    @property
+    def num_dummies_held(self) -> int:
+        """The dummy images of all restarts together."""
+        return self.num_restarts * self.spec.max_batch_size
+
+    def num_clients_of(self, evidence: Evidence) -> int:
+        """Return how many clients' dummy images are optimised together."""
+        return evidence.num_clients
+
+    @contextmanager
+    def iterating(self, evidence: Evidence) -> Iterator[None]:
+        """Simulate once for the whole loop."""
+        with self.engine.simulating(evidence):
+            yield
+
+    def forget(self) -> None:
+        """Forget the best dummies of the client before."""
+        if self.best is not None:
+            self.best.forget()
+
+    # --- several clients, and Lightning --------------------------------------------------------
+
+    def attack_together(
+        self, clients: Sequence[int], *, noise_only: bool = False
+    ) -> list[Reconstruction | Failure]:
+        """Attack several clients as one computation; what cannot be, one after the other."""
+        return attack_together(self, clients, noise_only=noise_only)
+
+    def test_step(  # type: ignore[override]
+        self, batch: Tensor, batch_idx: int
+    ) -> Reconstruction | Failure | list[Reconstruction | Failure]:
+        """Attack one client, or several; ``batch`` is a number, or a vector of numbers."""
+        if batch.ndim == 0:
+            return super().test_step(batch, batch_idx)
+        return self.attack_together(batch.tolist())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the best dummies, too."""
+        super().on_save_checkpoint(checkpoint)
+        if self.best is not None:
+            checkpoint["best"] = self.best.save()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`on_save_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        if self.best is not None:
+            self.best.load(checkpoint.get("best"))

@@ -15,13 +15,13 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
+from lightning_recon.attacks.gradient_matching import GradientMatching
 from lightning_recon.attacks.inverting_gradients import NORMALISED_STD
-from lightning_recon.attacks.matching.best_iterate import BestIterate
 from lightning_recon.functional.labels.inference import LabelMethod
 from lightning_recon.targets import Target
 
 
-class IDLG(BestIterate):
+class IDLG(GradientMatching):
     """Reads the label off the update, then optimises the image until its update is the observed.
 
     Args:
@@ -39,6 +39,7 @@ class IDLG(BestIterate):
     citation = (
         "Zhao, Mopuri, Bilen: iDLG: Improved Deep Leakage from Gradients. arXiv 2001.02610, 2020"
     )
+    returns_best = True
 
     def __init__(
         self,

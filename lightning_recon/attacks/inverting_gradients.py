@@ -33,6 +33,11 @@ def published_adam(parameters: Any) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=0.1 * NORMALISED_STD, fused=True)
 
 
+def grey_noise(num: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return Gaussian noise around grey as the paper starts from, num C H W, in [0, 1]."""
+    return (0.5 + NORMALISED_STD * torch.randn(num, *shape, generator=generator)).clamp(0, 1)
+
+
 class InvertingGradients(GradientMatching):
     """Matches the direction of the update, under total variation, by signed Adam.
 
@@ -79,8 +84,7 @@ class InvertingGradients(GradientMatching):
 
     def start(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Return Gaussian noise around grey, num_samples C H W, cut off at 0 and 1."""
-        noise = torch.randn(num_samples, *self.dummy_shape, generator=generator)
-        return (0.5 + NORMALISED_STD * noise).clamp(0, 1)
+        return grey_noise(num_samples, self.dummy_shape, generator)
 
     def adjust(self, gradient: Tensor) -> None:
         """Leave the sign of the gradient."""

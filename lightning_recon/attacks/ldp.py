@@ -167,14 +167,13 @@ class LDPAttack(OptimizationAttack):
         self.filter_confidence = filter_confidence
         self.compress = compress
         self.tv_weight = tv_weight
-        self.image_shape: tuple[int, int, int] | None = None
 
     # --- the server's part ---------------------------------------------------------------------
 
     @property
     def dummy_shape(self) -> tuple[int, int, int]:
         """C, H, W of the dummy images: what the rows see."""
-        channels, height, width = self.data.image_shape
+        channels, height, width = self.spec.image_shape
         return (channels, height // 2, width // 2) if self.compress else (channels, height, width)
 
     def learn_public(self, images: Tensor) -> None:
@@ -185,7 +184,6 @@ class LDPAttack(OptimizationAttack):
                 have an odd size in compress mode.
         """
         _, channels, height, width = images.shape
-        self.image_shape = (channels, height, width)
         if channels != 3:
             raise InputError(f"LDPAttack takes images of 3 channels, not {channels}")
         if self.compress and (height % 2 or width % 2):
@@ -211,13 +209,10 @@ class LDPAttack(OptimizationAttack):
             self.row_energy = float(seen.square().sum((1, 2, 3)).mean())
             self.statistics_energy = float(numbers.square().sum(1).mean())
             self.statistics_energy += STATISTICS_SCALE[9] ** 2 / 12  # the row's number
-        self._payload = ()
 
     def server_payload(self, model: Target) -> LDPPayload:
         """Return the target behind the inference structure."""
-        if self.image_shape is None:
-            raise RuntimeError("learn_public() comes before server_payload()")
-        num_samples = self.num_samples or self.data.batch_size
+        num_samples = self.num_samples or self.spec.max_batch_size
         share = self.statistics_share / (1 - self.statistics_share)
         rows_energy = num_samples * (self.row_energy + NUM_ACTIVE_BIAS_INPUTS)
         head_energy = 1 + num_samples * self.statistics_energy
@@ -225,7 +220,7 @@ class LDPAttack(OptimizationAttack):
         return LDPPayload(
             model,
             laplace_thresholds(self.location, self.scale, self.num_bins),
-            self.image_shape,
+            self.spec.image_shape,
             num_samples,
             row_gain=self.gain,
             statistics_gain=self.gain * (share * rows_energy / head_energy) ** 0.5,

@@ -10,24 +10,37 @@ target can be attacked; stages halve the side and share the iterations equally, 
 the augmentations of Ghiasi et al., which are for inverting labels, are left out.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_recon.attacks.inverting_gradients import InvertingGradients
+from lightning_recon.attacks.gradient_matching import GradientMatching
+from lightning_recon.attacks.inverting_gradients import grey_noise, published_adam
+from lightning_recon.attacks.schedules import step_decay
 from lightning_recon.errors import InputError
+from lightning_recon.functional.gradient_distance import Distance
+from lightning_recon.priors import ActivationPrior, AnisotropicTotalVariation, Prior
 from lightning_recon.targets import Target
 
 
-class MultiScale(InvertingGradients):
+class MultiScale(GradientMatching):
     """Inverting gradients, on images that double their side from stage to stage.
 
     Args:
-        target: see :class:`InvertingGradients`.
+        target: the model that the federation trains.
         num_scales: stages, at least 1; the first works on images 2^(num_scales - 1) times smaller.
-        **kwargs: see :class:`InvertingGradients`.
+        distance: between the simulated update and the observed one.
+        priors: penalties on the images; null: total variation of weight .01.
+        signed: whether Adam sees only the sign of the gradient.
+        iterations: of all stages together.
+        optimizer: of the dummy images; by default Adam of the rate of Inverting Gradients.
+        lr_scheduler: makes its schedule; null: a tenth at 3/8, 5/8 and 7/8 of the iterations.
+        **kwargs: see :class:`GradientMatching`.
 
     Raises:
         InputError: if an argument is out of its range, or images cannot be made so small.
@@ -39,10 +52,30 @@ class MultiScale(InvertingGradients):
         "Geiping et al. (NeurIPS 2020)"
     )
 
-    def __init__(self, target: Target, num_scales: int = 3, **kwargs: Any) -> None:
-        super().__init__(target, **kwargs)
+    def __init__(
+        self,
+        target: Target,
+        num_scales: int = 3,
+        distance: Distance = "cosine",
+        priors: Sequence[Prior | ActivationPrior] | None = None,
+        signed: bool = True,
+        iterations: int = 4800,
+        optimizer: OptimizerCallable = published_adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            target,
+            distance=distance,
+            priors=[AnisotropicTotalVariation(0.01)] if priors is None else priors,
+            iterations=iterations,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler or partial(step_decay, iterations=iterations),
+            **kwargs,
+        )
         if num_scales < 1:
             raise InputError(f"MultiScale: num_scales must be at least 1, not {num_scales}")
+        self.signed = signed
         self.num_scales = num_scales
         self.reduction = 1
         """How many times smaller the images are now."""
@@ -50,7 +83,7 @@ class MultiScale(InvertingGradients):
     @property
     def dummy_shape(self) -> tuple[int, ...]:
         """C, H, W of the images."""
-        channels, height, width = self.data.image_shape
+        channels, height, width = self.spec.image_shape
         most = 2 ** (self.num_scales - 1)
         if height % most or width % most:
             raise InputError(
@@ -61,7 +94,13 @@ class MultiScale(InvertingGradients):
 
     def start(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Return noise of the first stage's resolution, upsampled."""
-        return _coarse(super().start(num_samples, generator), 2 ** (self.num_scales - 1))
+        noise = grey_noise(num_samples, self.dummy_shape, generator)
+        return _coarse(noise, 2 ** (self.num_scales - 1))
+
+    def adjust(self, gradient: Tensor) -> None:
+        """Leave the sign of the gradient."""
+        if self.signed:
+            gradient.sign_()
 
     def reduction_at(self, iteration: int) -> int:
         """Return how many times smaller the images of an iteration are."""

@@ -143,7 +143,6 @@ class RobbingTheFed(AnalyticAttack):
         self.one_shot = one_shot
         self.num_samples = num_samples
         self.gain = gain
-        self.edges: Tensor | None = None
 
     def learn_public(self, images: Tensor) -> None:
         """Lay the bins' edges.
@@ -151,7 +150,6 @@ class RobbingTheFed(AnalyticAttack):
         Raises:
             InputError: if there are fewer than two public images to fit them on.
         """
-        super().learn_public(images)
         brightness = images.mean((1, 2, 3), dtype=torch.float64).cpu().numpy()
         is_given = self.location is not None and self.scale is not None
         needs_images = self.bins == "empirical" or (self.bins != "linear" and not is_given)
@@ -163,7 +161,7 @@ class RobbingTheFed(AnalyticAttack):
         if len(brightness) == 0:
             brightness = np.zeros(1)  # for what is given
         if self.one_shot:
-            mass = 1 / (self.num_samples or int(self.data.batch_size))
+            mass = 1 / (self.num_samples or self.spec.max_batch_size)
             edges = self._quantiles(brightness, np.array([0.5 - mass / 2, 0.5 + mass / 2]))
         else:
             inner = np.arange(1, self.num_bins) / self.num_bins
@@ -189,8 +187,6 @@ class RobbingTheFed(AnalyticAttack):
 
     def server_payload(self, model: Target) -> ImprintPayload:
         """Return the model behind the imprint block."""
-        if self.edges is None:
-            raise RuntimeError("learn_public() comes before server_payload()")
         lower = self.edges[:-1] if self.sparse or not self.one_shot else self.edges
         size = torch.Size(self.known_shape).numel()
         return ImprintPayload(

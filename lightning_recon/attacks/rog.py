@@ -60,7 +60,7 @@ class ROGAttack(GradientMatching):
     @property
     def dummy_shape(self) -> tuple[int, int, int]:
         """C, H, W of a latent."""
-        channels, height, width = self.data.image_shape
+        channels, height, width = self.spec.image_shape
         if height % self.upsampling or width % self.upsampling:
             raise InputError(
                 f"ROGAttack: images of {height}x{width} have no latent {self.upsampling} times "

@@ -26,7 +26,7 @@ from lightning_recon.errors import InputError
 from lightning_recon.functional.identification import nearest_candidate
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.metrics import PerImageMetric
-from lightning_recon.observation import Failure, Reconstruction
+from lightning_recon.observation import Failure, Grant, Reconstruction
 from lightning_recon.privacy.reconstruction import clamped_psnr, expected_psnr
 from lightning_recon.randomness import make_generator
 from lightning_recon.updates import PrivateBatch
@@ -129,11 +129,12 @@ class Auditor:
             matched = int(row["matched"])
             row["score"] = float(reconstruction.score[matched]) if matched >= 0 else torch.nan
         notes = dict(reconstruction.notes)
-        if attack.has_payload:
-            shapes = {name: tensor.shape for name, tensor in attack.payload.named_parameters()}
-            notes["update_bits"] = num_update_bits(attack.chain, shapes)
-            if "buffers" in attack.oracles:  # they are sent as they are
-                sizes = (buffer.nbytes for buffer in attack.payload.buffers())
+        federation = attack.federation
+        if federation.has_payload:
+            shapes = {name: tensor.shape for name, tensor in federation.payload.named_parameters()}
+            notes["update_bits"] = num_update_bits(federation.defenses, shapes)
+            if Grant.BUFFERS in federation.grants:  # they are sent as they are
+                sizes = (buffer.nbytes for buffer in federation.payload.buffers())
                 notes["update_bits"] += 8.0 * sum(sizes)
             notes["update_parameters"] = float(sum(shape.numel() for shape in shapes.values()))
         record = ClientRecord(
@@ -220,7 +221,7 @@ class Auditor:
     ) -> dict[str, float] | None:
         """Return what the best attack without a prior would reach; None without clip and noise."""
         privacy = privacy_statement(
-            attack.chain, client=attack.client, num_samples=len(truth.images)
+            attack.federation.defenses, client=attack.client, num_samples=len(truth.images)
         )
         energy = float(truth.images.double().square().sum())
         if not privacy["clip_norm"] or not privacy["noise_std"] or not energy:

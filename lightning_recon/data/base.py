@@ -1,10 +1,12 @@
 """Fixed clients over an image data set: who holds which images, and which client is next."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -17,7 +19,11 @@ from lightning_recon.data.photographs import PhotographSource
 from lightning_recon.data.sharing import AuditDataModule, ClientLoader
 from lightning_recon.data.sources import ImageSource
 from lightning_recon.errors import InputError
-from lightning_recon.updates import PrivateBatch
+from lightning_recon.updates import DataSpec, PrivateBatch
+
+if TYPE_CHECKING:
+    from lightning_recon.federation import Federation
+    from lightning_recon.observation import Observation
 
 
 class ClientDataModule(AuditDataModule):
@@ -166,6 +172,26 @@ class ClientDataModule(AuditDataModule):
         images, masks = self._images.load(places)
         return PrivateBatch(images, self.client_labels(index), masks, torch.tensor(places))
 
+    @property
+    def spec(self) -> DataSpec:
+        """What a server knows of the data beforehand."""
+        return DataSpec(self.image_shape, self.num_classes, self.batch_size)
+
+    def play(self, federation: Federation, client: int, *, noise_only: bool = False) -> Observation:
+        """Play a round with one client, and return what the server sees of it.
+
+        Args:
+            federation: that plays.
+            client: its number.
+            noise_only: whether its update is zero before the defenses, the null control.
+
+        Raises:
+            InputError: There is no such client, or its update is not finite.
+        """
+        if noise_only:
+            return federation.play_noise(self.client_labels(client), client)
+        return federation.play(self.client(client), client)
+
     def client_labels(self, index: int) -> Tensor:
         """The labels of :meth:`client`, B, int64, without a look at the images."""
         return torch.tensor([self._label(place) for place in self._places(index)])
@@ -261,8 +287,10 @@ class ClientDataModule(AuditDataModule):
 
     def test_dataloader(self) -> ClientLoader:
         """This process' share of the clients, as many an item as the attack computes at once."""
-        attack = None if self.trainer is None else self.trainer.lightning_module
-        return self._share().in_groups(getattr(attack, "clients_at_once", 1))
+        if self.trainer is None or self.trainer.lightning_module is None:
+            return self._share()
+        clients_at_once: Any = self.trainer.lightning_module.clients_at_once
+        return self._share().in_groups(clients_at_once)
 
     @property
     def _images(self) -> MaskedImages:

@@ -1,7 +1,9 @@
 """Updates that were captured from a real federation: nobody has the truth."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 import torch
 from torch import Tensor
@@ -9,6 +11,10 @@ from torch import Tensor
 from lightning_recon.data.sharing import AuditDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.updates import Buffers, Update
+
+if TYPE_CHECKING:
+    from lightning_recon.federation import Federation
+    from lightning_recon.observation import Observation
 
 
 class _RequiredKeys(TypedDict):
@@ -105,6 +111,21 @@ class CapturedUpdatesDataModule(AuditDataModule):
         if not 0 <= index < self.num_clients:
             raise InputError(f"there is no update {index}: {self.folder} has {self.num_clients}")
         return _read(self._files[index])
+
+    def play(self, federation: Federation, client: int, *, noise_only: bool = False) -> Observation:
+        """Return what the server saw of one client.
+
+        Args:
+            federation: that receives the update.
+            client: its place among the sorted files.
+            noise_only: False; there is no client to play.
+
+        Raises:
+            InputError: There is no such update, or it does not fit the federation's payload.
+        """
+        if noise_only:
+            raise InputError("captured updates have no client to play the noise-only control")
+        return federation.receive(self.captured(client), client)
 
     def public_images(self) -> Tensor:
         """None: 0 C H W."""

@@ -1,13 +1,21 @@
 """How clients are spread over processes: every client once, none padded."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from lightning_recon.errors import InputError
+from lightning_recon.updates import DataSpec
+
+if TYPE_CHECKING:
+    from lightning_recon.federation import Federation
+    from lightning_recon.observation import Observation
 
 
 class ClientLoader:
@@ -32,7 +40,7 @@ class ClientLoader:
         for place in range(self.length):
             yield torch.tensor(self.client_at(place))
 
-    def in_groups(self, size: int) -> "ClientLoader":
+    def in_groups(self, size: int) -> ClientLoader:
         """Return a loader of vectors of so many clients, the last one maybe shorter.
 
         Args:
@@ -93,6 +101,22 @@ class AuditDataModule(LightningDataModule, ABC):
     @abstractmethod
     def public_images(self) -> Tensor:
         """The server's own images, none of them a client's: N C H W in [0, 1]; N may be 0."""
+
+    @property
+    def spec(self) -> DataSpec:
+        """What a server knows of the data beforehand; here not how many classes there are."""
+        image_shape = self.image_shape  # first, for it may be what counts the images
+        return DataSpec(image_shape, None, self.batch_size)
+
+    @abstractmethod
+    def play(self, federation: Federation, client: int, *, noise_only: bool = False) -> Observation:
+        """Play a round with one client, and return what the server sees of it.
+
+        Args:
+            federation: that plays.
+            client: its number.
+            noise_only: whether its update is zero before the defenses, the null control.
+        """
 
     def predict_dataloader(self) -> ClientLoader:
         """This process' share of the clients."""

@@ -13,12 +13,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_recon.attacks import (
-    AnalyticAttack,
-    Attack,
-    GradientMatching,
-    OptimizationAttack,
-)
+from lightning_recon.attacks import Attack, GradientMatching
 from lightning_recon.audit.auditor import Auditor
 from lightning_recon.audit.records import ClientRecord, append_record, read_records
 from lightning_recon.data import ClientDataModule
@@ -175,8 +170,7 @@ class Audit(Callback):
         batch_idx: int,
     ) -> None:
         """Show how far the client is, for people only, and score it after its last iteration."""
-        if not isinstance(pl_module, OptimizationAttack | AnalyticAttack):
-            return
+        assert isinstance(pl_module, Attack)
         iteration = batch_idx + 1
         is_last = iteration == trainer.num_training_batches
         show_images = iteration % self.images_every == 0 or iteration == 1
@@ -186,9 +180,7 @@ class Audit(Callback):
             # here and not at the end of the epoch: the checkpoint of this step holds the scores
             self._score_fitted(trainer, pl_module)
 
-    def _show(
-        self, trainer: Trainer, attack: OptimizationAttack | AnalyticAttack, *, with_images: bool
-    ) -> None:
+    def _show(self, trainer: Trainer, attack: Attack, *, with_images: bool) -> None:
         assert attack.client_index is not None
         assert self._auditor is not None
         if self._truth is None:
@@ -199,7 +191,7 @@ class Audit(Callback):
         if with_images and isinstance(trainer.logger, TensorBoardLogger):
             board.add_images(trainer, attack.client_index, self._truth, shown)
 
-    def _score_fitted(self, trainer: Trainer, attack: OptimizationAttack | AnalyticAttack) -> None:
+    def _score_fitted(self, trainer: Trainer, attack: Attack) -> None:
         assert attack.client_index is not None
         self._truth = None
         record = self._record(trainer, attack, attack.client_index, attack.current)

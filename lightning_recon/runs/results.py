@@ -63,7 +63,7 @@ def describe_attack(attack: Attack, num_samples: int | None = None) -> dict[str,
         "target": getattr(attack.target, "name", type(attack.target).__name__),
         "defenses": [type(defense).__name__ for defense in attack.defenses],
         "privacy": privacy_statement(
-            attack.chain,
+            attack.federation.defenses,
             client=attack.client,
             num_samples=num_samples,
             sends_buffers="buffers" in attack.oracles,

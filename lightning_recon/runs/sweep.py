@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
@@ -23,13 +22,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lightning_recon.attacks import Attack, OptimizationAttack
+from lightning_recon.attacks import Attack
 from lightning_recon.audit.auditor import Auditor
 from lightning_recon.audit.records import ClientRecord, append_record, read_records
 from lightning_recon.data import ClientDataModule
 from lightning_recon.data.sharing import ClientLoader, share_clients
 from lightning_recon.errors import InputError, input_error_in
+from lightning_recon.federation import Federation
 from lightning_recon.files import write_atomically, write_csv, write_json
+from lightning_recon.observation import Observation
 from lightning_recon.report import write_sweep_report
 from lightning_recon.report.plot import write_sweep_figure
 from lightning_recon.runs.callback import Audit
@@ -130,13 +131,17 @@ class Sweep(LightningModule):
             data.prepare_data()
             auditor = audit.auditor(data)
         attack.trainer = self.trainer
-        attack.data = data
         attack.records_failures = True
         attack.to(self.device)
-        attack.setup("test")
-        attack.start_run()
+        attack.bind(data.spec, data.public_images())
         self._built = number, fingerprint, BuiltCell(attack, data, auditor)
         return self._built[2]
+
+    @property
+    def data(self) -> ClientDataModule:
+        """The data of the cell that was built last."""
+        assert self._built is not None
+        return self._built[2].data
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Attack one client of one cell; ``batch`` is the item's number."""
@@ -144,7 +149,7 @@ class Sweep(LightningModule):
         number, client = self.items[item]
         attack, _, auditor = self.build(number)
         started = time.monotonic()
-        outcome = attack.test_step(torch.tensor(client), batch_idx)
+        outcome = attack.attempt(attack.attack_client, client)
         record, _ = auditor.audit(attack, client, outcome, time.monotonic() - started)
         append_record(self.folder, self.global_rank, record._replace(client=item))
 
@@ -153,29 +158,28 @@ class Sweep(LightningModule):
         attack, data, auditor = self.build(number)
         started = time.monotonic()
         with attack.computing():
-            observation = attack.observe(data.client(0), 0)
-            if not isinstance(attack, OptimizationAttack):
-                attack.reconstruct(observation)
-                iterations = 0.0
-            else:
-                iterations = attack.measure_iteration(observation) * attack.iterations
-        seconds = time.monotonic() - started + iterations
+            observation = data.play(attack.federation, 0)
+            seconds = time.monotonic() - started + attack.loop.estimate(observation)
         return seconds * (2 if auditor.null_controls else 1)
 
 
 class _Items(LightningDataModule):
-    """The numbers of the items that are still to do."""
+    """The numbers of the items that are still to do, and the data of the cell in hand."""
 
-    def __init__(self, num_items: int, completed: set[int]) -> None:
+    def __init__(self, sweep: Sweep, completed: set[int]) -> None:
         super().__init__()
-        self.num_items = num_items
+        self.sweep = sweep
         self.completed = completed
+
+    def play(self, federation: Federation, client: int, *, noise_only: bool = False) -> Observation:
+        """Play a round with one client of the cell in hand."""
+        return self.sweep.data.play(federation, client, noise_only=noise_only)
 
     def test_dataloader(self) -> ClientLoader:
         """This process' share."""
         assert self.trainer is not None
         return share_clients(
-            self.num_items, self.completed, self.trainer.global_rank, self.trainer.world_size
+            len(self.sweep.items), self.completed, self.trainer.global_rank, self.trainer.world_size
         )
 
 
@@ -248,7 +252,7 @@ def run_sweep(
     if is_dry_run:
         _list_cells(sweep, trainer)
         return None
-    trainer.test(sweep, _Items(len(sweep.items), completed), verbose=False)
+    trainer.test(sweep, _Items(sweep, completed), verbose=False)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         table = write_results(sweep, read_records(sweep.folder))

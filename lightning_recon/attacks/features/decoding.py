@@ -17,8 +17,9 @@ from lightning_recon.attacks.features.linear_decoder import LinearDecoder, fit_l
 from lightning_recon.attacks.features.linear_layers import Reading, obfuscate, solve_inputs
 from lightning_recon.attacks.features.reading import Sight, read_features
 from lightning_recon.attacks.features.relus import learn_foresight, residuals_of_images
-from lightning_recon.attacks.matching.batched import Evidence
+from lightning_recon.attacks.matching.evidence import Evidence
 
+_NUM_REHEARSALS = 4  # of an analytic start, on which the optimisation improves
 _NUM_LOOKS = 4  # at the images, to tell which ReLUs were open
 _MIN_SEEN = 64  # public images from which the usual features are learned, where there are as many
 _MIN_PUBLIC = 8  # images; fewer teach nothing that holds for others
@@ -104,6 +105,23 @@ def decode_features(
     decoder = fit_linear_decoder(maps, public, kernel_size, generator)
     features, images = _look_again(sight, decoder, public, seen, maps)
     return Decoded(sight, public, seen, estimated, decoder, features, images)
+
+
+def analytic_start(update: Evidence, public: Tensor, seed: int, *, is_adaptive: bool) -> Tensor:
+    """Return what the linear layers' gradients tell of the images, B C H W, to begin with.
+
+    Args:
+        update: what was observed; a note is left.
+        public: N C H W in [0, 1], images that belong to no client, at least 2.
+        seed: of the rehearsals' obfuscation.
+        is_adaptive: whether the obfuscation is told from the entries; else all count as exact.
+    """
+    with reading(update):
+        decoded = decode_features(
+            update, public, seed, is_adaptive=is_adaptive, num_rehearsals=_NUM_REHEARSALS
+        )
+    update.notes["analytic_start"] = 1.0
+    return decoded.images
 
 
 def _rehearse(sight: Sight, seen: Tensor, num_rehearsals: int, seed: int) -> Tensor:

@@ -17,7 +17,7 @@ from lightning_recon.attacks.features.linear_stack import (
     run_features,
     solve_stack,
 )
-from lightning_recon.attacks.matching.batched import Evidence
+from lightning_recon.attacks.matching.evidence import Evidence
 from lightning_recon.clients.base import plain
 from lightning_recon.updates import Update
 

@@ -1,1 +1,1 @@
-"""Parts of the attacks that match gradients, each held by an attack and tested alone."""
+"""Parts of the attacks that match gradients; an attack holds them, and each is tested alone."""

@@ -1,7 +1,8 @@
-"""What the attacks share that drive L-BFGS without a line search.
+"""The best dummies that were ever evaluated, for optimizers that may leap away from them.
 
-It may leap away from a solution that it had nearly reached, so what counts is the best iterate and
-not the last one.  It is stored with the objective that was computed AT it, not one step later.
+L-BFGS without a line search may leave a solution that it had nearly reached, so what counts is the
+best iterate and not the last one.  It is stored with the objective that was computed AT it, not one
+step later.
 """
 
 from typing import Any, NamedTuple
@@ -9,8 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_recon.attacks.gradient_matching import Evidence, GradientMatching
-from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.updates import Update
 
 
@@ -20,69 +19,42 @@ class Best(NamedTuple):
     observed: Update | None
     """What they were compared with; None: they come from a checkpoint."""
     objective: Tensor
-    """num_restarts."""
+    """One number a restart."""
     dummy: Tensor
-    """R ..., the restarts one after the other."""
+    """The restarts one after the other."""
 
 
-class BestIterate(GradientMatching):
-    """Gradient matching without a box, that returns the best dummies which it ever evaluated.
+class BestIterate:
+    """Remembers for every restart the dummies of least objective, of one client at a time."""
 
-    The arguments are those of :class:`GradientMatching`.
-    """
+    def __init__(self) -> None:
+        self.best: Best | None = None
 
-    is_batchable = False
-    """The best dummies are kept of one client."""
-    _best: Best | None = None
+    def see(self, dummy: Tensor, objective: Tensor, observed: Update) -> None:
+        """Compare dummies with the best ones so far.
 
-    def project(self, dummy: Tensor) -> None:
-        """Leave the dummies where the optimizer puts them."""
-
-    def differentiate(self, dummy: Tensor, evidence: Evidence) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the parts of the objective and the gradient; remember the best dummies."""
-        parts, gradient = super().differentiate(dummy, evidence)
-        total = torch.stack([part.detach() for part in parts.values()]).sum(0)
-        total = total.nan_to_num(torch.inf)
-        dummy = dummy.detach()
-        best = self._best
-        if best is None or not (best.observed is None or best.observed is evidence.observed):
-            self._best = Best(evidence.observed, total, dummy.clone())
-            return parts, gradient
+        Args:
+            dummy: the restarts one after the other, detached.
+            objective: one number a restart, computed at these dummies.
+            observed: the update that they were compared with; another one begins anew.
+        """
+        total, best = objective.nan_to_num(torch.inf), self.best
+        if best is None or not (best.observed is None or best.observed is observed):
+            self.best = Best(observed, total, dummy.clone())
+            return
         value, kept = best.objective.to(total), best.dummy.to(dummy)
         is_better = (total < value).repeat_interleave(len(dummy) // len(total))
         is_better = is_better.view(-1, *[1] * (dummy.ndim - 1))
-        self._best = Best(
-            evidence.observed, torch.minimum(total, value), dummy.where(is_better, kept)
-        )
-        return parts, gradient
+        self.best = Best(observed, torch.minimum(total, value), dummy.where(is_better, kept))
 
-    def finish(self, dummy: Tensor, evidence: Any) -> Reconstruction:
-        """Return the best dummies of the best restart."""
-        with torch.enable_grad():
-            self.differentiate(dummy, evidence)  # the last step's have not been evaluated yet
-        return super().finish(dummy if self._best is None else self._best.dummy, evidence)
+    def forget(self) -> None:
+        """Begin anew."""
+        self.best = None
 
-    def reconstruct(self, observation: Observation) -> Reconstruction:
-        """Run all iterations on one client."""
-        # a control may run between two iterations of fit
-        kept, self._best = self._best, None
-        try:
-            return super().reconstruct(observation)
-        finally:
-            self._best = kept
+    def save(self) -> Any:
+        """Return what a checkpoint keeps."""
+        return None if self.best is None else tuple(self.best[1:])
 
-    def _begin_client(self, *, keep_dummy: bool) -> None:
-        if not keep_dummy:
-            self._best = None
-        super()._begin_client(keep_dummy=keep_dummy)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the best dummies, too."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["best"] = None if self._best is None else tuple(self._best[1:])
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See :meth:`on_save_checkpoint`."""
-        super().on_load_checkpoint(checkpoint)
-        best = checkpoint.get("best")
-        self._best = None if best is None else Best(None, *best)
+    def load(self, kept: Any) -> None:
+        """Take back what :meth:`save` returned."""
+        self.best = None if kept is None else Best(None, *kept)

@@ -42,7 +42,7 @@ from lightning_recon.attacks.spectral.code import SpectralCode
 from lightning_recon.attacks.spectral.payload import SpectralPayload
 from lightning_recon.attacks.spectral.rows import unmix
 from lightning_recon.clients import Client
-from lightning_recon.defenses import ClipL2, Defense, GaussianNoise
+from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.priors import Prior
@@ -152,21 +152,17 @@ class SpectralLDPAttack(OptimizationAttack):
         for name, value in (("clip_norm", clip_norm), ("noise_std", noise_std)):
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"SpectralLDPAttack: {name} must be above 0, not {value}")
-        clips = [defense.clip_norm for defense in defenses if isinstance(defense, ClipL2)]
-        noises = [defense.std for defense in defenses if isinstance(defense, GaussianNoise)]
-        if self.client.clip_norm is not None:
-            clips.append(self.client.clip_norm)
-        self.clip_norm = clip_norm or min(clips, default=1.0)
-        self.noise_std = max(noise_std or math.hypot(*noises), MIN_NOISE * self.clip_norm)
-        # such a client cannot keep the samples of a batch in different rows
-        self.copies = 1 if self.client.clip_norm is None else 2
+        channel = self.channel
+        self.clip_norm = clip_norm or channel.clip_norm or 1.0
+        self.noise_std = max(noise_std or channel.noise_std or 0.0, MIN_NOISE * self.clip_norm)
+        # a client that clips samples cannot keep those of a batch in different rows
+        self.copies = 2 if channel.clips_samples else 1
         self.num_bins = num_bins
         self.num_samples = num_samples
         self.gain = gain
         self.false_positive_rate = false_positive_rate
         self.shrinkage_steps = shrinkage_steps
         self.priors = nn.ModuleList(priors).requires_grad_(False)
-        self.code: SpectralCode | None = None
         # a tuple hides it from Lightning, as the payload
         self._rounds: tuple[LocalShrinkage, ...] = ()
 
@@ -175,8 +171,8 @@ class SpectralLDPAttack(OptimizationAttack):
     @property
     def energy(self) -> float:
         """What one sample of the batch may use of the squared clipping norm."""
-        num_samples: int = self.num_samples or self.data.batch_size
-        if self.client.clip_norm is not None:  # the mean of gradients of norm C
+        num_samples: int = self.num_samples or self.spec.max_batch_size
+        if self.channel.clips_samples:  # the mean of gradients of norm C
             return (self.clip_norm / num_samples) ** 2
         return self.clip_norm**2 / num_samples
 
@@ -206,7 +202,6 @@ class SpectralLDPAttack(OptimizationAttack):
                     examples = self._rehearse(self.code, images, energy)
                     shrinkage.fit(examples, len(images), self.shrinkage_steps)
                     self._rounds = (*self._rounds, shrinkage)
-        self._payload = ()
 
     def _rehearse(self, code: SpectralCode, images: Tensor, energy: float) -> Iterator[Example]:
         """Send public images through the channel, and give what the next round is to improve."""
@@ -233,9 +228,7 @@ class SpectralLDPAttack(OptimizationAttack):
         Raises:
             InputError: if there are too few rows to tell those that were hit from the others.
         """
-        if self.code is None:
-            raise RuntimeError("learn_public() comes before server_payload()")
-        num_samples = self.num_samples or int(self.data.batch_size)
+        num_samples = self.num_samples or self.spec.max_batch_size
         least = 4 * num_samples * self.copies
         if self.num_bins < least:
             raise InputError(
