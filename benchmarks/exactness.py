@@ -30,11 +30,11 @@ def psnr_together(
     attack: InvertingGradients, data: ClientDataModule, clients: Sequence[int]
 ) -> list[float]:
     """Return the PSNR of several clients' one image, in dB; attacked as one computation."""
-    attack.data = data
     attack.trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
-    attack.start_run()
+    attack.trainer.datamodule = data  # type: ignore[attr-defined]
+    attack.bind(data.spec, data.public_images())
     grey = torch.full(data.image_shape, 0.5)
     values = []
     for client, outcome in zip(clients, attack.attack_together(clients), strict=True):
@@ -45,10 +45,9 @@ def psnr_together(
 
 def psnr_of(attack: Attack, data: ClientDataModule, client: int) -> float:
     """Return the PSNR of one client's one image, in dB."""
-    attack.data = data
-    attack.start_run()
+    attack.bind(data.spec, data.public_images())
     batch = data.client(client)
-    found = attack.reconstruct(attack.observe(batch, client)).images
+    found = attack.reconstruct(attack.federation.play(batch, client)).images
     return matched_psnr(found, batch.images, torch.full(data.image_shape, 0.5))[0]
 
 

@@ -43,7 +43,7 @@ from lightning_recon.files import write_csv, write_json
 from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.runs.results import versions
 from lightning_recon.targets import ConvNet, Target
-from lightning_recon.updates import PrivateBatch, Update
+from lightning_recon.updates import DataSpec, PrivateBatch, Update
 
 PREFIX = "model."  # of the target's parameters in the payload
 ARMS = {
@@ -193,7 +193,8 @@ def make_attack(args: argparse.Namespace, public: Tensor, seed: int) -> LDPAttac
         num_samples=args.batch_size,
         seed=seed,
     )
-    attack.learn_public(public)
+    spec = DataSpec((public.shape[1], public.shape[2], public.shape[3]), None, args.batch_size)
+    attack.bind(spec, public)
     return attack
 
 

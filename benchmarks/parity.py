@@ -178,10 +178,9 @@ def compare(
     batch = data.client(client)
     missing = data.public_images().mean(0)
     attack = case.attack(case.target, iterations)
-    attack.data = data
     started = time.perf_counter()
-    attack.start_run()
-    found = attack.reconstruct(attack.observe(batch, client))
+    attack.bind(data.spec, data.public_images())
+    found = attack.reconstruct(attack.federation.play(batch, client))
     result: dict[str, Any] = {
         "ours": matched_psnr(found.images, batch.images, missing),
         "seconds": time.perf_counter() - started,
@@ -269,13 +268,11 @@ def formula(options: argparse.Namespace, records: Records, num_samples: int) -> 
                 seed=seed,
             )
             attack = RobbingTheFed(LeNet(), num_bins=NUM_BINS, bins="empirical")
-            attack.data = data
-            attack.start_run()
-            assert attack.edges is not None
+            attack.bind(data.spec, data.public_images())
             grey = torch.full(data.image_shape, 0.5)
             for client in range(clients):
                 batch = data.client(client)
-                found = attack.reconstruct(attack.observe(batch, client)).images
+                found = attack.reconstruct(attack.federation.play(batch, client)).images
                 values = matched_psnr(found, batch.images, grey)
                 counts["exact"].append(sum(value > EXACT for value in values))
                 brightness = batch.images.mean((1, 2, 3), dtype=torch.float64)

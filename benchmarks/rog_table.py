@@ -183,9 +183,8 @@ def measure(
     if method == "feature_inversion_denoiser":
         changes = {**changes, **_denoiser(denoiser)}
     attack = make_attack(config, row, target, size, changes)
-    attack.data = data
-    attack.start_run()
-    observation = attack.observe(batch, client)
+    attack.bind(data.spec, data.public_images())
+    observation = attack.federation.play(batch, client)
     started = time.monotonic()
     if method == "published":
         local = attack.client
@@ -207,7 +206,7 @@ def measure(
         "mean_image": _psnr(data.public_images().mean(0).expand_as(batch.images), batch.images),
     }
     if method == "feature_inversion" and client == 0:  # the control costs as much as the attack
-        noise = attack.reconstruct(attack.observe_noise(batch.labels, client))
+        noise = attack.reconstruct(attack.federation.play_noise(batch.labels, client))
         figures["noise_only"] = _psnr(noise.images, batch.images)
     order = match(images, batch.images).row
     return figures, images[order]

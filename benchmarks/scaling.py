@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ import torch
 from benchmarks.records import ROOT, Records, Row, environment, parser, records_of
 from lightning_recon.attacks import InvertingGradients
 from lightning_recon.targets import ConvNet
-from lightning_recon.updates import PrivateBatch
+from lightning_recon.updates import DataSpec, PrivateBatch
 
 AXES = {
     "batch size": [1, 2, 4, 8, 16, 32, 64],
@@ -40,17 +39,17 @@ def point(batch_size: int, restarts: int, side: int) -> dict[str, float]:
     torch.manual_seed(0)
     target = ConvNet(width=16)
     attack = InvertingGradients(target, num_restarts=restarts, iterations=ITERATIONS)
-    attack.data = SimpleNamespace(batch_size=batch_size, image_shape=(3, side, side))
+    attack.bind(DataSpec((3, side, side), 10, batch_size), torch.zeros(0, 3, side, side))
     images, labels = torch.rand(batch_size, 3, side, side), torch.arange(batch_size) % 10
     masks = torch.ones(batch_size, 1, side, side, dtype=torch.bool)
     batch = PrivateBatch(images, labels, masks, torch.arange(batch_size))
     _forget_peak()
     baseline = _peak()
-    start, evidence = attack.initialize(attack.observe(batch, 0))
+    start, evidence = attack.initialize(attack.federation.play(batch, 0))
     seconds = []
     for _ in range(REPEATS + 1):
         started = time.perf_counter()
-        attack.optimise(start, evidence)
+        attack.loop.run(start, evidence)
         seconds.append((time.perf_counter() - started) / ITERATIONS)
     return {"seconds": median(seconds[1:]), "bytes": _peak() - baseline}
 

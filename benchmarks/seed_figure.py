@@ -105,10 +105,9 @@ def attacked(
     target = TorchvisionClassifier("resnet18", weights=None)
     defenses = [ClipL2(clip_norm=CLIP_NORM), GaussianNoise(noise_std=NOISE_STD)]
     attack = make(target, defenses=defenses)
-    attack.data = data
     started = time.perf_counter()
-    attack.start_run()
-    found = attack.reconstruct(attack.observe(data.client(0), 0))
+    attack.bind(data.spec, data.public_images())
+    found = attack.reconstruct(attack.federation.play(data.client(0), 0))
     seconds = time.perf_counter() - started
     return scored(found, data.client(0), data.public_images().mean(0), seconds)
 

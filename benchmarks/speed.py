@@ -63,21 +63,20 @@ def prepare(
     attack: InvertingGradients, data: ClientDataModule, device: str = "cpu"
 ) -> Callable[[], float]:
     """Return a function that gives the seconds of all iterations, after some that warm up."""
-    attack.data = data
     attack.to(device)
-    attack.start_run()
-    start, evidence = attack.initialize(attack.observe(data.client(0), 0))
+    attack.bind(data.spec, data.public_images())
+    start, evidence = attack.initialize(attack.federation.play(data.client(0), 0))
 
     def seconds() -> float:
         started = time.perf_counter()
-        attack.optimise(start, evidence)
+        attack.loop.run(start, evidence)
         if start.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    iterations, attack.iterations = attack.iterations, 3
+    iterations, attack.loop.iterations = attack.loop.iterations, 3
     seconds()
-    attack.iterations = iterations
+    attack.loop.iterations = iterations
     return seconds
 
 
@@ -127,9 +126,8 @@ def bfloat16(options: argparse.Namespace) -> dict[str, float]:
         with context:
             runs[name] = prepare(InvertingGradients(_convnet64(), iterations=10), data)
             attack = InvertingGradients(_convnet64(), iterations=100 if options.quick else 300)
-            attack.data = data
-            attack.start_run()
-            found = attack.reconstruct(attack.observe(data.client(0), 0)).images.float()
+            attack.bind(data.spec, data.public_images())
+            found = attack.reconstruct(attack.federation.play(data.client(0), 0)).images.float()
         truth = data.client(0).images
         (quality[name],) = matched_psnr(found, truth, truth.new_full(truth.shape[1:], 0.5))
 

@@ -71,19 +71,18 @@ class _Watched(InvertingGradients):
 
 def timed_run(attack: _Watched, data: ClientDataModule, client: int) -> dict[str, Any]:
     """Return the seconds of compilation and of each checkpoint, and the checkpoints' PSNR."""
-    attack.data = data
-    attack.start_run()
-    observation = attack.observe(data.client(client), client)
-    iterations, attack.iterations = attack.iterations, 1
+    attack.bind(data.spec, data.public_images())
+    observation = attack.federation.play(data.client(client), client)
+    iterations, attack.loop.iterations = attack.loop.iterations, 1
     attack.watch()
     start, evidence = attack.initialize(observation)
-    attack.optimise(start, evidence)
+    attack.loop.run(start, evidence)
     compilation = time.perf_counter() - attack.started
 
-    attack.iterations = iterations
+    attack.loop.iterations = iterations
     attack.watch()
     start, evidence = attack.initialize(observation)
-    attack.optimise(start, evidence)
+    attack.loop.run(start, evidence)
     truth = data.client(client).images
     grey = torch.full(truth.shape[1:], 0.5)
     # of several restarts the one that the attack itself would return

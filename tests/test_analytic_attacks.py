@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from attack_helpers import bind
 from data_helpers import real_data
 from scipy import stats
 
@@ -84,7 +85,7 @@ def take(batch, number):
 
 def ready(name, public, **kwargs):
     attack = READS[name](**kwargs)
-    attack.learn_public(public)
+    bind(attack, public)
     return attack
 
 
@@ -102,7 +103,7 @@ class TestExact:
     @every_attack
     def test_without_noise_the_images_come_back(self, name, public, small):
         attack, batch = ready(name, public), batch_for(name, small)
-        reconstruction = attack.reconstruct(attack.observe(batch, 0))
+        reconstruction = attack.reconstruct(attack.federation.play(batch, 0))
         found = scores(reconstruction, batch.images)
         assert len(found) == len(reconstruction.images) >= {"trap weights": 2}.get(name, 1)
         assert (found > EXACT).all()
@@ -111,7 +112,7 @@ class TestExact:
     def test_one_local_step_with_an_unknown_learning_rate(self, name, public, small):
         attack = ready(name, public, client=FedAvg(0.1))
         batch = batch_for(name, small)
-        found = scores(attack.reconstruct(attack.observe(batch, 0)), batch.images)
+        found = scores(attack.reconstruct(attack.federation.play(batch, 0)), batch.images)
         # w_1 - w_0 is rounded to the digits of w_0
         least = 25 if name == "robbing" else 35
         assert found.max() > least + 10
@@ -121,8 +122,8 @@ class TestExact:
         targets = [plain(activation=kind) for kind in ("leaky_relu", "tanh", "sigmoid")]
         for target in (*targets, LeNet(20, SIZE), MLP(20, SIZE, (64, 32), "tanh")):
             attack = RGAP(target)
-            attack.learn_public(public)
-            reconstruction = attack.reconstruct(attack.observe(take(small, 1), 0))
+            bind(attack, public)
+            reconstruction = attack.reconstruct(attack.federation.play(take(small, 1), 0))
             assert reconstruction.notes["rank_deficit"] == 0
             assert reconstruction.labels.tolist() == small.labels[:1].tolist()
             assert scores(reconstruction, small.images[:1]).item() > EXACT
@@ -131,7 +132,10 @@ class TestExact:
         attack = ready("r_gap", public, client=FedAvg(0.1))
         for place in range(3):
             one = PrivateBatch(*(field[place : place + 1] for field in small))
-            assert attack.reconstruct(attack.observe(one, 0)).labels.tolist() == one.labels.tolist()
+            assert (
+                attack.reconstruct(attack.federation.play(one, 0)).labels.tolist()
+                == one.labels.tolist()
+            )
 
     def test_april_on_a_transformer_of_torchvision(self, small):
         """Class token, layer norms and shortcuts; reduced in depth and width."""
@@ -144,14 +148,14 @@ class TestExact:
             target.model.heads.head.weight.normal_()  # zero in a fresh one: no gradient
         image = F.interpolate(small.images[:1], scale_factor=2)
         attack = APRIL(target.double(), equation="embedding")
-        attack.learn_public(image)
+        bind(attack, image)
         one = take(small, 1)._replace(images=image)
-        assert scores(attack.reconstruct(attack.observe(one, 0)), image).item() > EXACT
+        assert scores(attack.reconstruct(attack.federation.play(one, 0)), image).item() > EXACT
 
     def test_several_samples_of_an_honest_linear_layer(self, public, small):
         """What is returned is exact, and is each image that has a row to itself."""
         attack = ready("linear", public)
-        reconstruction = attack.reconstruct(attack.observe(small, 0))
+        reconstruction = attack.reconstruct(attack.federation.play(small, 0))
         layer = attack.target.layers[1]
         fires = layer(small.images.flatten(1)) > 0
         alone = fires[:, fires.sum(0) == 1].any(1)
@@ -162,8 +166,8 @@ class TestExact:
 class TestRank:
     def test_a_narrow_network_leaves_dimensions_open(self, public, small):
         attack = RGAP(plain(channels=(4, 8), strides=(2, 2)))
-        attack.learn_public(public)
-        notes = attack.reconstruct(attack.observe(take(small, 1), 0)).notes
+        bind(attack, public)
+        notes = attack.reconstruct(attack.federation.play(take(small, 1), 0)).notes
         # 3 x 16 x 16 unknowns; 4 x 9 x 9 numbers come out, and each channel has 4 x 4 x 4 gradients
         assert notes["rank_deficit"] == 768 - (4 * 81 + 3 * 64) + _common_rank(attack, small)
 
@@ -191,7 +195,7 @@ def _common_rank(attack, small):
 
     step = chain(attack.target, (3, SIZE, SIZE))[0]
     weight = step.layer.weight.detach().double()
-    update = attack.observe(take(small, 1), 0).update
+    update = attack.federation.play(take(small, 1), 0).update
     # dL/dz of the first layer, by autograd
     z = F.conv2d(small.images[:1].double(), weight, None, 2, 2).requires_grad_()
     target = attack.target.double()
@@ -239,10 +243,10 @@ class TestRobbingTheFed:
         attack = RobbingTheFed(
             LeNet(image_size=8), num_bins=num_bins, location=0.5, scale=0.1, sparse=sparse
         )
-        attack.learn_public(torch.zeros(0, 3, 8, 8))
+        bind(attack, torch.zeros(0, 3, 8, 8))
         images, counts = _thumbnails(30 * num_samples), []
         for client, mine in enumerate(images.split(num_samples)):
-            reconstruction = attack.reconstruct(attack.observe(as_batch(mine), client))
+            reconstruction = attack.reconstruct(attack.federation.play(as_batch(mine), client))
             counts.append(int((scores(reconstruction, mine) > EXACT).sum()))
         expected = num_samples * (1 - 1 / num_bins) ** (num_samples - 1)
         error = np.std(counts, ddof=1) / len(counts) ** 0.5
@@ -254,12 +258,12 @@ class TestRobbingTheFed:
             LeNet(image_size=8), location=0.5, scale=0.1, one_shot=True, num_samples=50,
             sparse=sparse,
         )  # fmt: skip
-        attack.learn_public(torch.zeros(0, 3, 8, 8))
-        assert len(attack.payload.rows.weight) == 2 - sparse
+        bind(attack, torch.zeros(0, 3, 8, 8))
+        assert len(attack.federation.payload.rows.weight) == 2 - sparse
         batches = _thumbnails(60 * 50).split(50)
         found = 0
         for client, mine in enumerate(batches):
-            reconstruction = attack.reconstruct(attack.observe(as_batch(mine), client))
+            reconstruction = attack.reconstruct(attack.federation.play(as_batch(mine), client))
             found += bool((scores(reconstruction, mine) > EXACT).any())
         low, high = stats.binom.ppf([0.005, 0.995], len(batches), (1 - 1 / 50) ** 49)
         assert low <= found <= high
@@ -267,7 +271,7 @@ class TestRobbingTheFed:
     @pytest.mark.parametrize("bins", ["normal", "laplace", "empirical", "linear"])
     def test_edges_are_quantiles(self, bins, public):
         attack = RobbingTheFed(LeNet(20, SIZE), bins=bins, num_bins=10)
-        attack.learn_public(public)
+        bind(attack, public)
         at = np.arange(1, 10) / 10
         values = public.mean((1, 2, 3)).double().numpy()
         spread = np.abs(values - np.median(values)).mean()
@@ -283,7 +287,7 @@ class TestRobbingTheFed:
 
     def test_sparse_rows_get_one_sample_each(self, public, small):
         attack = ready("robbing sparse", public)
-        bias = attack.observe(small, 0).update["rows.bias"]
+        bias = attack.federation.play(small, 0).update["rows.bias"]
         brightness = small.images.double().mean((1, 2, 3))
         bins = torch.searchsorted(attack.edges, brightness) - 1
         assert bias.nonzero()[:, 0].tolist() == sorted(set(bins.tolist()))
@@ -291,13 +295,13 @@ class TestRobbingTheFed:
     def test_several_local_steps_move_sparse_rows_little(self, public, small):
         client = FedAvg(0.01, epochs=3, minibatch_size=4)
         attack = ready("robbing sparse", public, client=client)
-        found = scores(attack.reconstruct(attack.observe(small, 0)), small.images)
+        found = scores(attack.reconstruct(attack.federation.play(small, 0)), small.images)
         assert len(found) >= 6
         assert found.median() > 40
 
     def test_too_few_public_images(self):
         with pytest.raises(InputError, match="set location and scale, or bins to linear"):
-            RobbingTheFed(LeNet()).learn_public(torch.zeros(1, 3, 32, 32))
+            bind(RobbingTheFed(LeNet()), torch.zeros(1, 3, 32, 32))
 
 
 class TestTrapWeights:
@@ -307,8 +311,8 @@ class TestTrapWeights:
             images = torch.from_numpy(arrays["x_test"][100 * seed : 100 * seed + 100])
         images = images.permute(0, 3, 1, 2) / 255
         attack = CuriousAbandonHonesty(LeNet(), num_samples=100, seed=seed, **kwargs)
-        attack.learn_public(public)
-        reconstruction = attack.reconstruct(attack.observe(as_batch(images), seed))
+        bind(attack, public)
+        reconstruction = attack.reconstruct(attack.federation.play(as_batch(images), seed))
         return attack, images, scores(reconstruction, images), len(reconstruction.images)
 
     def test_recall_on_cifar10_is_about_that_of_the_paper(self):
@@ -316,7 +320,7 @@ class TestTrapWeights:
         for seed in range(4):
             attack, images, found, number = self.attack_cifar(seed)
             # all that a row holds alone, and nothing else: found without looking
-            fires = images.flatten(1) @ attack.payload.rows.weight.T > 0
+            fires = images.flatten(1) @ attack.federation.payload.rows.weight.T > 0
             alone = fires[:, fires.sum(0) == 1].any(1)
             assert number == alone.sum() == (found > EXACT).sum()
             recalls.append(number / 100)
@@ -330,7 +334,7 @@ class TestTrapWeights:
 
     def test_positive_weights_are_the_negative_ones_scaled(self, public):
         attack = ready("trap weights", public, scaling=0.9)
-        for row in attack.payload.rows.weight[:5].detach():
+        for row in attack.federation.payload.rows.weight[:5].detach():
             positive, negative = row[row > 0], -row[row < 0]
             assert torch.allclose(positive.sort().values, 0.9 * negative.sort().values, atol=1e-7)
 
@@ -342,14 +346,14 @@ class TestNoise:
         for defenses in ([], [GaussianNoise(0.01)]):
             attack = ready(name, public, defenses=defenses)
             for client in range(3):
-                found = attack.reconstruct(attack.observe_noise(labels, client))
+                found = attack.reconstruct(attack.federation.play_noise(labels, client))
                 assert len(found.images) == len(found.score) == 0
 
     def test_noise_on_the_rows_is_noise_on_the_image(self, public, small):
         attack = ready("robbing sparse", public)
-        gain = attack.observe(small, 0).update["rows.bias"].abs().max().item()
+        gain = attack.federation.play(small, 0).update["rows.bias"].abs().max().item()
         noisy = ready("robbing sparse", public, defenses=[GaussianNoise(0.02 * gain)])
-        reconstruction = noisy.reconstruct(noisy.observe(small, 0))
+        reconstruction = noisy.reconstruct(noisy.federation.play(small, 0))
         best = scores(reconstruction, small.images).max().item()
         assert best == pytest.approx(-20 * np.log10(0.02), abs=2.5)
 
@@ -357,7 +361,7 @@ class TestNoise:
         plain_attack = ready("robbing", public)
         clipped = ready("robbing", public, defenses=[ClipL2(1e-3)])
         for attack in (plain_attack, clipped):
-            found = scores(attack.reconstruct(attack.observe(small, 0)), small.images)
+            found = scores(attack.reconstruct(attack.federation.play(small, 0)), small.images)
             assert (found > EXACT).sum() >= 6
 
 
@@ -365,7 +369,7 @@ class TestHonesty:
     @every_attack
     def test_poisoned_truth_changes_nothing(self, name, public, small):
         attack, mine = ready(name, public), batch_for(name, small)
-        observation = attack.observe(mine, 0)
+        observation = attack.federation.play(mine, 0)
         clean = attack.reconstruct(observation)
         mine.images.fill_(torch.nan)
         mine.labels.fill_(-1)
@@ -381,7 +385,7 @@ class TestHonesty:
         batch, results = batch_for(name, small), []
         for _ in range(2):
             attack = ready(name, public, defenses=[GaussianNoise(1e-7)], seed=3)
-            results.append(attack.reconstruct(attack.observe(batch, 0)))
+            results.append(attack.reconstruct(attack.federation.play(batch, 0)))
         assert torch.equal(results[0].images, results[1].images)
         assert results[0].notes == results[1].notes
 
@@ -389,7 +393,7 @@ class TestHonesty:
     def test_never_more_images_than_samples(self, name, public, small):
         attack = ready(name, public, defenses=[GaussianNoise(1e-5)])
         batch = batch_for(name, small)
-        assert len(attack.reconstruct(attack.observe(batch, 0)).images) <= len(batch.images)
+        assert len(attack.reconstruct(attack.federation.play(batch, 0)).images) <= len(batch.images)
 
 
 class TestBadInput:
@@ -407,16 +411,16 @@ class TestBadInput:
     )
     def test_a_target_that_cannot_be_read(self, make, words):
         attack = make()
-        attack.learn_public(torch.zeros(0, 3, 32, 32))
+        bind(attack, torch.zeros(0, 3, 32, 32))
         with pytest.raises(InputError, match=words) as error:
-            _ = attack.payload
+            _ = attack.federation.payload
         assert "\n" not in str(error.value)
 
     @pytest.mark.parametrize("name", sorted(SINGLE))
     def test_several_samples(self, name, public, small):
         attack = ready(name, public)
         with pytest.raises(InputError, match="set the data's batch_size to 1"):
-            attack.reconstruct(attack.observe(small, 0))
+            attack.reconstruct(attack.federation.play(small, 0))
 
     @pytest.mark.parametrize(
         ("make", "words"),
@@ -435,4 +439,4 @@ class TestBadInput:
 
     def test_no_public_images_and_no_scaling(self):
         with pytest.raises(InputError, match="set scaling, or num_public"):
-            CuriousAbandonHonesty(LeNet(), num_samples=4).learn_public(torch.zeros(0, 3, 32, 32))
+            bind(CuriousAbandonHonesty(LeNet(), num_samples=4), torch.zeros(0, 3, 32, 32))

@@ -148,10 +148,8 @@ def test_buffers_that_are_sent_count_in_the_message(data):
     sizes = []
     for known in (["labels"], ["labels", "buffers"]):
         attack = InvertingGradients(ConvNet(num_classes=20, width=4), known=known)
-        attack.data = data
-        attack.setup("test")
-        attack.start_run()
-        assert attack.payload is attack.target
+        attack.bind(data.spec, data.public_images())
+        assert attack.federation.payload is attack.target
         images = data.client(0).images
         record, _ = Auditor(data, null_controls=False).audit(attack, 0, result(images), 0.0)
         sizes.append(record.notes["update_bits"])

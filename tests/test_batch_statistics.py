@@ -1,11 +1,11 @@
 """What the buffers of a client tell of its batch, against the statistics of the batch itself."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from attack_helpers import bind
 from torch import nn
 
 from lightning_recon.attacks import Attack, InvertingGradients
@@ -215,36 +215,40 @@ class Grants(Attack):
         raise NotImplementedError
 
 
+def granting(*oracles, **arguments):
+    return bind(Grants(*oracles, **arguments), private().images[:0])
+
+
 def test_buffers_are_observed_only_where_they_are_granted():
     batch = private()
     arguments = {"target": public_model(), "defenses": [ClipL2(1e-3), GaussianNoise(1.0)]}
-    assert Grants("labels", **arguments).observe(batch, 0).buffers is None
-    attack = Grants("buffers", **arguments)
-    observation = attack.observe(batch, 0)
+    assert granting("labels", **arguments).federation.play(batch, 0).buffers is None
+    attack = granting("buffers", **arguments)
+    observation = attack.federation.play(batch, 0)
     found = batch_statistics(observation.payload, observation.buffers)
-    assert_statistics(found, inputs_of_norms(attack.payload, batch.images))
+    assert_statistics(found, inputs_of_norms(attack.federation.payload, batch.images))
 
 
 def test_without_data_the_buffers_are_the_payloads_own():
-    attack = Grants("buffers", target=public_model())
-    observation = attack.observe_noise(torch.zeros(2, dtype=torch.int64), 0)
-    for name, buffer in attack.payload.named_buffers():
+    attack = granting("buffers", target=public_model())
+    observation = attack.federation.play_noise(torch.zeros(2, dtype=torch.int64), 0)
+    for name, buffer in attack.federation.payload.named_buffers():
         assert torch.equal(observation.buffers[name], buffer)
 
 
 def test_buffers_of_a_captured_update():
-    attack = Grants("buffers", target=public_model())
-    update, buffers = FedSGD().run(attack.payload, private(), seed=0)
+    attack = granting("buffers", target=public_model())
+    update, buffers = FedSGD().run(attack.federation.payload, private(), seed=0)
     captured = {"update": update, "num_samples": 6, "labels": None}
-    observation = attack.observe_captured({**captured, "buffers": buffers}, 0)
+    observation = attack.federation.receive({**captured, "buffers": buffers}, 0)
     for name, buffer in buffers.items():
         assert torch.equal(observation.buffers[name], buffer)
     del buffers["features.1.running_var"]
     with pytest.raises(InputError, match=r"update 4: buffer features.1.running_var .* missing"):
-        attack.observe_captured({**captured, "buffers": buffers}, 4)
+        attack.federation.receive({**captured, "buffers": buffers}, 4)
     buffers["features.1.running_var"] = torch.zeros(3)
     with pytest.raises(InputError, match=r"should be \(4,\) but is \(3,\)") as caught:
-        attack.observe_captured({**captured, "buffers": buffers}, 4)
+        attack.federation.receive({**captured, "buffers": buffers}, 4)
     assert "\n" not in str(caught.value)
 
 
@@ -263,14 +267,14 @@ def test_the_privacy_statement_tells_of_buffers_that_pass_no_defense(known):
 def test_buffers_that_do_not_exist_cannot_be_granted():
     known = ["labels", "num_samples", "client", "buffers"]
     attack = InvertingGradients(LeNet(10), known=known)
-    attack.data = SimpleNamespace(image_shape=(3, 32, 32), num_classes=10)
     with pytest.raises(InputError, match="LeNet has no buffers to grant"):
-        attack.setup("test")
+        bind(attack, torch.zeros(0, 3, 32, 32))
     attack = InvertingGradients(ConvNet(10, width=4), known=known)
+    bind(attack, torch.zeros(0, 3, 32, 32))
     update = dict(attack.target.named_parameters())
     captured = {"update": update, "num_samples": 1, "labels": torch.tensor([1])}
     with pytest.raises(InputError, match="captured update 3 holds no buffers"):
-        attack.observe_captured(captured, 3)
+        attack.federation.receive(captured, 3)
 
 
 def test_no_claim_holds_where_buffers_are_sent():

@@ -47,13 +47,13 @@ def make(kind, batch_size=1, image_size=16, **arguments):
     attack.data = SampleImagesDataModule(
         batch_size=batch_size, num_clients=2, image_size=image_size
     )
-    attack.start_run()
+    attack.bind(attack.data.spec, attack.data.public_images())
     return attack
 
 
 def run(attack, client=0):
     batch = attack.data.client(client)
-    return attack.reconstruct(attack.observe(batch, client)), batch
+    return attack.reconstruct(attack.federation.play(batch, client)), batch
 
 
 # --- every attack ------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def test_the_objective_falls(kind, client):
 def test_a_poisoned_truth_changes_nothing(kind):
     attack = make(kind, num_restarts=2)
     batch = PrivateBatch(*(field.clone() for field in attack.data.client(0)))
-    observation = attack.observe(batch, 0)
+    observation = attack.federation.play(batch, 0)
     first = attack.reconstruct(observation)
     batch.images.fill_(torch.nan)
     if observation.labels is None:
@@ -89,7 +89,7 @@ def test_a_poisoned_truth_changes_nothing(kind):
 @pytest.mark.parametrize("kind", ATTACKS)
 def test_a_defense_leaves_no_attack_without_a_result(kind):
     attack = make(kind, client=FedAvg(0.05, 2, momentum=0.5))
-    observation = attack.observe_noise(torch.tensor([3]), 0)  # an update of zeros
+    observation = attack.federation.play_noise(torch.tensor([3]), 0)  # an update of zeros
     found = attack.reconstruct(observation)
     assert found.images.isfinite().all()
 
@@ -113,7 +113,7 @@ def test_leakage_is_deep(kind):
 
 def test_dlg_returns_the_labels_of_its_dummies_and_not_a_template():
     attack = make(DLG, batch_size=2, num_restarts=3)
-    observation = attack.observe(attack.data.client(0), 0)
+    observation = attack.federation.play(attack.data.client(0), 0)
     assert observation.labels is None
     start, evidence = attack.initialize(observation)
     assert start.shape == (6, 3 * 16 * 16 + 20)
@@ -158,9 +158,9 @@ def test_the_best_of_one_client_is_not_the_best_of_the_next():
     again, _ = run(attack, 0)
     assert torch.equal(first.images, again.images)
     # nor does a control that runs in between take its place
-    _, evidence = attack.initialize(attack.observe(batch, 0))
+    _, evidence = attack.initialize(attack.federation.play(batch, 0))
     attack.differentiate(dummy_of(batch.images), evidence)
-    attack.reconstruct(attack.observe_noise(batch.labels, 0))
+    attack.reconstruct(attack.federation.play_noise(batch.labels, 0))
     found = attack.finish(dummy_of(batch.images) + 1, evidence)
     torch.testing.assert_close(found.images, batch.images)
 
@@ -168,7 +168,7 @@ def test_the_best_of_one_client_is_not_the_best_of_the_next():
 def test_the_best_iterate_outlives_a_checkpoint():
     attack = make(IDLG)
     batch = attack.data.client(0)
-    _, evidence = attack.initialize(attack.observe(batch, 0))
+    _, evidence = attack.initialize(attack.federation.play(batch, 0))
     attack.differentiate(dummy_of(batch.images), evidence)
     checkpoint = {
         "loops": {"fit_loop": {"epoch_loop.batch_progress": {"current": {"ready": 1}}}},
@@ -177,7 +177,7 @@ def test_the_best_iterate_outlives_a_checkpoint():
     attack.on_save_checkpoint(checkpoint)
     other = make(IDLG)
     other.on_load_checkpoint(checkpoint)
-    _, evidence = other.initialize(other.observe(batch, 0))
+    _, evidence = other.initialize(other.federation.play(batch, 0))
     found = other.finish(dummy_of(batch.images) + 1, evidence)
     torch.testing.assert_close(found.images, batch.images)
 
@@ -296,7 +296,7 @@ def test_shifted_copies_are_aligned():
 
 def test_the_group_pulls_its_members_together():
     attack = make(GradInversion, num_restarts=3, group_weight=0.7)
-    start, evidence = attack.initialize(attack.observe(attack.data.client(0), 0))
+    start, evidence = attack.initialize(attack.federation.play(attack.data.client(0), 0))
     alone = make(GradInversion, num_restarts=3, group_weight=0.0)
     with torch.enable_grad():
         parts, gradient = attack.differentiate(start.clone(), evidence)
@@ -446,10 +446,10 @@ def test_statistics_of_several_restarts_are_those_of_each(mode):
     )
     batch = attack.data.client(0)
     gather_statistics(network, attack.data.client(1).images)
-    start, evidence = attack.initialize(attack.observe(batch, 0))
+    start, evidence = attack.initialize(attack.federation.play(batch, 0))
     parts, gradient = attack.differentiate(start, evidence)
     assert gradient.isfinite().all()
-    with attack.simulating(evidence):
+    with attack.engine.simulating(evidence):
         for restart in range(2):
             images = start[3 * restart : 3 * restart + 3]
             value = BatchNormStatistics(0.1)(
@@ -464,22 +464,32 @@ def test_statistics_of_several_restarts_are_those_of_each(mode):
 def test_features_of_the_truth_are_those_that_the_update_tells():
     attack = make(ModernInvertingGradients, target=ConvNet(num_classes=20, width=4), num_restarts=2)
     batch, other = attack.data.client(0), attack.data.client(1)
-    observation = attack.observe(batch, 0)
+    observation = attack.federation.play(batch, 0)
     start, evidence = attack.initialize(observation)
     prior = DeepFeatures(1.0)
-    with attack.client.working(attack.payload):
-        at_truth = prior(batch.images, batch.labels, attack.payload, observation.update, {})
-        elsewhere = prior(other.images, batch.labels, attack.payload, observation.update, {})
+    with attack.client.working(attack.federation.payload):
+        at_truth = prior(
+            batch.images, batch.labels, attack.federation.payload, observation.update, {}
+        )
+        elsewhere = prior(
+            other.images, batch.labels, attack.federation.payload, observation.update, {}
+        )
         scaled = {name: -0.3 * tensor for name, tensor in observation.update.items()}
-        assert prior(batch.images, batch.labels, attack.payload, scaled, {}).item() < 1e-6
+        assert (
+            prior(batch.images, batch.labels, attack.federation.payload, scaled, {}).item() < 1e-6
+        )
     assert at_truth.item() < 1e-8
     assert elsewhere.item() > 1e-3
     # several restarts at once give what each gives alone
-    with attack.simulating(evidence):
+    with attack.engine.simulating(evidence):
         together = attack.differentiate(start, evidence)[0]["DeepFeatures"]
         for restart in range(2):
             value = attack.priors[1](
-                start[restart, None], batch.labels, attack.payload, observation.update, {}
+                start[restart, None],
+                batch.labels,
+                attack.federation.payload,
+                observation.update,
+                {},
             )
             torch.testing.assert_close(together[restart], value, rtol=1e-4, atol=1e-7)
 

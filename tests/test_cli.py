@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from attack_helpers import bind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_recon.attacks import Attack
@@ -164,8 +165,8 @@ class TestPredict:
         data.prepare_data()
         data.setup()
         attack.num_samples = 4
-        attack.learn_public(data.public_images())
-        observation = attack.observe(data.client(0), 0)
+        bind(attack, data.public_images())
+        observation = attack.federation.play(data.client(0), 0)
         Path("captured").mkdir()
         torch.save(
             {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from attack_helpers import bind_to
 
 from lightning_recon.attacks import DLG, GradInversion, MultiScale, ROGAttack
 from lightning_recon.attacks.matching.batched import stack_clients
@@ -58,10 +59,9 @@ def make(attack_class=ROGAttack, batch_size=2, **arguments):
     if attack_class is ROGAttack:
         arguments = {"upsampling": 1, **arguments}
     attack = attack_class(**arguments)
-    attack.data = SampleImagesDataModule(batch_size=batch_size, num_clients=3, image_size=32)
     attack.computing = computing
-    attack.start_run()
-    return attack
+    data = SampleImagesDataModule(batch_size=batch_size, num_clients=3, image_size=32)
+    return bind_to(attack, data)
 
 
 def assert_same(found, expected):
@@ -139,15 +139,14 @@ def test_the_gradient_through_batch_norm_is_that_of_finite_differences(clients_a
 def test_a_failing_client_fails_alone(noise_only, monkeypatch):
     attack = make(clients_at_once=3)
     expected = attack.attack_together(CLIENTS, noise_only=noise_only)
-    name = "observe_noise" if noise_only else "observe"
-    observe = getattr(attack, name)
+    play = attack.play
 
-    def broken(data, client):
+    def broken(client, **options):
         if client == 1:
             raise InputError("the update of client 1 holds NaN")
-        return observe(data, client)
+        return play(client, **options)
 
-    monkeypatch.setattr(attack, name, broken)
+    monkeypatch.setattr(attack, "play", broken)
     with pytest.raises(InputError, match="client 1"):
         attack.attack_together(CLIENTS, noise_only=noise_only)
     attack.records_failures = True
@@ -191,19 +190,19 @@ def test_a_client_of_another_size_is_attacked_apart(monkeypatch):
 def test_where_memory_is_short_fewer_clients_then_fewer_restarts_run_at_once(monkeypatch):
     attack = make(clients_at_once=4, num_restarts=2, batch_size=1)
     expected = attack.attack_together(CLIENTS)
-    real = attack._differentiate
+    real = attack.engine._differentiate
     sizes = []
 
-    def short(dummy, evidence):
+    def short(dummy, evidence, image_shape):
         sizes.append(len(dummy))
         if len(dummy) > 1:
             raise torch.OutOfMemoryError("too much")
-        return real(dummy, evidence)
+        return real(dummy, evidence, image_shape)
 
-    monkeypatch.setattr(attack, "_differentiate", short)
+    monkeypatch.setattr(attack.engine, "_differentiate", short)
     found = attack.attack_together(CLIENTS)
     assert sizes[:3] == [6, 2, 1]  # all, one client, one restart
-    assert (attack.clients_together, attack.restarts_at_once) == (1, 1)
+    assert (attack.engine.clients_together, attack.engine.restarts_at_once) == (1, 1)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.images, other.images, rtol=0, atol=2e-4)
         assert one.notes == {**other.notes, "restarts_at_once": 1.0, "clients_at_once": 1.0}
@@ -212,7 +211,7 @@ def test_where_memory_is_short_fewer_clients_then_fewer_restarts_run_at_once(mon
 def test_a_chunk_of_clients_is_compared_with_their_own_updates(monkeypatch):
     attack = make(clients_at_once=3, client=FedAvg(0.01))
     expected = attack.attack_together(CLIENTS)
-    attack.clients_together = 2
+    attack.engine.clients_together = 2
     found = attack.attack_together(CLIENTS)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.images, other.images, rtol=0, atol=2e-4)
@@ -223,11 +222,11 @@ def test_each_client_is_left_where_it_would_be_alone(monkeypatch):
     curves = [alone.attack_client(client).curve for client in CLIENTS]
     limit = sum(curve[4][1] for curve in curves) / 3
     for attack in (alone, together):
-        monkeypatch.setattr(attack, "_is_on_plateau", lambda curve: curve[-1][1] < limit)
+        monkeypatch.setattr(attack.loop, "is_on_plateau", lambda curve: curve[-1][1] < limit)
     expected = [alone.attack_client(client) for client in CLIENTS]
     assert len({len(reconstruction.curve) for reconstruction in expected}) > 1
     assert_same(together.attack_together(CLIENTS), expected)
-    monkeypatch.setattr(together, "_is_on_plateau", lambda curve: len(curve) == 2)
+    monkeypatch.setattr(together.loop, "is_on_plateau", lambda curve: len(curve) == 2)
     assert [len(r.curve) for r in together.attack_together(CLIENTS)] == [2, 2, 2]
 
 

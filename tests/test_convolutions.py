@@ -54,18 +54,18 @@ def test_few_small_images_pass_torchs_own_kernels_to_the_same_gradient(
     assert 2 * 230400 <= FEW_PRODUCTS < 3 * 230400
     attack = InvertingGradients(LeNet(20), num_restarts=num_restarts)
     attack.data = SampleImagesDataModule(batch_size=1, num_clients=1, image_size=32)
-    attack.start_run()
-    start, evidence = attack.initialize(attack.observe(attack.data.client(0), 0))
+    attack.bind(attack.data.spec, attack.data.public_images())
+    start, evidence = attack.initialize(attack.federation.play(attack.data.client(0), 0))
     seen = []
     objective = attack.objective
     monkeypatch.setattr(
-        attack,
-        "objective",
+        attack.engine,
+        "_objective",
         lambda *args: (seen.append(torch.backends.mkldnn.enabled), objective(*args))[1],
     )
     _, gradient = attack.differentiate(start, evidence)
     assert seen == [not is_native]
-    monkeypatch.setattr(attack, "_convolves_little", lambda *_: is_native is False)
+    monkeypatch.setattr(attack.engine, "_convolves_little", lambda *_: is_native is False)
     _, other = attack.differentiate(start, evidence)
     assert seen == [not is_native, is_native]
     torch.testing.assert_close(gradient, other, rtol=0, atol=float(1e-5 * gradient.abs().max()))

@@ -77,15 +77,17 @@ def make(batch_size=4, num_public=64, **arguments):
     attack.data = SampleImagesDataModule(
         batch_size=batch_size, num_clients=1, image_size=32, num_public=num_public
     )
-    attack.start_run()
+    attack.bind(attack.data.spec, attack.data.public_images())
     return attack
 
 
 def feature_errors(attack, batch):
     """Relative error of each sample's features; samples of one label in any order."""
-    start, evidence = attack.initialize(attack.observe(batch, 0))
+    start, evidence = attack.initialize(attack.federation.play(batch, 0))
     with torch.no_grad():
-        truth = run_features(attack.payload, evidence.stack, batch.images, evidence.parameters)
+        truth = run_features(
+            attack.federation.payload, evidence.stack, batch.images, evidence.parameters
+        )
     distance = torch.cdist(evidence.features, truth) / truth.norm(dim=1)
     differ = evidence.update.labels[:, None] != batch.labels.sort().values[None]
     if torch.equal(evidence.update.labels, batch.labels):
@@ -444,7 +446,7 @@ def test_obfuscation(name):
 def test_an_update_that_is_noise_gives_images_of_some_kind():
     # the size that these features seem to have is below 0
     attack = make(1, defenses=[Piecewise(epsilon=1000.0, clip_value=0.1)], seed=2)
-    start, _ = attack.initialize(attack.observe(attack.data.client(0), 0))
+    start, _ = attack.initialize(attack.federation.play(attack.data.client(0), 0))
     assert start.isfinite().all()
 
 
@@ -454,7 +456,7 @@ def test_the_naive_attacker_does_worse(name):
     for adaptive in (True, False):
         attack = make(defenses=OBFUSCATIONS[name][0], adaptive=adaptive)
         batch = attack.data.client(0)
-        reconstruction = attack.reconstruct(attack.observe(batch, 0))
+        reconstruction = attack.reconstruct(attack.federation.play(batch, 0))
         found.append(float(psnr(reconstruction.images, batch.images).mean()))
     assert found[0] > found[1] + 2
 
@@ -466,7 +468,7 @@ def test_the_optimisation_improves_the_decoded_images():
         optimizer=partial(torch.optim.Adam, lr=0.01),
     )
     batch = attack.data.client(0)
-    observation = attack.observe(batch, 0)
+    observation = attack.federation.play(batch, 0)
     start, _ = attack.initialize(observation)
     found = attack.reconstruct(observation)
     assert psnr(found.images, batch.images).mean() > psnr(start, batch.images).mean() + 0.5
@@ -478,7 +480,7 @@ def test_the_optimisation_improves_the_decoded_images():
 def test_pooled_features_are_helped_by_the_update(client):
     attack = make(target=ResNet9(20, width=4), client=client, matching_weight=1.0)
     batch = attack.data.client(0)
-    start, evidence = attack.initialize(attack.observe(batch, 0))
+    start, evidence = attack.initialize(attack.federation.play(batch, 0))
     assert evidence.matching_weight > 0
     found = []
     for images in (start, batch.images):
@@ -493,7 +495,7 @@ def test_pooled_features_are_helped_by_the_update(client):
 def test_pooled_features_are_decoded_better_than_by_the_mean_image(defenses):
     attack = make(target=ResNet9(20, width=16), defenses=defenses)
     batch = attack.data.client(0)
-    observation = attack.observe(batch, 0)
+    observation = attack.federation.play(batch, 0)
     start, evidence = attack.initialize(observation)
     assert not evidence.is_refined
     found = attack.reconstruct(observation).images
@@ -505,7 +507,7 @@ def test_pooled_features_are_decoded_better_than_by_the_mean_image(defenses):
 def test_labels_are_inferred():
     attack = make(known=("num_samples",))
     batch = attack.data.client(0)
-    observation = attack.observe(batch, 0)
+    observation = attack.federation.play(batch, 0)
     assert observation.labels is None
     found = attack.reconstruct(observation)
     assert found.labels.tolist() == sorted(batch.labels.tolist())
@@ -525,7 +527,7 @@ def test_without_public_images():
 def test_the_truth_has_no_part_in_it(name):
     attack = make(defenses=OBFUSCATIONS[name][0])
     batch = attack.data.client(0)
-    observation = attack.observe(batch, 0)
+    observation = attack.federation.play(batch, 0)
     first = attack.reconstruct(observation)
     batch.images.fill_(math.nan)
     again = attack.reconstruct(observation)
@@ -538,7 +540,7 @@ def test_the_truth_has_no_part_in_it(name):
 def test_an_update_without_a_leak(make_target, defenses):
     attack = make(target=make_target(), defenses=defenses)
     batch = attack.data.client(0)
-    found = attack.reconstruct(attack.observe_noise(batch.labels, 0))
+    found = attack.reconstruct(attack.federation.play_noise(batch.labels, 0))
     assert bool(found.images.isfinite().all())
     assert bool(found.score.isfinite().all())
     assert psnr(found.images, batch.images).mean() < 16

@@ -41,19 +41,19 @@ def make(**arguments):
     }
     attack = ROGAttack(**arguments)
     attack.data = SampleImagesDataModule(batch_size=4, num_clients=2, image_size=32)
-    attack.start_run()
+    attack.bind(attack.data.spec, attack.data.public_images())
     return attack
 
 
 def test_the_matching_loop_is_the_plain_one():
     attack = make(iterations=30)
     batch = attack.data.client(0)
-    found = attack.reconstruct(attack.observe(batch, 0))
+    found = attack.reconstruct(attack.federation.play(batch, 0))
 
     network = ROGLeNet(num_classes=20, image_size=32)
     parameters = list(network.parameters())
     observed = torch.autograd.grad(F.cross_entropy(network(batch.images), batch.labels), parameters)
-    start, _ = attack.initialize(attack.observe(batch, 0))
+    start, _ = attack.initialize(attack.federation.play(batch, 0))
     latent = start.clone().requires_grad_()
     optimizer = adam([latent])
     for _ in range(30):
@@ -77,7 +77,7 @@ def test_the_matching_loop_is_the_plain_one():
 @pytest.mark.parametrize("client", [FedSGD(), FedAvg(0.01, 2, 2, momentum=0.5)])
 def test_restarts_run_together_as_they_would_one_by_one(target, client):
     together = make(target=target, client=client, num_restarts=3, upsampling=1)
-    observation = together.observe(together.data.client(0), 0)
+    observation = together.federation.play(together.data.client(0), 0)
     start, evidence = together.initialize(observation)
     assert not torch.equal(start[:4], start[4:8])
     values = distances(together, start, evidence)
@@ -91,7 +91,7 @@ def test_restarts_run_together_as_they_would_one_by_one(target, client):
 def test_the_restart_of_least_objective_is_returned():
     attack = make(num_restarts=3, upsampling=1)
     batch = attack.data.client(0)
-    start, evidence = attack.initialize(attack.observe(batch, 0))
+    start, evidence = attack.initialize(attack.federation.play(batch, 0))
     start[4:8] = batch.images
     found = attack.finish(start, evidence)
     torch.testing.assert_close(found.images, batch.images)
@@ -104,7 +104,7 @@ def test_the_restart_of_least_objective_is_returned():
 def test_the_truth_is_at_distance_zero(distance, client):
     attack = make(client=client, distance=distance, upsampling=1)
     batch = attack.data.client(0)
-    _, evidence = attack.initialize(attack.observe(batch, 0))
+    _, evidence = attack.initialize(attack.federation.play(batch, 0))
     other = attack.data.client(1)
     at_truth = float(distances(attack, batch.images, evidence))
     elsewhere = float(distances(attack, other.images, evidence))
@@ -116,7 +116,7 @@ def test_the_truth_is_at_distance_zero(distance, client):
 def test_an_unknown_local_rate_is_fitted():
     attack = make(client=FedAvg(0.37), known=["labels"], distance="relative", upsampling=1)
     batch = attack.data.client(0)
-    observation = attack.observe(batch, 0)
+    observation = attack.federation.play(batch, 0)
     assert observation.client is None
     _, evidence = attack.initialize(observation)
     assert evidence.scale is None
@@ -132,7 +132,7 @@ def test_the_adaptive_attacker_clips_as_the_client_does_and_the_naive_one_does_n
             upsampling=1,
         )
         batch = attack.data.client(0)
-        observation = attack.observe(batch, 0)
+        observation = attack.federation.play(batch, 0)
         assert (observation.defenses is not None) is adaptive
         assert ("defenses" in attack.oracles) is adaptive
         _, evidence = attack.initialize(observation)
@@ -159,8 +159,8 @@ def test_labels_are_inferred_from_the_sum_of_local_gradients(client, monkeypatch
     monkeypatch.setattr("lightning_recon.attacks.gradient_matching.infer_labels", infer)
     attack = make(client=client, known=["num_samples", "client"], adaptive=True)
     batch = attack.data.client(0)
-    attack.initialize(attack.observe(batch, 0))
-    gradient = FedSGD()(attack.payload, batch, seed=0)
+    attack.initialize(attack.federation.play(batch, 0))
+    gradient = FedSGD()(attack.federation.payload, batch, seed=0)
     last = list(gradient)[-1]
     assert seen["scale"] == 1
     assert (seen["weight"] - gradient[last]).norm() < 0.05 * gradient[last].norm()
@@ -176,10 +176,10 @@ def test_priors_see_the_statistics_of_the_batch_where_buffers_are_granted():
             priors=[BatchNormStatistics(1.0)],
         )
         batch, other = attack.data.client(0), attack.data.client(1)
-        observation = attack.observe(batch, 0)
+        observation = attack.federation.play(batch, 0)
         assert (observation.buffers is None) is (known == KNOWN)
         _, evidence = attack.initialize(observation)
-        with attack.simulating(evidence):
+        with attack.engine.simulating(evidence):
             found[known] = [
                 float(attack.objective(images, evidence)["BatchNormStatistics"].detach())
                 for images in (batch.images, other.images)
@@ -199,7 +199,7 @@ def test_clients_attacked_together_keep_their_own_statistics():
         priors=[BatchNormStatistics(1.0)],
     )
     starts, evidences = zip(
-        *(attack.initialize(attack.observe(attack.data.client(i), i)) for i in range(2)),
+        *(attack.initialize(attack.federation.play(attack.data.client(i), i)) for i in range(2)),
         strict=True,
     )
     together, gradient = attack.differentiate(torch.cat(starts), stack_clients(evidences))
@@ -214,7 +214,7 @@ def test_clients_attacked_together_keep_their_own_statistics():
 def test_what_is_not_known_is_not_observed_and_labels_are_inferred():
     attack = make(known=["num_samples"])
     batch = attack.data.client(0)
-    observation = attack.observe(batch, 0)
+    observation = attack.federation.play(batch, 0)
     assert (observation.labels, observation.client, observation.defenses) == (None, None, None)
     found = attack.reconstruct(observation)
     assert sorted(found.labels.tolist()) == sorted(batch.labels.tolist())
@@ -227,7 +227,7 @@ def test_a_poisoned_truth_changes_nothing():
     attack = make()
     batch = attack.data.client(0)
     batch = PrivateBatch(*(field.clone() for field in batch))
-    observation = attack.observe(batch, 0)
+    observation = attack.federation.play(batch, 0)
     first = attack.reconstruct(observation)
     batch.images.fill_(torch.nan)
     assert torch.equal(attack.reconstruct(observation).images, first.images)
@@ -237,7 +237,7 @@ def test_line_searches_and_single_steps_both_drive_the_dummies():
     losses = []
     for optimizer in (adam, lambda p: torch.optim.LBFGS(p, lr=1.0, max_iter=5)):
         attack = make(optimizer=optimizer, iterations=6)
-        found = attack.reconstruct(attack.observe(attack.data.client(0), 0))
+        found = attack.reconstruct(attack.federation.play(attack.data.client(0), 0))
         losses.append(found.curve[-1][1] / found.curve[0][1])
     assert max(losses) < 0.9
 
@@ -271,9 +271,11 @@ def test_a_compiled_iteration_of_clients_and_restarts_is_the_eager_one():
     target = LeNet(num_classes=20)
     eager = make(target=target, num_restarts=2, upsampling=1)
     compiled = make(target=target, num_restarts=2, upsampling=1, compile="default")
-    begun = [eager.initialize(eager.observe(eager.data.client(c), c)) for c in (0, 1)]
+    begun = [eager.initialize(eager.federation.play(eager.data.client(c), c)) for c in (0, 1)]
     expected = [eager.differentiate(start, evidence) for start, evidence in begun]
-    again = [compiled.initialize(compiled.observe(compiled.data.client(c), c)) for c in (0, 1)]
+    again = [
+        compiled.initialize(compiled.federation.play(compiled.data.client(c), c)) for c in (0, 1)
+    ]
     parts, gradient = compiled.differentiate(
         torch.cat([start for start, _ in again]), stack_clients([e for _, e in again])
     )
@@ -288,7 +290,7 @@ def test_what_is_compiled_has_its_channels_last_and_the_target_stays_as_it_was()
     target = LeNet(num_classes=20)
     attack = make(target=target, upsampling=1, compile=True)
     payloads = [
-        attack.initialize(attack.observe(attack.data.client(client), client))[1].payload
+        attack.initialize(attack.federation.play(attack.data.client(client), client))[1].payload
         for client in (0, 1)
     ]
     assert payloads[0] is payloads[1]  # compiled once
@@ -300,38 +302,38 @@ def test_what_is_compiled_has_its_channels_last_and_the_target_stays_as_it_was()
             assert weights[1][name].is_contiguous(memory_format=torch.channels_last)
             assert not weights[1][name].is_contiguous()
     eager = make(target=target, upsampling=1)
-    _, evidence = eager.initialize(eager.observe(eager.data.client(0), 0))
+    _, evidence = eager.initialize(eager.federation.play(eager.data.client(0), 0))
     assert evidence.payload is target
 
 
 def test_where_memory_is_short_fewer_restarts_run_at_once(monkeypatch):
     attack = make(num_restarts=4, upsampling=1)
-    start, evidence = attack.initialize(attack.observe(attack.data.client(0), 0))
+    start, evidence = attack.initialize(attack.federation.play(attack.data.client(0), 0))
     _, expected = attack.differentiate(start, evidence)
-    real = attack._differentiate
+    real = attack.engine._differentiate
 
     def short(dummy, evidence):
         if len(dummy) > 4:
             raise torch.OutOfMemoryError("too much")
         return real(dummy, evidence)
 
-    monkeypatch.setattr(attack, "_differentiate", short)
+    monkeypatch.setattr(attack.engine, "_differentiate", short)
     _, gradient = attack.differentiate(start, evidence)
-    assert attack.restarts_at_once == 1
+    assert attack.engine.restarts_at_once == 1
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
     assert attack.finish(start, evidence).notes["restarts_at_once"] == 1
 
     def broken(dummy, evidence):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(attack, "_differentiate", broken)
+    monkeypatch.setattr(attack.engine, "_differentiate", broken)
     with pytest.raises(RuntimeError, match="something else"):
         attack.differentiate(start, evidence)
 
 
 def test_a_restart_that_is_not_finite_stops_alone_and_is_counted():
     attack = make(num_restarts=3, upsampling=1, iterations=3)
-    observation = attack.observe(attack.data.client(0), 0)
+    observation = attack.federation.play(attack.data.client(0), 0)
     start, evidence = attack.initialize(observation)
     lost = start.clone()
     lost[4:8] = torch.nan
@@ -350,7 +352,7 @@ def test_a_restart_that_is_not_finite_stops_alone_and_is_counted():
 def test_a_client_is_left_on_a_plateau():
     still = lambda parameters: torch.optim.SGD(parameters, lr=0.0)  # noqa: E731
     attack = make(optimizer=still, iterations=40, patience=7)
-    observation = attack.observe(attack.data.client(0), 0)
+    observation = attack.federation.play(attack.data.client(0), 0)
     assert [place for place, _ in attack.reconstruct(observation).curve] == list(range(8))
     patient = make(optimizer=still, iterations=40)
     assert len(patient.reconstruct(observation).curve) == 40
@@ -369,10 +371,10 @@ class TestAnalyticStart:
             analytic_start=True, defenses=defenses, adaptive=adaptive, upsampling=1, num_restarts=2
         )
         batch = attack.data.client(0)
-        start, evidence = attack.initialize(attack.observe(batch, 0))
+        start, evidence = attack.initialize(attack.federation.play(batch, 0))
         noise, _ = make(
             defenses=defenses, adaptive=adaptive, upsampling=1, num_restarts=2
-        ).initialize(attack.observe(batch, 0))
+        ).initialize(attack.federation.play(batch, 0))
         assert evidence.notes["analytic_start"] == 1
         mean = attack.data.public_images().mean(0).expand_as(batch.images)
         assert psnr(start[:4], batch.images).mean() > psnr(mean, batch.images).mean() + 3
@@ -383,7 +385,7 @@ class TestAnalyticStart:
     def test_it_holds_whatever_is_granted(self, known):
         attack = make(analytic_start=True, known=known, upsampling=1, client=FedAvg(0.01, 3))
         batch = attack.data.client(0)
-        start, _ = attack.initialize(attack.observe(batch, 0))
+        start, _ = attack.initialize(attack.federation.play(batch, 0))
         order = match(start, batch.images).row
         mean = attack.data.public_images().mean(0).expand_as(batch.images)
         assert psnr(start[order], batch.images).mean() > psnr(mean, batch.images).mean() + 2
@@ -393,7 +395,7 @@ class TestAnalyticStart:
         arguments = {"analytic_start": True, "upsampling": 1, "iterations": 40}
         attack = make(optimizer=partial(adam, lr=0.003), **arguments)
         batch = attack.data.client(0)
-        observation = attack.observe(batch, 0)
+        observation = attack.federation.play(batch, 0)
         start, _ = attack.initialize(observation)
         found = attack.reconstruct(observation)
         assert psnr(found.images, batch.images).mean() > psnr(start, batch.images).mean() + 0.5
@@ -416,7 +418,7 @@ class TestAnalyticStart:
             DLG(LeNet(), analytic_start=True)
         attack = make(target=NoLinear(), analytic_start=True, upsampling=1)
         with pytest.raises(InputError, match="without analytic_start"):
-            attack.initialize(attack.observe(attack.data.client(0), 0))
+            attack.initialize(attack.federation.play(attack.data.client(0), 0))
 
 
 def test_a_refiner_gets_the_pictures_and_their_labels():
@@ -426,7 +428,7 @@ def test_a_refiner_gets_the_pictures_and_their_labels():
 
     plain = make()
     batch = plain.data.client(0)
-    observation = plain.observe(batch, 0)
+    observation = plain.federation.play(batch, 0)
     found = [attack.reconstruct(observation) for attack in (plain, make(refiner=Darker()))]
     expected = 0.5 * found[0].images + 0.01 * batch.labels[:, None, None, None].sign()
     torch.testing.assert_close(found[1].images, expected.clamp(0, 1))

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from attack_helpers import bind
 from scipy import stats
 
 from lightning_recon.attacks import LDPAttack
@@ -34,13 +35,13 @@ def make_attack(public, *, std=STD, clip=CLIP, batch_size=8, target=None, **kwar
         **(settings | kwargs),
     )
     dtype = next(attack.target.parameters()).dtype
-    attack.learn_public(public.to(dtype))
+    bind(attack, public.to(dtype))
     return attack
 
 
 def rows_of(attack, images):
     with torch.no_grad():
-        return attack.payload._select_rows(images)[1]
+        return attack.federation.payload._select_rows(images)[1]
 
 
 def scores(reconstruction, images):
@@ -84,7 +85,7 @@ class TestPayload:
 
     def test_the_gradient_of_a_row_is_its_image(self, public, batch):
         attack = make_attack(public, std=0, clip=0)
-        update = attack.observe(batch, 0).update
+        update = attack.federation.play(batch, 0).update
         gain = update["thresholds.weight"][:, :NUM_ACTIVE_BIAS_INPUTS].mean(1)
         weight = update["rows.weight"].view(attack.num_bins, 2, 3, 32, 32)
         rows = rows_of(attack, batch.images)
@@ -99,14 +100,14 @@ class TestPayload:
     def test_bfloat16_of_the_model_does_not_reach_the_rows(self, public, batch):
         attack = make_attack(public, std=0, clip=0)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            update = attack.observe(batch, 0).update
+            update = attack.federation.play(batch, 0).update
         gain = update["thresholds.weight"][:, :NUM_ACTIVE_BIAS_INPUTS].mean(1)
         weight = update["rows.weight"].view(attack.num_bins, 2, 3, 32, 32)
         for image, row in zip(batch.images, rows_of(attack, batch.images), strict=True):
             assert torch.allclose(weight[row, 0] / gain[row], image, atol=1e-5)
 
     def test_zero_channels_and_idle_inputs_have_no_gradient(self, public, batch):
-        update = make_attack(public, std=0).observe(batch, 0).update
+        update = make_attack(public, std=0).federation.play(batch, 0).update
         assert update["rows.weight"].view(512, 2, -1)[:, 1].abs().max() == 0
         assert update["thresholds.weight"][:, NUM_ACTIVE_BIAS_INPUTS:].abs().max() == 0
 
@@ -114,7 +115,7 @@ class TestPayload:
         attack = make_attack(public, std=0, clip=0)
         rows = rows_of(attack, batch.images)
         for labels in (torch.zeros(8).long(), torch.ones(8).long(), torch.arange(8)):
-            update = attack.observe(batch._replace(labels=labels), 0).update
+            update = attack.federation.play(batch._replace(labels=labels), 0).update
             gain = update["thresholds.weight"][rows, 0] * 8 / attack.gain
             assert ((gain.abs() > 0.8) & (gain.abs() < 1.2)).all()
             assert torch.equal(gain < 0, labels % 2 == 0)  # its sign tells the label's half
@@ -123,14 +124,14 @@ class TestPayload:
         attack = make_attack(public)
         attack.target.eval()
         with torch.no_grad():
-            shift = attack.payload(batch.images) - attack.target(batch.images)
+            shift = attack.federation.payload(batch.images) - attack.target(batch.images)
         assert 0 < shift.abs().max() < 0.05
 
     def test_the_structure_ignores_autocast(self, public, batch):
         attack = make_attack(public, std=0)
-        plain = attack.observe(batch, 0).update["rows.weight"]
+        plain = attack.federation.play(batch, 0).update["rows.weight"]
         with torch.autocast("cpu", torch.bfloat16):
-            mixed = attack.observe(batch, 0).update["rows.weight"]
+            mixed = attack.federation.play(batch, 0).update["rows.weight"]
         # the model's logits are rounded, and with them the gains: no row moves, no image changes
         assert torch.equal(plain.abs().sum(1) > 0, mixed.abs().sum(1) > 0)
         ratio = mixed.norm(dim=1) / plain.norm(dim=1)
@@ -140,7 +141,9 @@ class TestPayload:
 class TestDecoding:
     def test_without_noise_the_images_come_back(self, public, batch):
         values, found = scores(
-            make_attack(public, std=0).reconstruct(make_attack(public, std=0).observe(batch, 0)),
+            make_attack(public, std=0).reconstruct(
+                make_attack(public, std=0).federation.play(batch, 0)
+            ),
             batch.images,
         )
         assert found.all()
@@ -148,12 +151,12 @@ class TestDecoding:
 
     def test_noise_level_is_read_from_the_zero_gradients(self, public, batch):
         attack = make_attack(public, std=0.013)
-        _, evidence = attack.initialize(attack.observe(batch, 0))
+        _, evidence = attack.initialize(attack.federation.play(batch, 0))
         assert evidence.notes["noise_std_estimate"] == pytest.approx(0.013, rel=0.01)
 
     def test_statistics_are_those_of_the_images(self, public, batch):
         attack = make_attack(public)
-        _, evidence = attack.initialize(attack.observe(batch, 0))
+        _, evidence = attack.initialize(attack.federation.play(batch, 0))
         rows, _ = match(evidence.rows.clamp(0, 1), batch.images), None
         truth = image_statistics(batch.images)[rows.row >= 0]
         found = evidence.statistics[rows.row[rows.row >= 0]]
@@ -163,7 +166,7 @@ class TestDecoding:
 
     def test_optimisation_improves_on_the_filtered_rows(self, public, batch):
         attack = make_attack(public, iterations=150)
-        observation = attack.observe(batch, 0)
+        observation = attack.federation.play(batch, 0)
         start, _ = attack.initialize(observation)
         row = match(start, batch.images).row
         before = psnr(start[row], batch.images).mean()
@@ -174,7 +177,9 @@ class TestDecoding:
         values = []
         for dtype in (torch.float32, torch.float64):
             attack = make_attack(public, target=ConvNet(num_classes=20, width=8).to(dtype))
-            found, is_found = scores(attack.reconstruct(attack.observe(batch, 0)), batch.images)
+            found, is_found = scores(
+                attack.reconstruct(attack.federation.play(batch, 0)), batch.images
+            )
             assert is_found.all()
             values.append(found.mean().item())
         assert values[0] == pytest.approx(values[1], abs=0.1)
@@ -189,7 +194,7 @@ class TestDecoding:
         assert rows[0] == rows[1]
         assert len(rows.unique()) == 7
         reconstruction = attack.reconstruct(
-            attack.observe(batch._replace(images=images, labels=labels), 0)
+            attack.federation.play(batch._replace(images=images, labels=labels), 0)
         )
         assert len(reconstruction.images) == 6
         assert reconstruction.notes["samples_not_recovered"] == 2
@@ -199,14 +204,14 @@ class TestDecoding:
     def test_a_smaller_batch_than_the_payload_was_made_for(self, public, batch):
         attack = make_attack(public)
         small = PrivateBatch(*(field[:3] for field in batch))
-        reconstruction = attack.reconstruct(attack.observe(small, 0))
+        reconstruction = attack.reconstruct(attack.federation.play(small, 0))
         values, found = scores(reconstruction, small.images)
         assert found.all()
         assert values.min() > 19
 
     def test_compress_gives_images_of_full_size(self, public, batch):
         attack = make_attack(public, compress=True)
-        reconstruction = attack.reconstruct(attack.observe(batch, 0))
+        reconstruction = attack.reconstruct(attack.federation.play(batch, 0))
         assert reconstruction.images.shape[1:] == (3, 32, 32)
         values, found = scores(reconstruction, batch.images)
         assert found.sum() >= 6
@@ -217,7 +222,7 @@ class TestDecoding:
         values = []
         for target in (ConvNet(num_classes=20, width=8), TorchvisionClassifier(num_classes=20)):
             attack = make_attack(public, target=target)
-            found, _ = scores(attack.reconstruct(attack.observe(batch, 0)), batch.images)
+            found, _ = scores(attack.reconstruct(attack.federation.play(batch, 0)), batch.images)
             values.append(found.mean().item())
         assert values[0] == pytest.approx(values[1], abs=0.5)
 
@@ -225,7 +230,7 @@ class TestDecoding:
 class TestFalsePositives:
     def test_noise_alone_hits_rows_at_the_stated_rate(self, public):
         attack = make_attack(public[..., :8, :8], num_bins=64, false_positive_rate=0.2)
-        shapes = {name: p.shape for name, p in attack.payload.named_parameters()}
+        shapes = {name: p.shape for name, p in attack.federation.payload.named_parameters()}
         trials = 300
         hits = 0
         for trial in range(trials):
@@ -233,7 +238,7 @@ class TestFalsePositives:
             update = {
                 name: torch.randn(shape, generator=generator) for name, shape in shapes.items()
             }
-            observation = Observation(attack.payload, update, "fedsgd", None, 8, 0)
+            observation = Observation(attack.federation.payload, update, "fedsgd", None, 8, 0)
             hits += attack.initialize(observation)[1].notes["rows_hit"] > 0
         # two-sided test with Bonferroni's correction: 1 - (1 - .2/64)^64 = .181
         low, high = stats.binom.ppf([1e-4, 1 - 1e-4], trials, 1 - (1 - 0.2 / 64) ** 64)
@@ -242,13 +247,13 @@ class TestFalsePositives:
     def test_a_noise_only_update_gives_nothing(self, public):
         attack = make_attack(public)
         reconstruction = attack.reconstruct(
-            attack.observe_noise(torch.zeros(8, dtype=torch.int64), 0)
+            attack.federation.play_noise(torch.zeros(8, dtype=torch.int64), 0)
         )
         assert len(reconstruction.images) == 0
 
     def test_an_update_that_drowns_in_noise_gives_nothing(self, public, batch):
         attack = make_attack(public, std=1000.0)
-        reconstruction = attack.reconstruct(attack.observe(batch, 0))
+        reconstruction = attack.reconstruct(attack.federation.play(batch, 0))
         assert len(reconstruction.images) == 0
         assert reconstruction.notes["samples_not_recovered"] == 8
 
@@ -257,7 +262,7 @@ class TestHonesty:
     def test_poisoned_truth_changes_nothing(self, public, batch):
         attack = make_attack(public)
         mine = PrivateBatch(*(field.clone() for field in batch))
-        observation = attack.observe(mine, 0)
+        observation = attack.federation.play(mine, 0)
         clean = attack.reconstruct(observation)
         mine.images.fill_(torch.nan)
         mine.labels.fill_(-1)
@@ -268,7 +273,7 @@ class TestHonesty:
         assert torch.equal(clean.score, poisoned.score)
 
     def test_the_observation_holds_no_truth(self, public, batch):
-        observation = make_attack(public).observe(batch, 0)
+        observation = make_attack(public).federation.play(batch, 0)
         assert observation.labels is None
         truth = {tensor.data_ptr() for tensor in batch}
         shared = [name for name, tensor in observation.update.items() if tensor.data_ptr() in truth]
@@ -277,20 +282,20 @@ class TestHonesty:
 
     def test_same_seed_same_bits_other_client_other_noise(self, public, batch):
         first, second = make_attack(public), make_attack(public)
-        one = first.observe(batch, 0).update["rows.weight"]
-        assert torch.equal(one, second.observe(batch, 0).update["rows.weight"])
-        assert not torch.equal(one, second.observe(batch, 1).update["rows.weight"])
+        one = first.federation.play(batch, 0).update["rows.weight"]
+        assert torch.equal(one, second.federation.play(batch, 0).update["rows.weight"])
+        assert not torch.equal(one, second.federation.play(batch, 1).update["rows.weight"])
         assert not torch.equal(
-            one, make_attack(public, seed=1).observe(batch, 0).update["rows.weight"]
+            one, make_attack(public, seed=1).federation.play(batch, 0).update["rows.weight"]
         )
 
     def test_the_observed_update_is_clipped_before_the_noise(self, public, batch):
-        update = make_attack(public, std=0).observe(batch, 0).update
+        update = make_attack(public, std=0).federation.play(batch, 0).update
         norm = torch.stack([tensor.double().norm() for tensor in update.values()]).norm()
         assert norm.item() == pytest.approx(CLIP, rel=1e-5)
 
     def test_the_model_takes_almost_nothing_of_the_budget(self, public, batch):
-        update = make_attack(public, std=0).observe(batch, 0).update
+        update = make_attack(public, std=0).federation.play(batch, 0).update
         own = [tensor.norm() for name, tensor in update.items() if name.startswith("model.")]
         assert torch.stack(own).norm() < 0.01 * CLIP
         assert 0.15 * CLIP < update["statistics.weight"].norm() < 0.3 * CLIP  # share .05
@@ -313,7 +318,7 @@ class TestBadInput:
 
     def test_no_public_images_and_no_bins(self):
         with pytest.raises(InputError, match="set bin_location and bin_scale"):
-            LDPAttack(ConvNet(width=8)).learn_public(torch.zeros(0, 3, 32, 32))
+            bind(LDPAttack(ConvNet(width=8)), torch.zeros(0, 3, 32, 32))
 
     def test_given_bins_need_no_public_images(self, batch):
         attack = LDPAttack(
@@ -324,8 +329,8 @@ class TestBadInput:
             bin_location=0.45,
             bin_scale=0.12,
         )
-        attack.learn_public(torch.zeros(0, 3, 32, 32))
-        _, found = scores(attack.reconstruct(attack.observe(batch, 0)), batch.images)
+        bind(attack, torch.zeros(0, 3, 32, 32))
+        _, found = scores(attack.reconstruct(attack.federation.play(batch, 0)), batch.images)
         assert found.sum() >= 6
 
     def test_an_odd_size_cannot_be_pooled(self, public):
@@ -337,4 +342,4 @@ class TestBadInput:
         with torch.no_grad():
             target.classifier.weight.fill_(torch.nan)
         with pytest.raises(InputError, match="client 0 holds NaN or infinity in parameter"):
-            make_attack(public, target=target).observe(batch, 0)
+            make_attack(public, target=target).federation.play(batch, 0)

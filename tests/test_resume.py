@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_recon.attacks import LDPAttack
 from lightning_recon.commands.lightning import main
+from lightning_recon.federation import Federation
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests/conf/ldp_tiny.yaml")
@@ -45,14 +45,14 @@ def whole(tmp_path_factory):
 def stopped(monkeypatch):
     """The outputs of the same test, stopped at its second client."""
     with monkeypatch.context() as patch:
-        whole_attack = LDPAttack.observe
+        play = Federation.play
 
-        def stop(attack, batch, client):
+        def stop(federation, batch, client):
             if client == 1:
                 raise RuntimeError("stopped")
-            return whole_attack(attack, batch, client)
+            return play(federation, batch, client)
 
-        patch.setattr(LDPAttack, "observe", stop)
+        patch.setattr(Federation, "play", stop)
         with pytest.raises(RuntimeError, match="stopped"):
             main(["test", "--config", TINY, *THREE])
     return latest(Path())
@@ -62,11 +62,11 @@ def test_equals_the_uninterrupted_run_and_does_only_what_is_missing(whole, stopp
     config = (stopped / "config.yaml").read_text()
     assert not (stopped / "results.json").exists()
     attacked = []
-    attack = LDPAttack.observe
+    play = Federation.play
     monkeypatch.setattr(
-        LDPAttack,
-        "observe",
-        lambda self, batch, client: (attacked.append(client), attack(self, batch, client))[1],
+        Federation,
+        "play",
+        lambda self, batch, client: (attacked.append(client), play(self, batch, client))[1],
     )
     assert main(["test", "--resume", str(stopped)]) == 0
     assert attacked == [1, 2]

@@ -3,7 +3,6 @@
 import json
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import scipy.fft
 import torch
 import torch.nn.functional as F
 import yaml
+from attack_helpers import bind
 from torch.func import functional_call
 
 from lightning_recon.attacks import LDPAttack, SpectralLDPAttack
@@ -37,8 +37,7 @@ def make_attack(public, *, std=STD, batch_size=8, dtype=torch.float32, **kwargs)
     settings = {"num_bins": 128, "shrinkage_steps": 0, "num_samples": batch_size} | kwargs
     settings.setdefault("defenses", [ClipL2(CLIP), *([GaussianNoise(std)] if std else [])])
     attack = SpectralLDPAttack(ConvNet(num_classes=20, width=8).to(dtype), **settings)
-    attack.data = SimpleNamespace(batch_size=batch_size, image_shape=tuple(public.shape[1:]))
-    attack.learn_public(public.to(dtype))
+    bind(attack, public.to(dtype), batch_size)
     return attack
 
 
@@ -154,13 +153,13 @@ class TestCode:
 class TestPayload:
     def test_logits_are_the_targets(self, public, batch):
         attack = make_attack(public)
-        payload = attack.payload.eval()
+        payload = attack.federation.payload.eval()
         assert torch.equal(payload(batch.images), attack.target.eval()(batch.images))
 
     def test_gradient_is_the_code_in_one_row(self, public, batch):
         attack = make_attack(public, dtype=torch.float64)
         batch = batch._replace(images=batch.images.double())
-        payload = attack.payload
+        payload = attack.federation.payload
         update = attack.client(payload, batch, seed=0)
         code, log_norm = payload.code.encode(batch.images)
         row = payload.choose_rows(log_norm)
@@ -176,7 +175,7 @@ class TestPayload:
 
     def test_the_budget_is_the_rows(self, public, batch):
         attack = make_attack(public, std=0)
-        update = attack.observe(batch, 0).update
+        update = attack.federation.play(batch, 0).update
         total = sum(float(tensor.square().sum()) for tensor in update.values())
         rows = float(update["head"].square().sum() + update["rows"].square().sum())
         assert total == pytest.approx(CLIP**2, rel=1e-4)
@@ -219,7 +218,7 @@ class TestAttack:
     @pytest.mark.parametrize("std", [0.0, 0.005, 0.05])
     def test_every_sample_is_found(self, public, batch, std):
         attack = make_attack(public, std=std)
-        observation = attack.observe(batch, 0)
+        observation = attack.federation.play(batch, 0)
         images, evidence = attack.initialize(observation)
         assert len(images) == 8
         assert evidence.noise_std == pytest.approx(std, rel=0.02)
@@ -228,8 +227,8 @@ class TestAttack:
 
     def test_signs_and_amplitudes(self, public, batch):
         attack = make_attack(public, std=0.005)
-        _, evidence = attack.initialize(attack.observe(batch, 0))
-        expected = attack.payload.scale
+        _, evidence = attack.initialize(attack.federation.play(batch, 0))
+        expected = attack.federation.payload.scale
         assert torch.allclose(evidence.amplitude.abs(), torch.full((8,), expected), rtol=0.1)
         assert int((evidence.amplitude > 0).sum()) == int((batch.labels % 2).sum())
 
@@ -243,9 +242,9 @@ class TestAttack:
             iterations=60,
             optimizer=partial(torch.optim.Adam, lr=0.02),
         )
-        faithful.learn_public(public)
+        bind(faithful, public)
         scores = [
-            mean_psnr(attack.reconstruct(attack.observe(batch, 0)).images, batch.images)
+            mean_psnr(attack.reconstruct(attack.federation.play(batch, 0)).images, batch.images)
             for attack in (spectral, faithful)
         ]
         assert scores[0] > scores[1] + 3
@@ -253,7 +252,7 @@ class TestAttack:
     def test_noise_alone_hits_no_row(self, public):
         attack = make_attack(public, false_positive_rate=1e-3)
         reconstruction = attack.reconstruct(
-            attack.observe_noise(torch.zeros(8, dtype=torch.int64), 0)
+            attack.federation.play_noise(torch.zeros(8, dtype=torch.int64), 0)
         )
         assert len(reconstruction.images) == 0
         assert reconstruction.notes["rows_hit"] == 0
@@ -261,9 +260,9 @@ class TestAttack:
     def test_false_positive_rate(self, public):
         attack = make_attack(public, false_positive_rate=0.3)
         hits = [
-            attack.initialize(attack.observe_noise(torch.zeros(8, dtype=torch.int64), client))[
-                1
-            ].notes["rows_hit"]
+            attack.initialize(
+                attack.federation.play_noise(torch.zeros(8, dtype=torch.int64), client)
+            )[1].notes["rows_hit"]
             > 0
             for client in range(200)
         ]
@@ -272,17 +271,17 @@ class TestAttack:
 
     def test_rows_of_two_samples_are_not_returned(self, public, batch):
         attack = make_attack(public, std=0.002)
-        payload = attack.payload
+        payload = attack.federation.payload
         wanted = torch.tensor([3, 9, 9, 20, 31, 45, 60, 77])
         payload.choose_rows = lambda log_norm: wanted
-        reconstruction = attack.reconstruct(attack.observe(batch, 0))
+        reconstruction = attack.reconstruct(attack.federation.play(batch, 0))
         assert reconstruction.notes["rows_hit"] == 7
         assert reconstruction.notes["rows_colliding"] == 1
         assert len(reconstruction.images) == 6
 
     def test_a_dense_update_is_read_alike(self, public, batch):
         attack = make_attack(public)
-        observation = attack.observe(batch, 0)
+        observation = attack.federation.play(batch, 0)
         sparse = attack.reconstruct(observation).images
         dense = {name: tensor.to_dense() for name, tensor in observation.update.items()}
         assert not any(isinstance(tensor, RowSparse) for tensor in dense.values())
@@ -292,7 +291,7 @@ class TestAttack:
     def test_truth_is_not_read(self, public, batch):
         attack = make_attack(public, shrinkage_steps=5)
         batch = batch._replace(images=batch.images.clone())
-        observation = attack.observe(batch, 0)
+        observation = attack.federation.play(batch, 0)
         expected = attack.reconstruct(observation)
         batch.images.fill_(torch.nan)
         batch.labels.fill_(-1)
@@ -302,7 +301,7 @@ class TestAttack:
 
     def test_same_seed_same_bits(self, public, batch):
         first, second = (
-            attack.reconstruct(attack.observe(batch, 0)).images
+            attack.reconstruct(attack.federation.play(batch, 0)).images
             for attack in (make_attack(public, shrinkage_steps=5) for _ in range(2))
         )
         assert torch.equal(first, second)
@@ -316,7 +315,7 @@ class TestAttack:
             mask[..., 8:24, 6:26] = 1
             batch = batch._replace(images=batch.images * mask)
             scores = [
-                mean_psnr(attack.initialize(attack.observe(batch, 0))[0], batch.images)
+                mean_psnr(attack.initialize(attack.federation.play(batch, 0))[0], batch.images)
                 for attack in (
                     make_attack(public * mask, std=0.05, shrinkage_steps=steps)
                     for steps in (0, 100)
@@ -332,7 +331,7 @@ class TestAttack:
             iterations=20,
             optimizer=partial(torch.optim.Adam, lr=1e-3),
         )
-        observation = attack.observe(batch, 0)
+        observation = attack.federation.play(batch, 0)
         start, evidence = attack.initialize(observation)
         before = sum(attack.objective(start, evidence).values())
         reconstruction = attack.reconstruct(observation)
@@ -340,7 +339,7 @@ class TestAttack:
 
     def test_objective_is_the_likelihood(self, public, batch):
         attack = make_attack(public, std=0.05)
-        _, evidence = attack.initialize(attack.observe(batch, 0))
+        _, evidence = attack.initialize(attack.federation.play(batch, 0))
         _, log_norm = attack.code.encode(batch.images)
         # in the order of the rows, by norm
         truth = batch.images[log_norm.argsort()]
@@ -356,7 +355,7 @@ class TestAttack:
 
     def test_without_priors_nothing_moves(self, public, batch):
         attack = make_attack(public, iterations=3)
-        observation = attack.observe(batch, 0)
+        observation = attack.federation.play(batch, 0)
         start, _ = attack.initialize(observation)
         assert torch.equal(attack.reconstruct(observation).images, start)
 
@@ -389,7 +388,7 @@ class TestAttack:
 def test_a_stacked_gradient_is_the_sum_of_the_samples(public, batch):
     """Rows are chosen per batch; given the rows, the update is linear in the samples."""
     attack = make_attack(public, dtype=torch.float64)
-    payload = attack.payload.eval()
+    payload = attack.federation.payload.eval()
     images = batch.images.double()
     parameters = {"head": payload.head.detach().requires_grad_()}
 

@@ -107,7 +107,7 @@ class TestPerSampleClients:
         attack = self.attack(public)
         for image, label in zip(batch.images, batch.labels, strict=True):
             alone = batch._replace(images=image[None], labels=label[None])
-            update = attack.client(attack.payload, alone, seed=0)
+            update = attack.client(attack.federation.payload, alone, seed=0)
             whole = torch.cat([update["head"], update["rows"].to_dense()], dim=1) / 8  # the mean
             first, second = (whole.abs().sum(1) > 0).nonzero().flatten().tolist()
             assert first < 64 <= second
@@ -126,14 +126,14 @@ class TestPerSampleClients:
 
     def test_samples_that_share_a_row_are_unmixed(self, public, batch):
         attack = self.attack(public)
-        apart = attack.reconstruct(attack.observe(batch, 0))
+        apart = attack.reconstruct(attack.federation.play(batch, 0))
         rows = iter([3, 9, 9, 20, 31, 45, 50, 60])
-        attack.payload.choose_rows = lambda log_norm: torch.tensor([next(rows)])
-        observation = attack.observe(batch, 0)
+        attack.federation.payload.choose_rows = lambda log_norm: torch.tensor([next(rows)])
+        observation = attack.federation.play(batch, 0)
         _, log_norm = attack.code.encode(batch.images)
         # what a row tells of the norm is not what is tested here
         middle = float(log_norm.mean())
-        attack.payload.row_log_norm = lambda row: torch.full((len(row),), middle)
+        attack.federation.payload.row_log_norm = lambda row: torch.full((len(row),), middle)
         together = attack.reconstruct(observation)
         assert len(apart.images) == len(together.images) == 8
         assert together.notes["rows_colliding"] >= 1
@@ -145,13 +145,13 @@ class TestPerSampleClients:
         for client in range(2):
             batch = sample_data.client(client)
             attack = self.attack(public, num_bins=64)
-            images, _ = attack.initialize(attack.observe(batch, client))
+            images, _ = attack.initialize(attack.federation.play(batch, client))
             assert len(images) == 8
             assert mean_psnr(images, batch.images) > 30
 
     def test_noise_alone_gives_nothing(self, public):
         attack = self.attack(public)
         labels = torch.zeros(8, dtype=torch.int64)
-        reconstruction = attack.reconstruct(attack.observe_noise(labels, 0))
+        reconstruction = attack.reconstruct(attack.federation.play_noise(labels, 0))
         assert len(reconstruction.images) == 0
         assert reconstruction.notes["rows_hit"] == 0
