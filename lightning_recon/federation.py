@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_recon.clients import Client
 from lightning_recon.defenses import ClipL2, Defense, GaussianNoise, apply_chain, bind_chain
 from lightning_recon.errors import InputError
+from lightning_recon.functional.stateless import sent_buffers
 from lightning_recon.observation import Channel, Grant, Observation
 from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.rowsparse import is_finite, zeros_for
@@ -101,7 +102,8 @@ class Federation:
             update, buffers = self.client.run(
                 self.payload, batch, seed=derive_seed(self.seed, client, "client")
             )
-        return self._send(update, buffers, client, batch.labels, "defenses")
+        sent = {name: buffers[name] for name in sent_buffers(self.payload)}
+        return self._send(update, sent, client, batch.labels, "defenses")
 
     def play_noise(self, labels: Tensor, client: int) -> Observation:
         """Return what the server sees of a client whose update is zero before the defenses.
@@ -115,7 +117,7 @@ class Federation:
             client: its number.
         """
         update = {name: zeros_for(parameter) for name, parameter in self.payload.named_parameters()}
-        buffers = dict(self.payload.named_buffers())
+        buffers = sent_buffers(self.payload)
         return self._send(update, buffers, client, labels.to(self._device), "noise only")
 
     def receive(self, captured: Mapping[str, Any], client: int) -> Observation:
@@ -140,7 +142,7 @@ class Federation:
             )
         if buffers is not None:
             buffers = {name: tensor.to(self._device) for name, tensor in buffers.items()}
-            _check_fit(buffers, dict(self.payload.named_buffers()), "buffer", client)
+            _check_fit(buffers, sent_buffers(self.payload), "buffer", client)
         labels = captured.get("labels")
         labels = None if labels is None else labels.to(self._device)
         return self._observation(update, buffers, client, labels, captured["num_samples"])

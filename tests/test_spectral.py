@@ -183,7 +183,7 @@ class TestPayload:
 
     @pytest.mark.parametrize("spread", [0.0, 0.05, 1.0, 100.0])
     def test_no_two_samples_share_a_row(self, public, spread):
-        payload = make_attack(public).payload
+        payload = make_attack(public).federation.payload
         for seed in range(20):
             random = torch.Generator().manual_seed(seed)
             log_norm = payload.code.log_norm_mean + spread * torch.randn(30, generator=random)
@@ -195,7 +195,7 @@ class TestPayload:
             assert torch.equal(row[log_norm.argsort(stable=True)], row.sort().values)
 
     def test_a_free_row_is_kept(self, public):
-        payload = make_attack(public).payload
+        payload = make_attack(public).federation.payload
         wanted = torch.tensor([100, 5, 5, 60, 6, 127, 127])
         middle = payload.row_log_norm(wanted)
         # at the ends a row's middle is its threshold
@@ -204,14 +204,14 @@ class TestPayload:
         assert row.tolist() == [100, 5, 6, 60, 7, 126, 127]
 
     def test_row_tells_the_norm(self, public, batch):
-        payload = make_attack(public, num_bins=4096).payload
+        payload = make_attack(public, num_bins=4096).federation.payload
         _, log_norm = payload.code.encode(batch.images)
         found = payload.row_log_norm(torch.bucketize(log_norm, payload.thresholds))
         assert (found - log_norm).abs().max() < 0.02
 
     def test_too_few_rows(self, public):
         with pytest.raises(InputError, match="at least 32 rows"):
-            _ = make_attack(public, num_bins=31).payload
+            _ = make_attack(public, num_bins=31).federation.payload
 
 
 class TestAttack:

@@ -116,7 +116,7 @@ class TestPerSampleClients:
         assert attack.energy == pytest.approx((CLIP / 8) ** 2)
 
     def test_second_rows_are_chosen_alike_often(self, public):
-        payload = self.attack(public).payload
+        payload = self.attack(public).federation.payload
         random = torch.Generator().manual_seed(0)
         code = torch.randn(6400, payload.code.num_columns, generator=random)
         row = payload.choose_second_rows(code / code.norm(dim=1, keepdim=True))

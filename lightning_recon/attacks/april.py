@@ -88,7 +88,7 @@ class APRIL(AnalyticAttack):
             InputError: if the closed form cannot read it.
         """
         place = _embedding(model)
-        if self.equation == "attention" and not getattr(model, "is_plain", False):
+        if self.equation == "attention" and not (isinstance(model, TinyViT) and model.is_plain):
             raise InputError(
                 "APRIL: the target's first block has a layer norm and a shortcut, which the "
                 "paper's equation does not allow; set equation to embedding, or choose TinyViT "
@@ -151,12 +151,10 @@ class APRIL(AnalyticAttack):
 def _embedding(model: nn.Module) -> _Embedding:
     if isinstance(model, TinyViT):
         return _Embedding("patch_embedding", "position_embedding")
-    inner = getattr(model, "model", None)
-    if isinstance(model, TorchvisionClassifier) and isinstance(inner, VisionTransformer):
+    if isinstance(model, TorchvisionClassifier) and isinstance(model.model, VisionTransformer):
         return _Embedding("model.conv_proj", "model.encoder.pos_embedding")
     raise InputError(
-        f"APRIL reads a vision transformer, not {getattr(model, 'name', type(model).__name__)}; "
-        "set the target to TinyViT"
+        f"APRIL reads a vision transformer, not {model.name}; set the target to TinyViT"
     )
 
 

@@ -21,6 +21,7 @@ from lightning_recon.clients import Client, FedSGD
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.federation import Federation
+from lightning_recon.functional.stateless import sent_buffers
 from lightning_recon.observation import Channel, Failure, Grant, Observation, Reconstruction
 from lightning_recon.targets import Target
 from lightning_recon.updates import DataSpec
@@ -125,7 +126,7 @@ class Attack(LightningModule, ABC):
                 f"the data has {spec.num_classes} classes, but the target knows "
                 f"{self.target.num_classes}; set the target's num_classes"
             )
-        if Grant.BUFFERS in self.oracles and next(self.target.buffers(), None) is None:
+        if Grant.BUFFERS in self.oracles and not sent_buffers(self.target):
             raise InputError(
                 f"{type(self.target).__name__} has no buffers to grant; take buffers out of known"
             )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lightning_recon.attacks.analytic import AnalyticAttack
 from lightning_recon.errors import InputError
+from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.targets import Target
 
@@ -97,19 +98,13 @@ def first_linear(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
         if seen.shape == probe.flatten().shape and torch.equal(seen, probe.flatten()):
             found.append(name)
 
-    handles = [
-        layer.register_forward_pre_hook(lambda layer, x, name=name: look(name, layer, x))
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer.bias is not None
-    ]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    with torch.no_grad():
+    with left_as_found(model, training=False, keeps_buffers=True) as hooks, torch.no_grad():
+        hooks += [
+            layer.register_forward_pre_hook(lambda layer, x, name=name: look(name, layer, x))
+            for name, layer in model.named_modules()
+            if isinstance(layer, nn.Linear) and layer.bias is not None
+        ]
         model(probe[None])
-    for module, mode in modes.items():
-        module.training = mode
-    for handle in handles:
-        handle.remove()
     if not found:
         raise InputError(
             f"LinearLayerInversion: no linear layer with a bias reads the image in "

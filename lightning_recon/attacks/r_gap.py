@@ -24,6 +24,7 @@ from torch.nn.grad import conv2d_input
 
 from lightning_recon.attacks.analytic import AnalyticAttack, sign_of_gradient
 from lightning_recon.errors import InputError
+from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.targets import Target
 
@@ -153,21 +154,13 @@ def chain(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Step]:
         steps.append(Step(name, layer, seen.shape[1:], output.shape[1:]))
         last = output
 
-    handles = [
-        layer.register_forward_hook(lambda layer, x, y, name=name: look(name, layer, x[0], y))
-        for name, layer in model.named_modules()
-        if not list(layer.children())
-    ]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits = model(probe)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for handle in handles:
-            handle.remove()
+    with left_as_found(model, training=False, keeps_buffers=True) as hooks, torch.no_grad():
+        hooks += [
+            layer.register_forward_hook(lambda layer, x, y, name=name: look(name, layer, x[0], y))
+            for name, layer in model.named_modules()
+            if not list(layer.children())
+        ]
+        logits = model(probe)
     end = steps[-1].layer if steps else model
     if not isinstance(end, nn.Linear) or end.bias is None or not torch.equal(logits, last):
         raise InputError(

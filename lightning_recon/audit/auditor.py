@@ -25,6 +25,7 @@ from lightning_recon.defenses import num_update_bits
 from lightning_recon.errors import InputError
 from lightning_recon.functional.identification import nearest_candidate
 from lightning_recon.functional.image_quality import psnr
+from lightning_recon.functional.stateless import sent_buffers
 from lightning_recon.metrics import PerImageMetric
 from lightning_recon.observation import Failure, Grant, Reconstruction
 from lightning_recon.privacy.reconstruction import clamped_psnr, expected_psnr
@@ -134,7 +135,7 @@ class Auditor:
             shapes = {name: tensor.shape for name, tensor in federation.payload.named_parameters()}
             notes["update_bits"] = num_update_bits(federation.defenses, shapes)
             if Grant.BUFFERS in federation.grants:  # they are sent as they are
-                sizes = (buffer.nbytes for buffer in federation.payload.buffers())
+                sizes = (part.nbytes for part in sent_buffers(federation.payload).values())
                 notes["update_bits"] += 8.0 * sum(sizes)
             notes["update_parameters"] = float(sum(shape.numel() for shape in shapes.values()))
         record = ClientRecord(

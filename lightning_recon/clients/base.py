@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
-from lightning_recon.functional.stateless import run_stateless
+from lightning_recon.functional.stateless import left_as_found, run_stateless
 from lightning_recon.updates import Buffers, PrivateBatch, Update
 
 LocalLoss = Callable[[Update, Tensor, Tensor], Tensor]
@@ -181,16 +181,8 @@ class Client(ABC):
     @contextmanager
     def working(self, payload: nn.Module) -> Iterator[None]:
         """Within this context the payload is in the client's mode; all modes come back."""
-        modes = {module: module.training for module in payload.modules()}
-        is_training = self.mode == "train"
-        if any(training != is_training for training in modes.values()):
-            payload.train(is_training)  # slow, and within fit it is asked for at every iteration
-        try:
+        with left_as_found(payload, training=self.mode == "train"):
             yield
-        finally:
-            for module, training in modes.items():
-                if module.training != training:
-                    module.training = training
 
 
 @contextmanager

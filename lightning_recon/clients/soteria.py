@@ -11,7 +11,7 @@ from lightning_recon.clients.base import Client, randomness
 from lightning_recon.clients.fedsgd import FedSGD
 from lightning_recon.clients.wrapped import WrappedClient
 from lightning_recon.errors import InputError
-from lightning_recon.functional.stateless import run_stateless
+from lightning_recon.functional.stateless import left_as_found, run_stateless
 from lightning_recon.updates import Buffers, PrivateBatch, Update
 
 
@@ -95,22 +95,17 @@ class Soteria(WrappedClient):
         representation of each image.
         """
         found: dict[str, list[Tensor]] = {weight: [] for weight in weights}
-        handles = []
-        for weight in weights:
-            layer = payload.get_submodule(weight.rpartition(".")[0])
-            if isinstance(layer, nn.Linear):
-                handles.append(
-                    layer.register_forward_pre_hook(
-                        lambda _, inputs, seen=found[weight]: seen.append(inputs[0])
-                    )
-                )
         images = images.detach().requires_grad_()
-        try:
-            with torch.enable_grad():
-                run_stateless(payload, {}, images)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with left_as_found(payload) as hooks, torch.enable_grad():
+            for weight in weights:
+                layer = payload.get_submodule(weight.rpartition(".")[0])
+                if isinstance(layer, nn.Linear):
+                    hooks.append(
+                        layer.register_forward_pre_hook(
+                            lambda _, inputs, seen=found[weight]: seen.append(inputs[0])
+                        )
+                    )
+            run_stateless(payload, {}, images)
         read = [name for name, seen in found.items() if len(seen) == 1 and seen[0].ndim == 2]
         if not read:
             raise InputError(

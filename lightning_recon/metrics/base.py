@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from lightning_recon.errors import InputError
+from lightning_recon.functional.stateless import left_as_found
 
 
 class PerImageMetric(Metric):
@@ -112,9 +113,8 @@ class PenultimateFeatures(nn.Module):
             size = (self.image_size, self.image_size)
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
         found: list[Tensor] = []
-        hook = self._layer().register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-        try:
+        with left_as_found(self.classifier) as hooks:
+            look = self._layer().register_forward_pre_hook
+            hooks += [look(lambda _, inputs: found.append(inputs[0]))]
             self.classifier(images)
-        finally:
-            hook.remove()
         return found[0]

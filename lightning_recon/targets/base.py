@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_recon.errors import InputError
+from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.randomness import derive_seed
 
 
@@ -27,6 +28,8 @@ class Target(nn.Module):
         super().__init__()
         if num_classes < 2:
             raise InputError(f"{type(self).__name__}: num_classes must be at least 2")
+        self.name = type(self).__name__
+        """As results print it."""
         self.num_classes = num_classes
 
     def check_input(self, image_shape: tuple[int, int, int]) -> None:
@@ -40,21 +43,15 @@ class Target(nn.Module):
         """
         parameter = next(self.parameters())
         images = torch.zeros(2, *image_shape, device=parameter.device, dtype=parameter.dtype)
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
         try:
-            with torch.no_grad():
+            with left_as_found(self, training=False, keeps_buffers=True), torch.no_grad():
                 self(images)
         except (RuntimeError, AssertionError, ValueError) as error:
             size = "x".join(str(n) for n in image_shape)
-            name = getattr(self, "name", type(self).__name__)
             raise InputError(
-                f"the target {name} does not take images of {size}: {_first_line(error)}; set "
+                f"the target {self.name} does not take images of {size}: {_first_line(error)}; set "
                 "image_size in the data, or choose another target"
             ) from error
-        finally:
-            for module, training in modes.items():
-                module.training = training
 
 
 @contextmanager

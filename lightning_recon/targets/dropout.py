@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
 from lightning_recon.targets.base import Target
-from lightning_recon.targets.representation import represent, split_classifier, target_name
+from lightning_recon.targets.representation import represent, split_classifier
 
 
 class Dropout(Target):
@@ -29,7 +29,7 @@ class Dropout(Target):
         super().__init__(target.num_classes)
         if not 0 < rate < 1:
             raise InputError(f"Dropout: rate must lie between 0 and 1, not {rate}")
-        self.name = f"{target_name(target)} with dropout {rate:g}"
+        self.name = f"{target.name} with dropout {rate:g}"
         self.has_penalty = target.has_penalty
         self.body, classifier = split_classifier(target, "Dropout")
         self.dropout = nn.Dropout(rate)

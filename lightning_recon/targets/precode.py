@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
 from lightning_recon.targets.base import Target, seeded
-from lightning_recon.targets.representation import represent, split_classifier, target_name
+from lightning_recon.targets.representation import represent, split_classifier
 
 
 class VariationalBottleneck(Target):
@@ -54,7 +54,7 @@ class VariationalBottleneck(Target):
             raise InputError(
                 f"VariationalBottleneck: kl_weight must be a number of at least 0, not {kl_weight}"
             )
-        self.name = f"{target_name(target)} with a bottleneck of {num_latents}"
+        self.name = f"{target.name} with a bottleneck of {num_latents}"
         self.kl_weight = kl_weight
         self.body, classifier = split_classifier(target, "VariationalBottleneck")
         with seeded(seed):

@@ -25,7 +25,7 @@ def split_classifier(target: Target, wrapper: str) -> tuple[Target, nn.Linear]:
     layers = [(name, m) for name, m in body.named_modules() if isinstance(m, nn.Linear)]
     if not layers:
         raise InputError(
-            f"{wrapper}: the target {target_name(target)} has no linear layer whose input could "
+            f"{wrapper}: the target {target.name} has no linear layer whose input could "
             "be changed; choose a target that ends in one"
         )
     name, classifier = layers[-1]
@@ -39,8 +39,3 @@ def represent(body: Target, images: Tensor) -> tuple[Tensor, Tensor]:
         representation, penalty = body(images, with_penalty=True)
         return representation, penalty
     return body(images), images.new_zeros(())
-
-
-def target_name(target: Target) -> str:
-    """Return what a target is called in messages and results."""
-    return str(getattr(target, "name", type(target).__name__))

@@ -15,7 +15,7 @@ from lightning_recon.attacks.features.linear_layers import (
     solve_residuals,
 )
 from lightning_recon.errors import InputError
-from lightning_recon.functional.stateless import run_stateless
+from lightning_recon.functional.stateless import left_as_found, run_stateless
 from lightning_recon.updates import Update
 
 _ON = 1e-3  # of the root mean square: an activation that counts as on, where all are exact
@@ -93,13 +93,9 @@ def find_stack(payload: nn.Module, images: Tensor) -> LinearStack:
         elif not linear and isinstance(output, Tensor) and output.ndim == 4:
             maps.append(output)
 
-    handles = [module.register_forward_hook(record) for module in payload.modules()]
-    try:
-        with torch.no_grad():
-            logits = run_stateless(payload, {}, images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with left_as_found(payload) as hooks, torch.no_grad():
+        hooks += [module.register_forward_hook(record) for module in payload.modules()]
+        logits = run_stateless(payload, {}, images)
     if not linear or not _equal(linear[-1][2], logits) or linear[-1][1].ndim != 2:
         raise InputError(
             f"{type(payload).__name__} does not end in a linear layer, of which features could be "

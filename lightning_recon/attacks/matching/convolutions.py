@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_recon.functional.stateless import left_as_found
+
 FEW_PRODUCTS = 2**19
 """Of a convolution, up to which oneDNN takes longer to set up than it saves.
 
@@ -32,19 +34,13 @@ def largest_convolution(payload: nn.Module, image: Tensor) -> int:
         assert isinstance(layer, nn.Conv2d)
         sizes.append(output[0].numel() * layer.weight[0].numel())
 
-    modes = {module: module.training for module in payload.modules()}
-    handles = [
-        module.register_forward_hook(count) for module in modes if isinstance(module, nn.Conv2d)
-    ]
-    payload.eval()
-    try:
-        with torch.no_grad():
-            payload(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
+    with left_as_found(payload, training=False, keeps_buffers=True) as hooks, torch.no_grad():
+        hooks += [
+            module.register_forward_hook(count)
+            for module in payload.modules()
+            if isinstance(module, nn.Conv2d)
+        ]
+        payload(image)
     return max(sizes)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
-from lightning_recon.functional.stateless import run_stateless
+from lightning_recon.functional.stateless import left_as_found, run_stateless
 from lightning_recon.updates import Update
 
 
@@ -44,13 +44,8 @@ def last_linear_layer(payload: nn.Module, images: Tensor) -> tuple[str, str | No
         >>> last_linear_layer(model, torch.zeros(1, 3, 2, 2))
         ('3.weight', '3.bias')
     """
-    modes = {module: module.training for module in payload.modules()}
-    payload.eval()
-    try:
+    with left_as_found(payload, training=False):
         layer = _run(payload, images, {})[0]
-    finally:
-        for module, training in modes.items():
-            module.training = training
     names = {id(parameter): name for name, parameter in payload.named_parameters()}
     return names[id(layer.weight)], None if layer.bias is None else names[id(layer.bias)]
 
@@ -137,17 +132,13 @@ def _run(
         if isinstance(module, nn.Linear):
             calls.append((module, inputs[0], output.shape[-1]))
 
-    handles = [
-        module.register_forward_hook(record)
-        for module in payload.modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        with torch.no_grad():
-            logits = run_stateless(payload, parameters, images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with left_as_found(payload) as hooks, torch.no_grad():
+        hooks += [
+            module.register_forward_hook(record)
+            for module in payload.modules()
+            if isinstance(module, nn.Linear)
+        ]
+        logits = run_stateless(payload, parameters, images)
     fitting = [call for call in calls if call[2] == logits.shape[1] and call[1].ndim == 2]
     if not fitting:
         raise InputError(
