@@ -128,7 +128,8 @@ class CurveJson(TypedDict):
 
     client: int
     iteration: list[int]
-    objective: list[float]
+    objective: list[float | None]
+    """Null where it was not finite."""
 
 
 class DataJson(TypedDict):
@@ -159,7 +160,7 @@ class OutcomeJson(AttackJson, ScoresJson):
     num_clients: int
     failures: list[FailureJson]
     clients_unrecovered: list[int]
-    notes: list[dict[str, float]]
+    notes: list[dict[str, float | None]]
     curves: list[CurveJson]
     seconds_per_client: float
 
