@@ -115,6 +115,13 @@ def test_what_is_no_results_file_is_one_line(tmp_path, content, message):
     assert "results.json" in str(error.value)
 
 
+def test_numbers_that_json_does_not_know_are_gaps(tmp_path):
+    """Other programs write them; charts cannot draw them."""
+    path = write(tmp_path, {**VERSION_1, "wall_seconds": float("nan")})
+    assert "NaN" in path.read_text()
+    assert read_results(path).wall_seconds is None
+
+
 def test_no_file_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"holds no results\.json"):
         read_results(tmp_path / "results.json")

@@ -170,7 +170,7 @@ def read_results(path: Path, rows: Sequence[Row] = ()) -> Results:
 
     Raises:
         InputError: if there is none, it is no such file, it is of a later version, or it lacks a
-            key that its version has.  Gaps of version 1 are none: its keys were never written down.
+            key.  Of version 1, whose keys were never written down, a missing one leaves a gap.
     """
     if not path.is_file():
         raise InputError(
@@ -178,13 +178,13 @@ def read_results(path: Path, rows: Sequence[Row] = ()) -> Results:
             "lightning_logs/version_0"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is no JSON ({error}); {_AGAIN}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no object of names and values; {_AGAIN}")
     _check_version(content, path)
-    return view(_completed(content, rows), str(path))
+    return view(_completed(content, rows, str(path)), str(path))
 
 
 def view(content: Mapping[str, Any], source: str = "results.json") -> Results:
@@ -242,19 +242,19 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return [_value(inner, one, f"{where}[{place}]") for place, one in enumerate(value)]
     if issubclass(kind, tuple) and isinstance(value, Mapping):
         return _record(kind, value, where)
-    is_number = isinstance(value, (int, float) if kind is float else kind)
-    if kind in _NAMES and is_number and isinstance(value, bool) == (kind is bool):
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if kind in _NAMES and fits and isinstance(value, bool) == (kind is bool):
         return value
     expected = _NAMES.get(kind, "list" if kind is Sequence else "object")
     raise InputError(f"{where} is {str(value)[:40]!r}, no {expected}; {_AGAIN}")
 
 
-def _completed(content: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+def _completed(content: dict[str, Any], rows: Sequence[Row], source: str) -> dict[str, Any]:
     """Return the content with the figures that an early file lacks, from the rows."""
     is_complete = "recall_ci_low" in content
     if is_complete or not rows or any(row.get("recovered") not in (0, 1) for row in rows):
         return content
-    known = view(content)
+    known = view(content, source)
     computed: dict[str, Any] = {**aggregate(rows, known.num_reconstructions or 0)}
     computed["clients_unrecovered"] = sorted(
         {int(row.get("client", 0)) for row in rows}

@@ -208,7 +208,7 @@ def _warnings(sides: Sequence[_Side]) -> list[str]:
     all_results = [side.run.results for side in sides]
     settings: dict[str, list[Any]] = {
         "call different PSNRs recovered": [results.recovered_psnr for results in all_results],
-        "grant the attacker different oracles": [results.oracles for results in all_results],
+        "grant the attacker different oracles": [list(results.oracles) for results in all_results],
         "have different threat models": [results.threat_model for results in all_results],
     }
     for what, values in settings.items():

@@ -346,11 +346,11 @@ class Audit(Callback):
             seconds=self._seconds_before + time.monotonic() - self._started,
             peak_memory=peak,
         )
-        results = view(content)
         rows = [row for record in records for row in record.rows]
         if rows:  # else there is no truth, and nothing to show
             write_csv(self._folder / "clients.csv", rows)
         write_json(self._folder / "results.json", content)
+        results = view(content)
         if rows:
             write_report(self._folder)
             if isinstance(trainer.logger, TensorBoardLogger):
