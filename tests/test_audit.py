@@ -181,5 +181,5 @@ def test_failed_noise_only_control(data):
     mean = sum(row["psnr_mean_image"] for row in record.rows) / 4
     expected = {"psnr": pytest.approx(mean), "recovered": 0, "failed": 1}
     assert record.controls["noise_only"] == expected
-    summary = summarise(failing, None, [record, record])
+    summary = summarise(failing, [record, record])
     assert summary["null"]["noise_only"]["failed"] == 2

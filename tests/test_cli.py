@@ -12,9 +12,11 @@ import pytest
 import torch
 import yaml
 from attack_helpers import bind
+from conforming import problems
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_recon.attacks import Attack
+from lightning_recon.audit.schema import ResultsJson
 from lightning_recon.commands import plain
 from lightning_recon.commands.lightning import ReconCLI, main
 from lightning_recon.data import AuditDataModule
@@ -27,7 +29,7 @@ CALIBRATED = "[{class_path: GaussianNoise, init_args: {calibration: std}}]"
 RESULT_KEYS = {
     "experiment", "attack", "data", "masks", "num_images", "recovered", "precision", "recall",
     "metrics", "null", "privacy", "wall_seconds", "peak_memory_bytes", "import_memory_bytes",
-    "seed", "versions", "command", "oracles", "threat_model",
+    "seed", "versions", "command", "oracles", "threat_model", "schema_version",
 }  # fmt: skip
 
 
@@ -159,7 +161,8 @@ class TestPages:
 
 
 class TestPredict:
-    def test_captured_updates_without_truth(self):
+    def test_captured_updates_without_truth(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "300")
         cli = instantiate(["--config", TINY])
         data, attack = cli.datamodule, cli.model
         data.prepare_data()
@@ -192,6 +195,13 @@ class TestPredict:
         results = json.loads((latest() / "results.json").read_text())
         assert len(pictures) == results["num_reconstructions"] >= 3
         assert results["metrics"] == {}
+        assert problems(ResultsJson, results) == []
+        outputs = capsys.readouterr().out.split("outputs  ")[1].split("(")[1].split(")")[0]
+        assert outputs == "results.json, reconstructions/, records/, config.yaml"
+        written = {path.name for path in latest().iterdir()}
+        assert {name.strip("/") for name in outputs.split(", ")} <= written
+        assert not {"report.html", "clients.csv"} & written
+        assert all(path.stat().st_size for path in latest().rglob("*"))
 
 
 class TestFallback:

@@ -111,11 +111,14 @@ def test_runs_of_one_name_go_by_their_folders(tmp_path, runs):
 
 def test_what_makes_a_comparison_doubtful_is_said_at_the_top(tmp_path):
     rows = make_rows(3)
-    first = write_run(tmp_path / "first", rows, make_results(rows, experiment="first"))
+    masks = {"method": "grabcut", "mean_area": 0.3, "replaced": 0}
+    results = make_results(rows, experiment="first", masks=masks)
+    first = write_run(tmp_path / "first", rows, results)
     failures = [{"client": 1, "reason": "diverged"}]
     results = make_results(
         rows,
         experiment="second",
+        masks=masks,
         failures=failures,
         clients_unrecovered=[2],
         oracles=["num_samples"],
@@ -123,10 +126,11 @@ def test_what_makes_a_comparison_doubtful_is_said_at_the_top(tmp_path):
     second = write_run(tmp_path / "second", rows, results)
     page = _page([first, second], tmp_path / "page.html")
     top = page.text[: page.text.index("Figures of each run")]
-    assert "B second: The attack failed on 1 client (1)." in top
-    assert "B second: No image was recovered of 1 client (2)." in top
+    assert "B second: The attack failed on 1 of 3 clients (client 1: diverged)" in top
+    assert "B second: No image was recovered of client 2." in top
+    assert "A first, B second: The subject masks come from the GrabCut fallback" in top
     assert "different oracles (A: ['labels']; B: ['num_samples'])" in top
-    assert "mean image, which" not in top
+    assert "The mean image, which" not in top
     assert "another truth" not in top
     other = copy.deepcopy(rows)
     for row in other:
@@ -162,7 +166,7 @@ def test_all_text_is_escaped(tmp_path):
             defenses=[EVIL],
             command=EVIL,
             threat_model=EVIL + name,
-            failures=[{"client": EVIL, "reason": EVIL}],
+            failures=[{"client": 1, "reason": EVIL}],
         )
         config = f"'{EVIL}': {name}\n"
         folders.append(write_run(tmp_path / name, rows, results, config=config))

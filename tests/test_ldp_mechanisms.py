@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 from scipy.integrate import quad
 
+from lightning_recon.audit.privacy_statement import privacy_statement
 from lightning_recon.defenses import (
     Duchi,
     Hybrid,
@@ -495,9 +496,10 @@ def test_states_pure_ldp_for_replacement(make):
     mechanism = make(1.5)
     assert mechanism.claimed["epsilon"] == 1.5
     assert mechanism.claimed["delta"] == 0
-    assert mechanism.guarantee.startswith("1.5-LDP")
-    assert type(mechanism).__name__ in mechanism.guarantee
-    assert "replacement" in mechanism.guarantee
+    statement = privacy_statement([mechanism])["statement"]
+    assert statement.startswith("1.5-LDP")
+    assert type(mechanism).__name__ in statement
+    assert "replacement" in statement
     assert mechanism.bind(3.0) is None, "noise has no bound"
 
 

@@ -523,10 +523,6 @@ class Opaque(Defense):
     def forward(self, update, *, generator):
         return update
 
-    @property
-    def guarantee(self):
-        return "no formal guarantee"
-
 
 class Shrink(Opaque):
     """Post-processing that lets no norm grow."""

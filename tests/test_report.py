@@ -11,6 +11,7 @@ from browser import needs_chromium, open_browser
 from PIL import Image
 from run_folders import EVIL, Page, make_results, make_rows, truth_of, write_rows, write_run
 
+from lightning_recon.audit.results import view
 from lightning_recon.errors import InputError
 from lightning_recon.report import verdict, write_report
 from lightning_recon.report.pictures import DIFFERENCE_GAIN, save_pictures
@@ -31,7 +32,7 @@ def test_the_page_tells_the_whole_audit(tmp_path):
     low, high = results["recall_ci_low"], results["recall_ci_high"]
     psnr = results["metrics"]["psnr"]
     for text in (
-        verdict(results),
+        verdict(view(results)),
         f"50 %; interval {100 * low:.0f} % to {100 * high:.0f} %",
         f"interval {psnr['ci_low']:.1f} to {psnr['ci_high']:.1f} dB",
         "chance 0.1 %, among 1,000",
@@ -117,7 +118,7 @@ def test_many_failed_clients_are_counted(tmp_path):
     [
         ({"data": {"name": "imagenet", "fallback": "samples"}}, "imagenet was not found"),
         ({"masks": {"method": "grabcut"}}, "GrabCut fallback"),
-        ({"null": {"noise_only": {"recovered": 3}}}, "recovers 3 image(s) from noise alone"),
+        ({"null": {"noise_only": {"recovered": 3}}}, "recovers 3 images from noise alone"),
         ({"null": {"other_client": {"psnr": 99.0}}}, "other client's update (99.0 dB)"),
     ],
 )
@@ -177,18 +178,17 @@ def test_all_text_is_escaped(tmp_path):
     results = make_results(
         rows,
         **dict.fromkeys(
-            ("experiment", "attack", "citation", "threat_model", "target", "command", "seed"), EVIL
+            ("experiment", "attack", "citation", "threat_model", "target", "command"), EVIL
         ),
-        **dict.fromkeys(("device", "trainer_precision", "num_processes"), EVIL),
+        **dict.fromkeys(("device", "trainer_precision"), EVIL),
         oracles=[EVIL],
         defenses=[EVIL],
         data={"name": EVIL, "fallback": EVIL, "description": EVIL},
-        masks={"method": EVIL, "mean_area": 0.1, "replaced": EVIL},
+        masks={"method": EVIL, "mean_area": 0.1, "replaced": 1},
         privacy={"statement": EVIL, "claimed": {"epsilon": 1.0, "rule": EVIL}},
         versions={EVIL: EVIL},
-        failures=[{"client": EVIL, "reason": EVIL}],
-        clients_unrecovered=[EVIL],
-        curves=[{"client": EVIL, "iteration": [1, 2], "objective": [2.0, 1.0]}],
+        unavailable_metrics={EVIL: EVIL},
+        failures=[{"client": 1, "reason": EVIL}],
     )
     page = _page(write_run(tmp_path, rows, results, config=EVIL))
     assert page.must_not_run(EVIL) >= 22
@@ -238,21 +238,23 @@ def test_verdict():
     results = make_results(rows)
     low, high = (f"{100 * results[f'recall_ci_{end}']:.0f} %" for end in ("low", "high"))
     psnr, null = results["metrics"]["psnr"]["mean"], results["null"]["mean_image"]["psnr"]
-    assert verdict(results) == (
+    assert verdict(view(results)) == (
         f"10 of 20 images of 5 clients recovered (50 %; 95 % interval {low} to {high}); PSNR "
         f"{psnr:.1f} dB on average, where guessing the mean image gives {null:.1f} dB."
     )
-    assert verdict({}) == "No image was audited."
+    assert verdict(view({})) == "No image was audited."
     alone = make_rows(1, batch=1, is_recovered=lambda client, image: False)
-    assert verdict(make_results(alone)).startswith(
+    assert verdict(view(make_results(alone))).startswith(
         "None of 1 image of 1 client recovered (a single client gives no interval); PSNR "
     )
     none = make_rows(20, is_recovered=lambda client, image: False)
     assert "None of 80 images of 20 clients recovered (95 % interval 0 % to 17 %)" in verdict(
-        make_results(none)
+        view(make_results(none))
     )
     almost = make_rows(20, batch=50, is_recovered=lambda client, image: client + image > 0)
-    assert "999 of 1,000 images of 20 clients recovered (99.9 %;" in verdict(make_results(almost))
+    assert "999 of 1,000 images of 20 clients recovered (99.9 %;" in verdict(
+        view(make_results(almost))
+    )
 
 
 @pytest.mark.parametrize(

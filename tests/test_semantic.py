@@ -275,7 +275,7 @@ def test_a_run_reports_tags_beside_psnr_and_what_is_unavailable(
     assert not {"tags", "lpips"} & set(results["metrics"])
     assert "lpips" not in (folder / "clients.csv").read_text().splitlines()[0]
     printed = " ".join(capsys.readouterr().out.split())
-    assert "METRIC lpips IS UNAVAILABLE: no weights of alexnet" in printed
+    assert "The metric lpips is unavailable: no weights of alexnet" in printed
     page = (folder / "report.html").read_text()
     assert "LPIPS: unavailable, no weights of alexnet" in page
 

@@ -84,8 +84,11 @@ def test_cells_share_nothing(config):
     assert [n["noise_std"] for n in noise] == [0.005, 0.005, 0.5, 0.5]
 
 
-def test_cell_equals_the_run_it_stands_for(config, tmp_path):
+def test_cell_equals_the_run_it_stands_for(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     assert sweep.main(["--config", str(config()), *QUIET]) == 0
+    outputs = "(report.html, figure.png, results.csv, records/, sweep.yaml, run.json)"
+    assert outputs in capsys.readouterr().out
     folder = tmp_path / "lightning_logs/sweep_sweep/version_0"
     rows = table(folder)
     assert len(rows) == 4
@@ -96,6 +99,7 @@ def test_cell_equals_the_run_it_stands_for(config, tmp_path):
     results = json.loads((tmp_path / "lightning_logs/version_0/results.json").read_text())
     assert float(rows[0]["psnr"]) == pytest.approx(results["metrics"]["psnr"]["mean"], abs=1e-6)
     assert int(rows[0]["recovered"]) == results["recovered"]
+    assert {row["noise_only_recovered"] for row in rows} == {"0"}
     assert float(rows[1]["psnr"]) > float(rows[3]["psnr"]) + 5  # a hundred times the noise
     assert (folder / "report.html").is_file()
 

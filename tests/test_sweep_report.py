@@ -144,10 +144,14 @@ def test_failed_unrecovered_and_missing_cells_are_named_at_the_top(tmp_path):
     labels = [{name: cell[name] for name in ("epsilon", "clip", "attack")} for cell in _cells()]
     cells[0] |= {"num_failed": 3}
     cells[1] |= {"recovered": 0}
+    for cell in cells:
+        cell["noise_only_recovered"] = 4 if cell is cells[2] else 0
     page = _page(_write(tmp_path, cells, labels))
     top = page.text[: page.text.index("Band: 95 %")]
     assert "failed on 3 clients in 1 cell (epsilon 2.5, clip 10, attack faithful)" in top
     assert "No image was recovered in 1 cell (epsilon 2.5, clip 10, attack spectral)." in top
+    noise = "recovers 4 images from noise alone, with no client behind it, in 1 cell (epsilon 2.5, "
+    assert f"{noise}clip 20, attack faithful)" in top
     assert "Without results: 1 of 18 cells (epsilon 20.0, clip 30, attack spectral)." in top
     assert "Images leak in 16 of 17 cells" in top
 

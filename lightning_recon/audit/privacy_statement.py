@@ -9,8 +9,9 @@ a round; but Gaussian noise on Gaussian noise is Gaussian again, and their varia
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from lightning_recon.audit.schema import ClaimJson, GuaranteeJson, PrivacyStatement
 from lightning_recon.clients import Client
 from lightning_recon.defenses import (
     ClipL2,
@@ -58,7 +59,7 @@ def privacy_statement(
     num_rounds: int = 1,
     delta: float = 1e-5,
     sends_buffers: bool = False,
-) -> dict[str, Any]:
+) -> PrivacyStatement:
     """Return what is claimed, and what really holds, for what one client releases.
 
     Args:
@@ -114,18 +115,22 @@ def privacy_statement(
     has_records = client is not None and client.clip_norm is not None and num_samples is not None
     record_level = _guarantee(chain, "record", num_rounds, delta) if has_records else None
     best = min(chain.gaussians, key=lambda found: found.bounds["client"] / found.std, default=None)
-    results: dict[str, Any] = {
+    claimed, claim_holds = _claim(defenses, chain, delta)
+    results: PrivacyStatement = {
         "clip_norm": best.bounds["client"] if best else chain.norm_bound,
         "noise_std": best.std if best else chain.std,
-        **_claim(defenses, chain, delta),
+        "claimed": claimed,
+        "claim_holds": claim_holds,
         "actual": actual,
         "record_level": record_level,
         "zcdp_rho": _rho(chain, num_rounds),
         "rero_1000": _rero(chain, num_rounds),
         "num_rounds": num_rounds,
+        "statement": "",
     }
     why = _BUFFERS if sends_buffers else _reason(results, defenses)
-    return {**results, "statement": _sentence(results, why)}
+    results["statement"] = _sentence(results, why)
+    return results
 
 
 def _walk(defenses: Sequence[Defense], client: Client | None, num_samples: int | None) -> _Chain:
@@ -177,45 +182,50 @@ def _check_fit(noise: GaussianNoise, client: Client | None, num_samples: int | N
 
 def _guarantee(
     chain: _Chain, level: str, num_rounds: int, delta: float, adjacency: Adjacency = "replace"
-) -> dict[str, Any] | None:
+) -> GuaranteeJson | None:
     """Return the smallest epsilon that holds, or None."""
     rounds = f" in each of {num_rounds} rounds" if num_rounds > 1 else ""
     change = "replacement of" if adjacency == "replace" else "presence or absence of"
-    found: list[dict[str, Any]] = []
+    terms = f"{level} level: {change} {_WHOSE[level]}"
+    found: list[GuaranteeJson] = []
     for gaussian in chain.gaussians:
         sensitivity = gaussian.sensitivity(level, adjacency)
-        found.append(
-            {
-                "epsilon": gaussian_epsilon(sensitivity, gaussian.std, delta, num_rounds),
-                "delta": delta,
-                "rule": f"analytic Gaussian mechanism, exact for sensitivity {sensitivity:g} and "
-                f"standard deviation {gaussian.std:g}{rounds}",
-            }
+        epsilon = gaussian_epsilon(sensitivity, gaussian.std, delta, num_rounds)
+        rule = (
+            f"analytic Gaussian mechanism, exact for sensitivity {sensitivity:g} and "
+            f"standard deviation {gaussian.std:g}{rounds}"
         )
+        found.append({"epsilon": epsilon, "delta": delta, "rule": rule, "adjacency": terms})
     for randomizer in chain.randomizers:
         name, epsilon = type(randomizer).__name__, randomizer.epsilon
         rule = f"{name}, {epsilon:g}-LDP{rounds}"
-        found.append({"epsilon": num_rounds * epsilon, "delta": 0.0, "rule": rule})
+        total = num_rounds * epsilon
+        found.append({"epsilon": total, "delta": 0.0, "rule": rule, "adjacency": terms})
         if num_rounds > 1:
             from lightning_recon.privacy.accounting import pure_epsilon
 
             composed = pure_epsilon(epsilon, delta, num_rounds)
             rule += ", optimal composition"
-            found.append({"epsilon": composed, "delta": delta, "rule": rule})
-    if not found:
-        return None
-    best = min(found, key=lambda guarantee: guarantee["epsilon"])
-    return {**best, "adjacency": f"{level} level: {change} {_WHOSE[level]}"}
+            found.append({"epsilon": composed, "delta": delta, "rule": rule, "adjacency": terms})
+    return min(found, key=lambda guarantee: guarantee["epsilon"], default=None)
 
 
-def _claim(defenses: Sequence[Defense], chain: _Chain, delta: float) -> dict[str, Any]:
+def _claim(
+    defenses: Sequence[Defense], chain: _Chain, delta: float
+) -> tuple[ClaimJson | None, bool | None]:
     """Return the smallest epsilon that is claimed, and whether it holds."""
     claims = [defense.claimed for defense in defenses]
     made = [claim for claim in claims if claim is not None]
     if not made:
-        return {"claimed": None, "claim_holds": None}
+        return None, None
     boldest = min(made, key=lambda claim: claim["epsilon"])
-    claimed = {"level": "client", "adjacency": "replace", "delta": delta, **boldest}
+    claimed: ClaimJson = {
+        "level": boldest.get("level", "client"),
+        "adjacency": boldest.get("adjacency", "replace"),
+        "delta": boldest.get("delta", delta),
+        "epsilon": boldest["epsilon"],
+        "rule": boldest["rule"],
+    }
     held = _guarantee(
         chain,
         claimed["level"],
@@ -224,7 +234,7 @@ def _claim(defenses: Sequence[Defense], chain: _Chain, delta: float) -> dict[str
         adjacency=claimed["adjacency"],
     )
     holds = held is not None and held["epsilon"] <= claimed["epsilon"] * (1 + 1e-9)
-    return {"claimed": claimed, "claim_holds": holds}
+    return claimed, holds
 
 
 def _rho(chain: _Chain, num_rounds: int) -> float | None:
@@ -247,10 +257,10 @@ def _rero(chain: _Chain, num_rounds: int) -> float:
     return min(bounds, default=1.0)
 
 
-def _sentence(results: dict[str, Any], why: str) -> str:
+def _sentence(results: PrivacyStatement, why: str) -> str:
     """Return the statement for people, and why nothing is guaranteed if that is so."""
     rounds = f" over {results['num_rounds']} rounds" if results["num_rounds"] > 1 else ""
-    actual, record, claimed = (results[key] for key in ("actual", "record_level", "claimed"))
+    actual, record, claimed = results["actual"], results["record_level"], results["claimed"]
     if actual is None:
         text = f"no formal guarantee: {why}"
     else:
@@ -266,13 +276,13 @@ def _sentence(results: dict[str, Any], why: str) -> str:
     return text
 
 
-def _figure(guarantee: dict[str, Any]) -> str:
+def _figure(guarantee: GuaranteeJson) -> str:
     if guarantee["delta"] == 0:
         return f"{guarantee['epsilon']:.3g}-LDP"
     return f"({guarantee['epsilon']:.3g}, {guarantee['delta']:g})-DP"
 
 
-def _reason(results: dict[str, Any], defenses: Sequence[Defense]) -> str:
+def _reason(results: PrivacyStatement, defenses: Sequence[Defense]) -> str:
     """Return why a chain guarantees nothing."""
     std, bound = results["noise_std"], results["clip_norm"]
     if std:

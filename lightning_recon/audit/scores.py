@@ -5,7 +5,7 @@ counts with the mean image, the best guess of someone who learned nothing from t
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_recon.audit.matching import match
+from lightning_recon.audit.schema import ControlJson, IdentificationJson, MetricJson, ScoresJson
 from lightning_recon.audit.statistics import (
     bootstrap_interval,
     share_at,
@@ -129,7 +130,7 @@ def score(
 
 def aggregate(
     rows: Sequence[Row], num_reconstructions: int, num_candidates: int | None = None
-) -> dict[str, Any]:
+) -> ScoresJson:
     """Summarise the rows of :func:`score` over all images of all clients.
 
     Intervals are of the mean, at 95 %, with the clients resampled
@@ -164,38 +165,69 @@ def aggregate(
     names = [name for name in (rows[0] if rows else ()) if name not in NOT_METRICS]
     summaries = {name: _summary(rows, name) for name in names}
     thresholds = {name: _shares(rows, name) for name in ("psnr", "psnr_mean_image", "lpips")}
-    nulls = {name: _mean(rows, f"psnr_{name}", "psnr") for name in _NULLS}
-    rate = _mean(rows, "identified", "rate", is_share=True)
     return {
         "num_images": len(rows),
         "num_reconstructions": num_reconstructions,
         "recovered": recovered,
         "precision": recovered / num_reconstructions if num_reconstructions else 0.0,
-        "recall": recall["mean"] if recall else 0.0,
-        "recall_ci_low": recall["ci_low"] if recall else None,
-        "recall_ci_high": recall["ci_high"] if recall else None,
+        "recall": recall.value if recall else 0.0,
+        "recall_ci_low": recall.low if recall else None,
+        "recall_ci_high": recall.high if recall else None,
         "metrics": {name: summary for name, summary in summaries.items() if summary},
-        "null": {name: null for name, null in nulls.items() if null},
+        "null": _nulls(rows),
         "thresholds": {name: shares for name, shares in thresholds.items() if shares},
-        "identification": {**rate, "num_candidates": num_candidates} if rate else None,
+        "identification": _identification(rows, num_candidates),
     }
 
 
-def _summary(rows: Sequence[Row], name: str) -> dict[str, float | None] | None:
+def _summary(rows: Sequence[Row], name: str) -> MetricJson | None:
     """Return the mean with its interval, the median and the worst case of one metric."""
     mean = _mean(rows, name)
     if mean is None:
         return None
     values, _ = _column(rows, name)
-    worst = worst_case(values, lower_is_more_alike=_is_lower_more_alike(name))
-    interval = {end: mean[end] for end in ("ci_low", "ci_high")}
-    return {"mean": mean["mean"], "median": float(np.median(values)), "worst": worst, **interval}
+    return {
+        "mean": mean.value,
+        "median": float(np.median(values)),
+        "worst": worst_case(values, lower_is_more_alike=_is_lower_more_alike(name)),
+        "ci_low": mean.low,
+        "ci_high": mean.high,
+    }
 
 
-def _mean(
-    rows: Sequence[Row], name: str, key: str = "mean", *, is_share: bool = False
-) -> dict[str, float | None] | None:
-    """Return the mean of one column under ``key`` with its interval; None for no value."""
+def _nulls(rows: Sequence[Row]) -> dict[str, ControlJson]:
+    """Return what the controls that stand in the rows come to."""
+    means = {name: _mean(rows, f"psnr_{name}") for name in _NULLS}
+    return {
+        name: {"psnr": mean.value, "ci_low": mean.low, "ci_high": mean.high}
+        for name, mean in means.items()
+        if mean
+    }
+
+
+def _identification(rows: Sequence[Row], num_candidates: int | None) -> IdentificationJson | None:
+    """Return how many images were identified; None where that was not asked for."""
+    rate = _mean(rows, "identified", is_share=True)
+    if rate is None:
+        return None
+    return {
+        "rate": rate.value,
+        "ci_low": rate.low,
+        "ci_high": rate.high,
+        "num_candidates": num_candidates,
+    }
+
+
+class _Mean(NamedTuple):
+    """The mean of a column with the ends of its interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def _mean(rows: Sequence[Row], name: str, *, is_share: bool = False) -> _Mean | None:
+    """Return the mean of one column with its interval; None for no value."""
     values, clients = _column(rows, name)
     if not len(values):
         return None
@@ -206,7 +238,7 @@ def _mean(
         # stretched for few clients, an interval may leave what the metric can be
         least, largest = _RANGES[base]
         low, high = max(low, least), min(high, largest)
-    return {key: float(values.mean()), "ci_low": low, "ci_high": high}
+    return _Mean(float(values.mean()), low, high)
 
 
 def _shares(rows: Sequence[Row], name: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_recon.data.masked_images import MaskedImages
+from lightning_recon.data.masked_images import MaskedImages, MaskSummary
 from lightning_recon.data.masks import MaskSource
 from lightning_recon.data.photographs import PhotographSource
 from lightning_recon.data.sharing import AuditDataModule, ClientLoader
@@ -233,13 +233,8 @@ class ClientDataModule(AuditDataModule):
         """
         return self._images.thumbnails(places, size)
 
-    def mask_summary(self) -> dict[str, str | float | int | None]:
-        """How the clients' images are masked.
-
-        Returns:
-            ``method`` ("sam", "grabcut", "folder" or "none"), ``mean_area`` (fraction of the
-            image, None without masks), ``replaced`` (number of masks replaced by the ellipse).
-        """
+    def mask_summary(self) -> MaskSummary:
+        """How the clients' images are masked."""
         return self._images.mask_summary(self._all_private())
 
     def describe(self) -> str:

@@ -1,6 +1,7 @@
 """The pictures of a data set as tensors: cropped to one size, and 0 outside their masks."""
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -12,6 +13,17 @@ from torch import Tensor
 
 from lightning_recon.data.masks import MaskSource
 from lightning_recon.data.sources import ImageSource
+
+
+class MaskSummary(TypedDict):
+    """How the subjects of some pictures are masked."""
+
+    method: str
+    """``sam``, ``grabcut``, ``folder`` or ``none``."""
+    mean_area: float | None
+    """Share of the image, in [0, 1]; None without masks."""
+    replaced: int
+    """Masks that were implausible, and replaced by an ellipse."""
 
 
 class MaskedImages:
@@ -61,7 +73,7 @@ class MaskedImages:
             images[row] = F.adaptive_avg_pool2d(self._pixels(self.source.image(place)), size)
         return images
 
-    def mask_summary(self, places: Sequence[int]) -> dict[str, str | float | int | None]:
+    def mask_summary(self, places: Sequence[int]) -> MaskSummary:
         """Return ``method``, ``mean_area`` and ``replaced`` of the masks of these pictures."""
         if self.masks is None:
             return {"method": "none", "mean_area": None, "replaced": 0}

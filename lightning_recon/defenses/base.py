@@ -1,4 +1,8 @@
-"""What every defense is: a change of the update, and an honest word on what it guarantees."""
+"""What every defense is: a change of the update, and what is claimed of it.
+
+What really holds is a matter of the whole chain: see
+:func:`~lightning_recon.audit.privacy_statement.privacy_statement`.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -88,11 +92,6 @@ class Defense(nn.Module, ABC):
         return encoding
 
     @property
-    @abstractmethod
-    def guarantee(self) -> str:
-        """What holds for one released update, or ``"no formal guarantee"``."""
-
-    @property
     def claimed(self) -> dict[str, Any] | None:
         """What the configuration claims of one release; None: nothing.
 
@@ -115,9 +114,6 @@ class LocalRandomizer(Defense):
         epsilon: the privacy budget of one release, above 0.
     """
 
-    domain: str
-    """The set that updates are brought into first, as it stands in the guarantee."""
-
     def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:
         """Return 32 bits for each value: noise has no zeros and no levels."""
         return dense(shapes)
@@ -131,14 +127,6 @@ class LocalRandomizer(Defense):
         """The epsilon, which is what holds."""
         rule = f"{type(self).__name__}: pure epsilon-LDP"
         return {"epsilon": self.epsilon, "rule": rule, "delta": 0.0}
-
-    @property
-    def guarantee(self) -> str:
-        """What holds for one released update."""
-        return (
-            f"{self.epsilon:.3g}-LDP for one client's update ({type(self).__name__} on "
-            f"{self.domain}; replacement of all of the client's data, delta 0)"
-        )
 
 
 def positive(owner: Defense, name: str, value: float) -> float:

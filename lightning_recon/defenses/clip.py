@@ -52,12 +52,3 @@ class ClipL2(Defense):
     def stand_in(self, update: Update, observed: Update) -> Update:
         """Return the clipped update: clipping stands inside the attacker's loop."""
         return clipped(update, self.clip_norm)
-
-    @property
-    def guarantee(self) -> str:
-        """Clipping bounds the sensitivity and hides nothing by itself."""
-        return (
-            f"L2 norm of the update at most {self.clip_norm:g} "
-            f"(sensitivity {2 * self.clip_norm:g} under replacement of the client's data); "
-            "no formal guarantee without noise"
-        )

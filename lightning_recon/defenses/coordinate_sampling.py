@@ -38,7 +38,6 @@ class CoordinateSampling(LocalRandomizer):
     def __init__(self, epsilon: float, clip_value: float) -> None:
         super().__init__(epsilon)
         self.clip_value = positive(self, "clip_value", clip_value)
-        self.domain = f"the cube of half-width {self.clip_value:g}"
 
     @abstractmethod
     def perturb(self, values: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 from lightning_recon.defenses.base import positive
 from lightning_recon.defenses.gaussian import GaussianNoise
 from lightning_recon.errors import InputError
-from lightning_recon.privacy.gaussian import gaussian_epsilon, gaussian_std
+from lightning_recon.privacy.gaussian import gaussian_std
 from lightning_recon.privacy.sensitivity import Adjacency, record_sensitivity
 
 
@@ -57,13 +57,12 @@ class DPSGDNoise(GaussianNoise):
         self.num_samples = num_samples
         self.delta = delta
         self.adjacency = adjacency
-        self.is_calibrated = epsilon is not None
-        self.record_epsilon = epsilon or gaussian_epsilon(sensitivity, std, delta)
+        self.record_epsilon = epsilon
 
     @property
     def claimed(self) -> dict[str, Any] | None:
         """The epsilon that the noise was calibrated to, for one record."""
-        if not self.is_calibrated:
+        if self.record_epsilon is None:
             return None
         return {
             "epsilon": self.record_epsilon,
@@ -72,12 +71,3 @@ class DPSGDNoise(GaussianNoise):
             "adjacency": self.adjacency,
             "delta": self.delta,
         }
-
-    @property
-    def guarantee(self) -> str:
-        """What holds for one released update of a client that clips per sample."""
-        return (
-            f"({self.record_epsilon:.3g}, {self.delta:g})-DP for one record of a batch of "
-            f"{self.num_samples} ({self.adjacency}) if the client clips every sample's gradient "
-            f"to {self.clip_norm:g}; std {self.std:g}"
-        )

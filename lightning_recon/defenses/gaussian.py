@@ -6,11 +6,9 @@ import torch
 
 from lightning_recon.defenses.base import Defense, Encoding, Shapes, dense
 from lightning_recon.errors import InputError
-from lightning_recon.privacy.gaussian import gaussian_epsilon
 from lightning_recon.rowsparse import RowSparse
 from lightning_recon.updates import Update
 
-_DELTA = 1e-5
 _CHUNK = 2**24  # numbers drawn at once: bounds the memory that the noise takes
 
 
@@ -24,7 +22,7 @@ class GaussianNoise(Defense):
         TIFS 15, 2020): C is the bound of the :class:`ClipL2` in front and m the number of records
         that the client is said to average over.  The rule has no delta, and 2 C / m is not the
         sensitivity of one client's update, which is 2 C: its "epsilon" is a label and no
-        guarantee.  ``guarantee`` states what really holds.
+        guarantee.  Every run states what really holds.
 
     Args:
         noise_std: standard deviation, at least 0; excludes the three others.
@@ -66,11 +64,9 @@ class GaussianNoise(Defense):
         self.calibration = calibration
         self.epsilon = epsilon
         self.num_records = num_records
-        self.norm_bound: float | None = None
 
     def bind(self, norm_bound: float | None) -> float | None:
         """Calibrate the noise to the bound of the update; noise has no bound itself."""
-        self.norm_bound = norm_bound
         if self.calibration is not None:
             if norm_bound is None:
                 raise InputError(
@@ -122,29 +118,3 @@ class GaussianNoise(Defense):
         if self.epsilon is None:
             return None
         return {"epsilon": self.epsilon, "rule": f"{self.calibration}: std = 2C/(m epsilon)"}
-
-    @property
-    def actual(self) -> dict[str, float] | None:
-        """The (epsilon, delta) of one released update, or None where there is none.
-
-        Client-level, replacement of all of the client's data: sensitivity 2C.  By the analytic
-        Gaussian mechanism (Balle & Wang, ICML 2018), delta = 1e-5.
-        """
-        if self.norm_bound is None or self.std == 0:
-            return None
-        epsilon = gaussian_epsilon(2 * self.norm_bound, self.std, _DELTA)
-        return {"epsilon": epsilon, "delta": _DELTA}
-
-    @property
-    def guarantee(self) -> str:
-        """What holds for one released update."""
-        actual = self.actual
-        if actual is None:
-            return f"noise of standard deviation {self.std:g}; no formal guarantee"
-        text = (
-            f"({actual['epsilon']:.3g}, {actual['delta']:g})-DP for one client's update "
-            f"(replacement, sensitivity {2 * (self.norm_bound or 0):g}, std {self.std:g})"
-        )
-        if self.epsilon is not None:
-            text += f"; the claimed epsilon {self.epsilon:g} is the rule {self.calibration}"
-        return text

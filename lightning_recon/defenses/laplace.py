@@ -40,7 +40,6 @@ class Laplace(LocalRandomizer):
     def __init__(self, epsilon: float, clip_norm: float) -> None:
         super().__init__(epsilon)
         self.clip_norm = positive(self, "clip_norm", clip_norm)
-        self.domain = f"the L1 ball of radius {self.clip_norm:g}"
 
     @property
     def scale(self) -> float:

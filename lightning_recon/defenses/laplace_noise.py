@@ -39,8 +39,3 @@ class LaplaceNoise(Defense):
     def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:
         """Return 32 bits for each value: noise has no zeros and no levels."""
         return dense(shapes) if self.scale > 0 else encoding
-
-    @property
-    def guarantee(self) -> str:
-        """Nothing without a bound of the L1 norm."""
-        return f"Laplace noise of scale {self.scale:g}; no formal guarantee"

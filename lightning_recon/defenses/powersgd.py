@@ -85,11 +85,6 @@ class PowerSGD(Defense):
         everything = dense(shapes)
         return everything._replace(bits_per_value=32.0 * sent / max(everything.num_values, 1))
 
-    @property
-    def guarantee(self) -> str:
-        """Nothing."""
-        return f"matrices of rank {self.rank}; no formal guarantee"
-
     def _compresses(self, shape: torch.Size) -> bool:
         if len(shape) < 2:
             return False

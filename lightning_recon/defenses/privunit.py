@@ -83,7 +83,6 @@ class CapRandomizer(LocalRandomizer):
     def __init__(self, epsilon: float, clip_norm: float) -> None:
         super().__init__(epsilon)
         self.clip_norm = positive(self, "clip_norm", clip_norm)
-        self.domain = f"the L2 ball of radius {self.clip_norm:g}"
 
     @abstractmethod
     def draw(

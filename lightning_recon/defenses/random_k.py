@@ -65,10 +65,5 @@ class RandomK(Defense):
         num_values = min(encoding.num_values, kept)
         return Encoding(num_values, encoding.bits_per_value, encoding.overhead + _SEED_BITS)
 
-    @property
-    def guarantee(self) -> str:
-        """Nothing: what is kept is kept exactly."""
-        return f"{self.sparsity:.4g} of the entries set to 0; no formal guarantee"
-
     def _factor(self, size: int) -> float:
         return size / num_kept(size, self.sparsity) if self.unbiased and size else 1.0

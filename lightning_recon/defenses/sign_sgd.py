@@ -77,8 +77,3 @@ class SignSGD(Defense):
         if encoding.num_values < everything.num_values:
             return encoding._replace(bits_per_value=1.0, overhead=encoding.overhead + scales)
         return everything._replace(bits_per_value=math.log2(3), overhead=scales)
-
-    @property
-    def guarantee(self) -> str:
-        """Nothing."""
-        return "one bit an entry; no formal guarantee"

@@ -36,8 +36,3 @@ class TernGrad(Defense):
     def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:
         """Return log2(3) bits for each value, and a scale for each tensor."""
         return quantised(encoding, shapes, math.log2(3))
-
-    @property
-    def guarantee(self) -> str:
-        """Nothing; and rounding up may exceed a norm's bound."""
-        return "three levels; no formal guarantee"

@@ -77,8 +77,3 @@ class TopK(Defense):
             encoding.bits_per_value,
             encoding.overhead + positions,
         )
-
-    @property
-    def guarantee(self) -> str:
-        """Nothing."""
-        return f"{self.sparsity:.4g} of the entries set to 0; no formal guarantee"

@@ -41,8 +41,3 @@ class UniformQuantiser(Defense):
     def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:
         """Return a sign and a level for each value, and a scale for each tensor."""
         return quantised(encoding, shapes, 1 + self.num_steps.bit_length())
-
-    @property
-    def guarantee(self) -> str:
-        """Nothing; and rounding up may exceed a norm's bound."""
-        return f"{self.num_steps + 1} levels; no formal guarantee"

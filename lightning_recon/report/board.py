@@ -1,6 +1,6 @@
 """What TensorBoard shows beside the scalars that the attack logs itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from lightning_recon.audit.results import Results
 from lightning_recon.audit.scores import Row
 
 MAX_GRID_IMAGES = 8
@@ -30,7 +31,7 @@ def add_images(trainer: Trainer, client: int, truth: Tensor, shown: Tensor) -> N
     )
 
 
-def add_summary(logger: TensorBoardLogger, results: Mapping[str, Any], rows: Sequence[Row]) -> None:
+def add_summary(logger: TensorBoardLogger, results: Results, rows: Sequence[Row]) -> None:
     """Add what stands at the end of a run.
 
     The threat model as text; histograms of PSNR over all images; a precision-recall curve of
@@ -39,7 +40,7 @@ def add_summary(logger: TensorBoardLogger, results: Mapping[str, Any], rows: Seq
 
     Args:
         logger: of the run.
-        results: the content of ``results.json``.
+        results: of the run.
         rows: of all images.
     """
     board = _experiment(logger)
@@ -60,34 +61,37 @@ def _experiment(logger: Any) -> Any:
     return logger.experiment
 
 
-def _threat_model(results: Mapping[str, Any]) -> str:
-    granted = ", ".join(results["oracles"]) or "nothing"
+def _threat_model(results: Results) -> str:
+    granted = ", ".join(results.oracles) or "nothing"
     return (
-        f"**{results['attack']}** ({results['citation']})\n\n"
-        f"Threat model: {results['threat_model']}.\n\n"
+        f"**{results.attack}** ({results.citation})\n\n"
+        f"Threat model: {results.threat_model}.\n\n"
         f"Granted to the attacker: {granted}.\n\n"
-        f"Privacy: {results['privacy']['statement']}.\n\n"
-        f"Data: {results['data']['description']}."
+        f"Privacy: {results.privacy.statement}.\n\n"
+        f"Data: {results.data.description}."
     )
 
 
-def _hyperparameters(results: Mapping[str, Any]) -> dict[str, Any]:
+def _hyperparameters(results: Results) -> dict[str, Any]:
     # the tab shows the first five names of the alphabet: these are what runs differ in
-    privacy = results["privacy"]
     return {
-        "attack": results["attack"],
-        "clip_norm": privacy["clip_norm"] or 0.0,
-        "data": f"{results['data']['name']}, masks: {results['masks']['method']}",
-        "experiment": results["experiment"],
-        "noise_std": privacy["noise_std"] or 0.0,
-        "num_clients": results["num_clients"],
-        "seed": results["seed"],
-        "target": results["target"],
+        "attack": results.attack,
+        "clip_norm": results.privacy.clip_norm or 0.0,
+        "data": f"{results.data.name}, masks: {results.masks.method}",
+        "experiment": results.experiment,
+        "noise_std": results.privacy.noise_std or 0.0,
+        "num_clients": results.num_clients,
+        "seed": results.seed,
+        "target": results.target,
     }
 
 
-def _figures(results: Mapping[str, Any]) -> dict[str, float]:
-    means = {name: results["metrics"][name]["mean"] for name in ("psnr", "ssim", "cw_ssim")}
-    worst = {"psnr_worst": results["metrics"]["psnr"]["worst"]}
-    shares = {name: results[name] for name in ("recall", "precision")}
-    return {f"hp/{name}": value for name, value in (means | worst | shares).items()}
+def _figures(results: Results) -> dict[str, float]:
+    means = {name: results.metric(name).mean for name in ("psnr", "ssim", "cw_ssim")}
+    others = {
+        "psnr_worst": results.metric("psnr").worst,
+        "recall": results.recall,
+        "precision": results.precision,
+    }
+    figures = means | others
+    return {f"hp/{name}": value for name, value in figures.items() if value is not None}

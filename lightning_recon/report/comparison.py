@@ -24,7 +24,8 @@ from lightning_recon.report.cards import (
 )
 from lightning_recon.report.charts import MAX_LINES, Chart, Mark, histogram
 from lightning_recon.report.figures import against_privacy, at_or_above, means
-from lightning_recon.report.folder import Run, epsilons, lookup, read_run
+from lightning_recon.report.findings import findings
+from lightning_recon.report.folder import Run, read_run
 from lightning_recon.report.page import (
     DASH,
     Table,
@@ -139,7 +140,7 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
         "cards": cards,
         "pictures_note": note,
         "settings": differing_settings({side.label: side.run.config for side in sides}),
-        "commands": [(side.label, str(side.run.results.get("command") or DASH)) for side in sides],
+        "commands": [(side.label, side.run.results.command or DASH) for side in sides],
     }
     return write_page(output, "comparison.html", content)
 
@@ -148,7 +149,7 @@ def _sides(runs: Sequence[Run]) -> list[_Side]:
     """Return the runs with the rows of the images that all of them share."""
     keyed: list[dict[tuple[Any, ...], Row]] = []
     for run in runs:
-        name = lookup(run.results, "data", "name")
+        name = run.results.data.name
         rows = [row for row in run.rows if {"index", "psnr"} <= row.keys()]
         if not rows:
             raise InputError(
@@ -198,25 +199,20 @@ def _mean(values: Sequence[float]) -> float:
 
 def _warnings(sides: Sequence[_Side]) -> list[str]:
     """Return what keeps the differences from meaning what they seem to mean."""
-    messages = []
+    whose: dict[str, list[str]] = {}  # what holds for several runs is said once
     for side in sides:
-        failed = [failure.get("client") for failure in side.run.results.get("failures") or []]
-        unrecovered = side.run.results.get("clients_unrecovered") or []
-        for clients, what in (
-            (failed, "The attack failed on"),
-            (unrecovered, "No image was recovered of"),
-        ):
-            if clients:
-                names = ", ".join(map(str, clients[:12])) + (", ..." if len(clients) > 12 else "")
-                messages.append(f"{side.label}: {what} {count(len(clients), 'client')} ({names}).")
+        for finding in findings(side.run.results):
+            whose.setdefault(finding.text, []).append(side.label)
+    messages = [f"{', '.join(labels)}: {text}" for text, labels in whose.items()]
     messages += [_other_truth(sides[0], side) for side in sides[1:]]
-    for key, what in (
-        ("recovered_psnr", "call different PSNRs recovered"),
-        ("oracles", "grant the attacker different oracles"),
-        ("threat_model", "have different threat models"),
-    ):
-        values = [str(side.run.results.get(key)) for side in sides]
-        if len(set(values)) > 1:
+    all_results = [side.run.results for side in sides]
+    settings: dict[str, list[Any]] = {
+        "call different PSNRs recovered": [results.recovered_psnr for results in all_results],
+        "grant the attacker different oracles": [list(results.oracles) for results in all_results],
+        "have different threat models": [results.threat_model for results in all_results],
+    }
+    for what, values in settings.items():
+        if len(set(map(str, values))) > 1:
             listed = "; ".join(f"{s.letter}: {v}" for s, v in zip(sides, values, strict=True))
             messages.append(f"The runs {what} ({listed}).")
     return [message for message in messages if message]
@@ -253,32 +249,28 @@ def _figures(sides: Sequence[_Side]) -> Table:
     body = []
     for side in sides:
         results = side.run.results
-        psnr = lookup(results, "metrics", "psnr") or {}
-        actual, claimed = epsilons(results)
-        recall = results.get("recall_ci_low"), results.get("recall_ci_high")
+        psnr, privacy = results.metric("psnr"), results.privacy
+        recall = results.recall_ci_low, results.recall_ci_high
         body.append(
             [
                 side.label,
                 side.run.folder.resolve().name,
-                number(results.get("attack")),
-                " + ".join(map(str, results.get("defenses") or [])) or "none",
-                number(results.get("num_images")),
-                share(results.get("recall")),
+                number(results.attack),
+                " + ".join(results.defenses) or "none",
+                number(results.num_images),
+                share(results.recall),
                 DASH if recall[0] is None else f"{share(recall[0])} to {share(recall[1])}",
-                number(psnr.get("mean"), 1),
-                interval(psnr.get("ci_low"), psnr.get("ci_high")),
-                number(psnr.get("worst"), 1),
-                number(lookup(results, "metrics", "psnr_subject", "mean"), 1),
-                number(lookup(results, "metrics", "ssim", "mean"), 3),
-                share(lookup(results, "identification", "rate")),
-                *(
-                    number(lookup(results, "null", name, "psnr"), 1)
-                    for name in ("mean_image", "noise_only")
-                ),
-                number(lookup(results, "privacy", "noise_std")),
-                number(claimed),
-                number(actual),
-                number(results.get("wall_seconds"), 0),
+                number(psnr.mean, 1),
+                interval(psnr.ci_low, psnr.ci_high),
+                number(psnr.worst, 1),
+                number(results.metric("psnr_subject").mean, 1),
+                number(results.metric("ssim").mean, 3),
+                share(results.identification.rate),
+                *(number(results.control(name).psnr, 1) for name in ("mean_image", "noise_only")),
+                number(privacy.noise_std),
+                number(privacy.claimed.epsilon),
+                number(privacy.actual.epsilon),
+                number(results.wall_seconds, 0),
             ]
         )
     heads = [

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lightning_recon.audit.results import Results
 from lightning_recon.audit.scores import Row
 from lightning_recon.report.charts import (
     MAX_LINES,
@@ -15,8 +16,7 @@ from lightning_recon.report.charts import (
     ladder,
     lines,
 )
-from lightning_recon.report.folder import epsilons, lookup
-from lightning_recon.report.page import count, is_number, share
+from lightning_recon.report.page import count, share
 
 NULLS = {
     "mean_image": "mean image",
@@ -35,13 +35,13 @@ _LINES = {
 _MAX_POINTS = 150  # of a line
 
 
-def null_marks(results: Mapping[str, Any]) -> list[Mark]:
+def null_marks(results: Results) -> list[Mark]:
     """Return the mean PSNR, in dB, of each null control that was run."""
-    values = [(label, lookup(results, "null", name, "psnr")) for name, label in NULLS.items()]
-    return [Mark(label, value) for label, value in values if is_number(value)]
+    values = [(label, results.control(name).psnr) for name, label in NULLS.items()]
+    return [Mark(label, value) for label, value in values if value is not None]
 
 
-def distribution(results: Mapping[str, Any], rows: Sequence[Row]) -> list[Chart]:
+def distribution(results: Results, rows: Sequence[Row]) -> list[Chart]:
     """Return the histogram of PSNR, and the share of images at or above each PSNR."""
     scored = [row for row in rows if math.isfinite(row.get("psnr", math.nan))]
     if not scored:
@@ -62,21 +62,20 @@ def distribution(results: Mapping[str, Any], rows: Sequence[Row]) -> list[Chart]
     ]
 
 
-def leakage(results: Mapping[str, Any]) -> list[Chart]:
+def leakage(results: Results) -> list[Chart]:
     """Return the measured PSNR beside the null controls and what theory expects."""
-    psnr = lookup(results, "metrics", "psnr") or {}
-    if not is_number(psnr.get("mean")):
+    psnr = results.metric("psnr")
+    if psnr.mean is None:
         return []
-    mean, worst = psnr["mean"], psnr.get("worst")
-    dots = [Dot("This attack", mean, psnr.get("ci_low"), psnr.get("ci_high"), worst)]
-    expected = lookup(results, "privacy", "expected_psnr")
-    if is_number(expected):
+    dots = [Dot("This attack", psnr.mean, psnr.ci_low, psnr.ci_high, psnr.worst)]
+    expected = results.privacy.expected_psnr
+    if expected is not None:
         dots.append(Dot("Expected without a prior", expected))
     for name, label in NULLS.items():
-        null = lookup(results, "null", name) or {}
-        if is_number(null.get("psnr")):
-            low, high = null.get("ci_low"), null.get("ci_high")
-            dots.append(Dot(f"Control: {label}", null["psnr"], low, high, is_control=True))
+        null = results.control(name)
+        if null.psnr is not None:
+            ends = null.ci_low, null.ci_high
+            dots.append(Dot(f"Control: {label}", null.psnr, *ends, is_control=True))
     title = "Measured leakage beside what leaks nothing"
     note = (
         "Point: mean over all images. Bar: 95 % interval. Thin line: up to the worst leak. What "
@@ -85,14 +84,14 @@ def leakage(results: Mapping[str, Any]) -> list[Chart]:
     return [Chart(title, ladder(title, dots, "PSNR, dB"), note)]
 
 
-def objective_curves(results: Mapping[str, Any]) -> list[Chart]:
+def objective_curves(results: Results) -> list[Chart]:
     """Return the attack's objective against its iterations, a line per client."""
     series = []
-    for curve in results.get("curves") or []:
-        pairs = zip(curve.get("iteration") or [], curve.get("objective") or [], strict=False)
-        points = _thinned([(step, value) for step, value in pairs if is_number(value)])
+    for curve in results.curves:
+        pairs = zip(curve.iteration, curve.objective, strict=False)
+        points = _thinned([(step, value) for step, value in pairs if value is not None])
         if len(points) > 1:
-            series.append(Series(f"client {curve.get('client')}", *zip(*points, strict=True)))
+            series.append(Series(f"client {curve.client}", *zip(*points, strict=True)))
     if not series:
         return []
     values = [value for one in series for value in one.y]
@@ -105,17 +104,16 @@ def objective_curves(results: Mapping[str, Any]) -> list[Chart]:
     ]
 
 
-def means(runs: Mapping[str, Mapping[str, Any]]) -> Chart:
+def means(runs: Mapping[str, Results]) -> Chart:
     """Return the mean PSNR of several runs, by their label, with its interval.
 
     The null controls are those of the first run.
     """
     dots = []
     for label, results in runs.items():
-        psnr = lookup(results, "metrics", "psnr") or {}
-        if is_number(psnr.get("mean")):
-            low, high, worst = psnr.get("ci_low"), psnr.get("ci_high"), psnr.get("worst")
-            dots.append(Dot(label, psnr["mean"], low, high, worst))
+        psnr = results.metric("psnr")
+        if psnr.mean is not None:
+            dots.append(Dot(label, psnr.mean, psnr.ci_low, psnr.ci_high, psnr.worst))
     title = "PSNR of each run"
     note = (
         "Point: mean over all images of the run. Bar: 95 % interval. Thin line: up to the worst "
@@ -125,21 +123,21 @@ def means(runs: Mapping[str, Mapping[str, Any]]) -> Chart:
     return Chart(title, ladder(title, dots, "PSNR, dB", marks), note)
 
 
-def against_privacy(runs: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
+def against_privacy(runs: Mapping[str, Results]) -> list[Chart]:
     """Return PSNR against the actual epsilon, and against the noise, where runs differ in them."""
-    axes: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-        "actual ε of one update": lambda results: epsilons(results)[0],
-        "standard deviation of the noise": lambda results: lookup(results, "privacy", "noise_std"),
+    axes: dict[str, Callable[[Results], float | None]] = {
+        "actual ε of one update": lambda results: results.privacy.actual.epsilon,
+        "standard deviation of the noise": lambda results: results.privacy.noise_std,
     }
     charts = []
     for axis, find in axes.items():
         series = []
         for label, results in runs.items():
-            x, psnr = find(results), lookup(results, "metrics", "psnr") or {}
-            if is_number(x) and x > 0 and is_number(psnr.get("mean")):
-                low, high = psnr.get("ci_low"), psnr.get("ci_high")
-                ends = ([low], [high]) if is_number(low) and is_number(high) else ((), ())
-                series.append(Series(label, [x], [psnr["mean"]], *ends))
+            x, psnr = find(results), results.metric("psnr")
+            if x is not None and x > 0 and psnr.mean is not None:
+                low, high = psnr.ci_low, psnr.ci_high
+                ends = ([low], [high]) if low is not None and high is not None else ((), ())
+                series.append(Series(label, [x], [psnr.mean], *ends))
         places = {one.x[0] for one in series}
         if len(places) > 1:
             title = f"PSNR against the {axis}"
@@ -175,10 +173,10 @@ def at_or_above(columns: Mapping[str, Sequence[float]], note: str = "") -> Chart
     return Chart(title, chart, note, [one.label for one in series])
 
 
-def _threshold_words(results: Mapping[str, Any]) -> str:
+def _threshold_words(results: Results) -> str:
     """Return the share of images that reach each threshold, beside that of the mean image."""
-    shares = lookup(results, "thresholds", "psnr") or {}
-    nulls = lookup(results, "thresholds", "psnr_mean_image") or {}
+    shares = results.thresholds.get("psnr", {})
+    nulls = results.thresholds.get("psnr_mean_image", {})
     words = [
         f"at {level} dB {share(value)}"
         + (f" (mean image {share(nulls[level])})" if level in nulls else "")

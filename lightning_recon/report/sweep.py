@@ -12,7 +12,7 @@ import yaml
 
 from lightning_recon.errors import InputError
 from lightning_recon.report.charts import MAX_LINES, Chart, Dot, Mark, Series, ladder, lines
-from lightning_recon.report.folder import lookup
+from lightning_recon.report.findings import Finding, listed, texts
 from lightning_recon.report.page import (
     DASH,
     MAX_TABLE_ROWS,
@@ -31,7 +31,6 @@ Cell = dict[str, str]
 
 _MAX_CHARTS = 24
 _MAX_DOTS = 24
-_MAX_NAMED = 12
 _MAX_CONFIG = 100_000  # characters
 _NULLS = {"null_mean_image": "mean image", "null_noise_only": "noise-only update"}
 _REPLICATES = "seed"  # the axis over which a line goes on: no setting, but chance
@@ -53,6 +52,7 @@ _LABELS = {
     "epsilon_actual": "Actual ε",
     "num_images": "Images",
     "num_failed": "Failed clients",
+    "noise_only_recovered": "Recovered from noise",
     **{name: name.capitalize() for name in ("recovered", *_SHARES, "seconds")},
 }
 
@@ -71,8 +71,7 @@ def write_sweep_report(folder: Path) -> Path:
         InputError: If there is no ``results.csv``, or it has no rows or no column ``psnr``.
     """
     cells, axes = _read(folder / "results.csv")
-    plan = folder / "sweep.yaml"
-    text = plan.read_text(encoding="utf-8", errors="replace") if plan.is_file() else ""
+    text = _plan(folder)
     record = _record(folder / "run.json")
     charts, charts_note = _axis_charts(cells, axes)
     recovered = [cell for cell in cells if (_value(cell, "recovered") or 0) > 0]
@@ -88,7 +87,7 @@ def write_sweep_report(folder: Path) -> Path:
             "Intervals are at 95 %, with whole clients resampled. An attack that fails does not "
             "prove that nothing leaked; a stronger one may not fail."
         ),
-        "warnings": _warnings(cells, axes, text),
+        "warnings": texts(_findings(cells, axes, text)),
         "sections": {
             "axes": "Leakage along the axes",
             "privacy": "Privacy against leakage",
@@ -124,6 +123,12 @@ def _read(path: Path) -> tuple[list[Cell], list[str]]:
     if "psnr" not in columns or not cells:
         raise InputError(f"{path} has no rows with a column psnr; run the sweep again")
     return cells, columns[: columns.index("psnr")]
+
+
+def _plan(folder: Path) -> str:
+    """Return the text of ``sweep.yaml``, empty where there is none."""
+    plan = folder / "sweep.yaml"
+    return plan.read_text(encoding="utf-8", errors="replace") if plan.is_file() else ""
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -188,23 +193,37 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(there) / len(there) if there else None
 
 
-def _warnings(cells: Sequence[Cell], axes: Sequence[str], plan: str) -> list[str]:
-    """Return what keeps the figures from meaning what they seem to mean."""
-    messages = []
-    failed = [cell for cell in cells if (_value(cell, "num_failed") or 0) > 0]
-    if failed:
+def sweep_findings(folder: Path) -> list[Finding]:
+    """Return what keeps a sweep's figures from meaning what they seem to mean, alarms first.
+
+    Args:
+        folder: see :func:`write_sweep_report`.
+
+    Raises:
+        InputError: see :func:`write_sweep_report`.
+    """
+    cells, axes = _read(folder / "results.csv")
+    return _findings(cells, axes, _plan(folder))
+
+
+def _findings(cells: Sequence[Cell], axes: Sequence[str], plan: str) -> list[Finding]:
+    found = []
+    if failed := _with(cells, "num_failed"):
         total = sum(int(_value(cell, "num_failed") or 0) for cell in failed)
-        messages.append(
-            f"The attack failed on {count(total, 'client')} in {count(len(failed), 'cell')} "
-            f"({_listed([_name(cell, axes) for cell in failed])}). Their images count with the "
-            "mean image, which says nothing about what they leak."
+        text = (
+            f"The attack failed on {count(total, 'client')} in {_cells(failed, axes)}. Their "
+            "images count with the mean image, which says nothing about what they leak."
         )
-    nothing = [cell for cell in cells if _value(cell, "recovered") == 0]
-    if nothing:
-        messages.append(
-            f"No image was recovered in {count(len(nothing), 'cell')} "
-            f"({_listed([_name(cell, axes) for cell in nothing])})."
+        found.append(Finding("alarm", text))
+    if imagined := _with(cells, "noise_only_recovered"):
+        total = sum(int(_value(cell, "noise_only_recovered") or 0) for cell in imagined)
+        text = (
+            f"The attack also recovers {count(total, 'image')} from noise alone, with no client "
+            f"behind it, in {_cells(imagined, axes)}: that is its prior and no leak."
         )
+        found.append(Finding("alarm", text))
+    if nothing := [cell for cell in cells if _value(cell, "recovered") == 0]:
+        found.append(Finding("note", f"No image was recovered in {_cells(nothing, axes)}."))
     planned = _planned(plan)
     done = {tuple(cell[axis] for axis in axes) for cell in cells}
     missing = [labels for labels in planned if tuple(labels.get(axis) for axis in axes) not in done]
@@ -212,10 +231,23 @@ def _warnings(cells: Sequence[Cell], axes: Sequence[str], plan: str) -> list[str
         names = [
             ", ".join(f"{axis} {labels.get(axis, DASH)}" for axis in axes) for labels in missing
         ]
-        messages.append(
-            f"Without results: {len(missing)} of {count(len(planned), 'cell')} ({_listed(names)})."
+        text = (
+            f"Without results: {len(missing)} of {count(len(planned), 'cell')} "
+            f"({listed(names, '; ')})."
         )
-    return messages
+        found.append(Finding("note", text))
+    return found
+
+
+def _with(cells: Sequence[Cell], column: str) -> list[Cell]:
+    """Return the cells whose count is above 0."""
+    return [cell for cell in cells if (_value(cell, column) or 0) > 0]
+
+
+def _cells(cells: Sequence[Cell], axes: Sequence[str]) -> str:
+    """Return how many cells, and which."""
+    names = [_name(cell, axes) for cell in cells]
+    return f"{count(len(cells), 'cell')} ({listed(names, '; ')})"
 
 
 def _planned(plan: str) -> list[dict[str, str]]:
@@ -224,20 +256,15 @@ def _planned(plan: str) -> list[dict[str, str]]:
         content = yaml.safe_load(plan)
     except yaml.YAMLError:
         return []
-    cells = lookup(content, "cells")
+    cells = content.get("cells") if isinstance(content, dict) else None
     if not isinstance(cells, list):
         return []
-    labels = [lookup(cell, "labels") for cell in cells]
+    labels = [cell.get("labels") for cell in cells if isinstance(cell, dict)]
     return [
         {str(axis): "" if value is None else str(value) for axis, value in label.items()}
         for label in labels
         if isinstance(label, dict)
     ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f"; and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
-    return "; ".join(names[:_MAX_NAMED]) + more
 
 
 def _axis_charts(cells: Sequence[Cell], axes: Sequence[str]) -> tuple[list[Chart], str]:

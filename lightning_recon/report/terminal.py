@@ -1,57 +1,69 @@
 """What a run prints at its end."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from lightning_recon.report.run import verdict
+from lightning_recon.audit.results import Results
+from lightning_recon.report.findings import Finding, findings
+from lightning_recon.report.page import DASH, count, number
+from lightning_recon.report.run import communication, verdict
+
+_STYLES = {"alarm": "bold red", "note": "yellow"}
+_OUTPUTS = (
+    *("report.html", "results.json", "clients.csv", "reconstructions", "records", "config.yaml"),
+    "checkpoints",
+)
 
 
-def print_summary(results: Mapping[str, Any], folder: Path) -> None:
-    """Print the figures and where the outputs are."""
+def print_summary(results: Results, folder: Path) -> None:
+    """Print the figures, what they are to be read with, and the outputs that are there."""
     console = Console(markup=False)  # a path or a reason may hold brackets
-    if results["num_images"]:
-        table = Table(title=f"{results['experiment']}: {verdict(results)}", title_style="bold")
-        table.add_column("over all images")
-        for name in ("mean", "median", "worst leak"):
-            table.add_column(name, justify="right")
-        for name, values in results["metrics"].items():
-            digits = 4 if name.startswith("mse") else 2 if "psnr" in name else 3
-            table.add_row(
-                name + (" (dB)" if "psnr" in name else ""),
-                *(f"{values[key]:.{digits}f}" for key in ("mean", "median", "worst")),
-            )
-        for name, values in results["null"].items():
-            table.add_row(f"null control: {name}, psnr (dB)", f"{values['psnr']:.2f}", "", "")
-        console.print(table)
-    for note in warnings(results):
-        console.print(note, style="bold red")
-    data = results.get("data", {})
-    console.print(f"data     {data.get('description', 'captured updates')}", highlight=False)
-    console.print(f"privacy  {results['privacy']['statement']}", highlight=False)
-    if sent := results.get("communication"):
-        size = f"{sent['num_bits'] / 8e6:.3g} MB, {sent['bits_per_parameter']:.3g} bits a parameter"
-        console.print(f"sent     {size}", highlight=False)
-    console.print(f"granted  {', '.join(results['oracles']) or 'nothing'} to the attacker")
-    console.print(f"outputs  {folder}/ (report.html, results.json, clients.csv, reconstructions/)")
+    if results.num_images:
+        console.print(_figures(results))
+    else:
+        images = count(results.num_reconstructions or 0, "reconstruction")
+        clients = count(results.num_clients or 0, "client")
+        console.print(f"{results.experiment}: {images} of {clients}; no truth to score them by")
+    print_findings(console, findings(results))
+    console.print(f"data     {number(results.data.description)}", highlight=False)
+    console.print(f"privacy  {number(results.privacy.statement)}", highlight=False)
+    if (sent := communication(results)) != DASH:
+        console.print(f"sent     {sent}", highlight=False)
+    console.print(f"granted  {', '.join(results.oracles) or 'nothing'} to the attacker")
+    print_outputs(console, folder, _OUTPUTS)
 
 
-def warnings(results: Mapping[str, Any]) -> list[str]:
-    """Return what a reader of the figures must know: failures, and what stood in for data."""
-    notes = []
-    if results.get("failures"):
-        first = results["failures"][0]
-        notes.append(
-            f"THE ATTACK FAILED on {len(results['failures'])} of {results['num_clients']} clients, "
-            f"first on client {first['client']}: {first['reason']}"
+def print_findings(console: Console, found: Sequence[Finding]) -> None:
+    """Print what keeps the figures from meaning what they seem to mean, alarms in red."""
+    for finding in found:
+        console.print(finding.text, style=_STYLES[finding.severity], highlight=False)
+
+
+def print_outputs(console: Console, folder: Path, names: Sequence[str]) -> None:
+    """Print a folder, and which of some files and folders it holds."""
+    paths = [folder / name for name in names]
+    there = [f"{path.name}/" if path.is_dir() else path.name for path in paths if _is_written(path)]
+    console.print(f"outputs  {folder}/ ({', '.join(there)})", highlight=False)
+
+
+def _is_written(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.is_file()
+
+
+def _figures(results: Results) -> Table:
+    table = Table(title=f"{results.experiment}: {verdict(results)}", title_style="bold")
+    table.add_column("over all images")
+    for name in ("mean", "median", "worst leak"):
+        table.add_column(name, justify="right")
+    for name, metric in results.metrics.items():
+        digits = 4 if name.startswith("mse") else 2 if "psnr" in name else 3
+        table.add_row(
+            name + (" (dB)" if "psnr" in name else ""),
+            *(number(value, digits) for value in (metric.mean, metric.median, metric.worst)),
         )
-    if results.get("data", {}).get("fallback"):
-        notes.append("SAMPLE PHOTOGRAPHS were attacked: the data set was not found")
-    if results.get("masks", {}).get("method") == "grabcut":
-        notes.append("GRABCUT made the subject masks: no SAM checkpoint was found")
-    for name, reason in (results.get("unavailable_metrics") or {}).items():
-        notes.append(f"METRIC {name} IS UNAVAILABLE: {reason}")
-    return notes
+    for name, control in results.null.items():
+        table.add_row(f"null control: {name}, psnr (dB)", number(control.psnr, 2), "", "")
+    return table

@@ -1,7 +1,5 @@
 """The audit of a run: what Lightning calls when, and what is written."""
 
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 from lightning_recon.attacks import Attack, GradientMatching
 from lightning_recon.audit.auditor import Auditor
 from lightning_recon.audit.records import ClientRecord, append_record, read_records
+from lightning_recon.audit.results import Results, view
 from lightning_recon.data import ClientDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.files import write_csv, write_json
@@ -25,13 +24,7 @@ from lightning_recon.observation import Failure, Reconstruction
 from lightning_recon.report import board, write_report
 from lightning_recon.report.pictures import save_grid, save_image, save_pictures
 from lightning_recon.report.terminal import print_summary
-from lightning_recon.runs.results import (
-    IMPORT_MEMORY_BYTES,
-    device_name,
-    peak_memory_bytes,
-    summarise,
-    versions,
-)
+from lightning_recon.runs.results import build_results, peak_memory_bytes
 
 
 class Audit(Callback):
@@ -89,7 +82,7 @@ class Audit(Callback):
         self._started = self._client_started = time.monotonic()
         # of a fit that was stopped: of the whole run, and of the client that it goes on with
         self._seconds_before = self._client_seconds_before = 0.0
-        self._summary: tuple[dict[str, Any], Path] | None = None
+        self._summary: tuple[Results, Path] | None = None
 
     # --- one client ----------------------------------------------------------------------------
 
@@ -309,7 +302,6 @@ class Audit(Callback):
         seconds = round(time.monotonic() - self._client_started, 3)
         client = int(batch)
         folder = self._folder / "reconstructions"
-        folder.mkdir(parents=True, exist_ok=True)
         for position, image in enumerate(images):
             save_image(folder / f"client{client:05d}_reconstruction{position:03d}.png", image)
         record = ClientRecord(
@@ -331,32 +323,26 @@ class Audit(Callback):
         records = read_records(self._folder)
         if not records:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        seconds = self._seconds_before + time.monotonic() - self._started
-        results = {
-            "experiment": self.experiment or type(attack).__name__,
-            **summarise(
-                attack, data, records, self._auditor.num_candidates if self._auditor else 0
-            ),
-            "recovered_psnr": self.recovered_psnr,
-            "unavailable_metrics": {
+        content = build_results(
+            trainer,
+            attack,
+            records,
+            experiment=self.experiment or type(attack).__name__,
+            num_candidates=self._auditor.num_candidates if self._auditor else 0,
+            recovered_psnr=self.recovered_psnr,
+            unavailable_metrics={
                 name: metric.unavailable
                 for name, metric in (self.extra_metrics or {}).items()
                 if metric.unavailable
             },
-            "wall_seconds": round(seconds, 3),
-            "peak_memory_bytes": peak,
-            "import_memory_bytes": IMPORT_MEMORY_BYTES,
-            "device": device_name(attack.device),
-            "num_processes": trainer.world_size,
-            "num_clients_resumed": len(data.completed),
-            "trainer_precision": str(trainer.precision),
-            "versions": versions(),
-            "command": shlex.join(["python", *sys.argv]),
-        }
+            seconds=self._seconds_before + time.monotonic() - self._started,
+            peak_memory=peak,
+        )
         rows = [row for record in records for row in record.rows]
-        write_csv(self._folder / "clients.csv", rows)
-        write_json(self._folder / "results.json", results)
+        if rows:  # else there is no truth, and nothing to show
+            write_csv(self._folder / "clients.csv", rows)
+        write_json(self._folder / "results.json", content)
+        results = view(content)
         if rows:
             write_report(self._folder)
             if isinstance(trainer.logger, TensorBoardLogger):

@@ -1,25 +1,35 @@
-"""What a run leaves behind: ``clients.csv``, ``results.json`` and pictures; all written atomically.
-
-Tools may rely on the keys of ``results.json`` that the README names.
-"""
+"""Builds ``results.json`` from the attack, its data and the records of all clients."""
 
 import platform
 import resource
+import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any
 
 import torch
+from pytorch_lightning import Trainer
 
 from lightning_recon.attacks import Attack
 from lightning_recon.audit.privacy_statement import privacy_statement
 from lightning_recon.audit.records import ClientRecord
+from lightning_recon.audit.schema import (
+    SCHEMA_VERSION,
+    AttackJson,
+    CommunicationJson,
+    ControlJson,
+    DataJson,
+    OutcomeJson,
+    ResultsJson,
+)
 from lightning_recon.audit.scores import aggregate
 from lightning_recon.data import AuditDataModule, ClientDataModule
+from lightning_recon.data.masked_images import MaskSummary
+from lightning_recon.observation import Grant
 
 MAX_CURVES = 24  # of clients, that results.json keeps
+_NO_MASKS: MaskSummary = {"method": "none", "mean_area": None, "replaced": 0}
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -48,31 +58,144 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def describe_attack(attack: Attack, num_samples: int | None = None) -> dict[str, Any]:
+def build_results(
+    trainer: Trainer,
+    attack: Attack,
+    records: Sequence[ClientRecord],
+    *,
+    experiment: str,
+    num_candidates: int,
+    recovered_psnr: float,
+    unavailable_metrics: dict[str, str],
+    seconds: float,
+    peak_memory: int,
+) -> ResultsJson:
+    """Return all that ``results.json`` says of a run.
+
+    Args:
+        trainer: that ran the attack, with its data.
+        attack: as it ran.
+        records: of all clients, at least one.
+        experiment: name of the run.
+        num_candidates: among how many images each was to be identified.
+        recovered_psnr: least PSNR, in dB, of an image that counts as recovered.
+        unavailable_metrics: why a metric could not be computed, by its name.
+        seconds: that the run took.
+        peak_memory: largest memory of a process, in bytes.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": experiment,
+        **summarise(attack, records, num_candidates),
+        "data": _describe_data(data),
+        "masks": data.mask_summary() if isinstance(data, ClientDataModule) else _NO_MASKS,
+        "recovered_psnr": recovered_psnr,
+        "unavailable_metrics": unavailable_metrics,
+        "wall_seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory,
+        "import_memory_bytes": IMPORT_MEMORY_BYTES,
+        "device": device_name(attack.device),
+        "num_processes": trainer.world_size,
+        "num_clients_resumed": len(data.completed),
+        "trainer_precision": str(trainer.precision),
+        "versions": versions(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def summarise(
+    attack: Attack, records: Sequence[ClientRecord], num_candidates: int | None = None
+) -> OutcomeJson:
+    """Return what ``results.json`` says of the attack and its outcome, whatever ran it.
+
+    Args:
+        attack: as it ran.
+        records: of all clients, at least one.
+        num_candidates: among how many images each was to be identified.
+    """
+    rows = [row for record in records for row in record.rows]
+    scores = aggregate(rows, sum(record.num_reconstructions for record in records), num_candidates)
+    # the last client may hold fewer; where there is no truth the size is not known
+    num_samples = max(len(record.rows) for record in records) or None
+    bounds = [r.controls["prior_free_bound"] for r in records if "prior_free_bound" in r.controls]
+    return {
+        **describe_attack(attack, num_samples, bounds),
+        "communication": _communication(records),
+        "num_clients": len(records),
+        "failures": [
+            {"client": record.client, "reason": record.failure}
+            for record in records
+            if record.failure
+        ],
+        "clients_unrecovered": [
+            record.client
+            for record in records
+            if record.rows
+            and not record.failure
+            and not any(row["recovered"] for row in record.rows)
+        ],
+        **scores,
+        "null": {**scores["null"], **_controls(records)},
+        "notes": [{"client": record.client, **record.notes} for record in records],
+        "curves": [
+            {
+                "client": record.client,
+                "iteration": [iteration for iteration, _ in record.curve],
+                "objective": [objective for _, objective in record.curve],
+            }
+            for record in [record for record in records if record.curve][:MAX_CURVES]
+        ],
+        "seconds_per_client": round(statistics.median(record.seconds for record in records), 3),
+    }
+
+
+def describe_attack(
+    attack: Attack,
+    num_samples: int | None = None,
+    bounds: Sequence[Mapping[str, float]] = (),
+) -> AttackJson:
     """Return the attack, its threat model, all that the attacker was granted, and the privacy.
 
     Args:
         attack: as it ran.
         num_samples: of one client; None: not known.
+        bounds: what the best attack without a prior would reach, of every client where noise and
+            a bound let it be computed.
     """
+    statement = privacy_statement(
+        attack.federation.defenses,
+        client=attack.client,
+        num_samples=num_samples,
+        sends_buffers=Grant.BUFFERS in attack.oracles,
+    )
     return {
         "attack": type(attack).__name__,
         "citation": attack.citation,
         "threat_model": f"{attack.threat_model}; protocol {attack.client.protocol}",
-        "oracles": list(attack.oracles),
-        "target": getattr(attack.target, "name", type(attack.target).__name__),
+        "oracles": [Grant(grant).value for grant in attack.oracles],
+        "target": attack.target.name,
         "defenses": [type(defense).__name__ for defense in attack.defenses],
-        "privacy": privacy_statement(
-            attack.federation.defenses,
-            client=attack.client,
-            num_samples=num_samples,
-            sends_buffers="buffers" in attack.oracles,
-        ),
+        "privacy": {
+            **statement,
+            "expected_psnr": _mean(bounds, "expected_psnr"),
+            "expected_psnr_clamped": _mean(bounds, "expected_psnr_clamped"),
+        },
         "seed": attack.seed,
     }
 
 
-def _communication(records: Sequence[ClientRecord]) -> dict[str, float] | None:
+def _mean(bounds: Sequence[Mapping[str, float]], name: str) -> float | None:
+    return statistics.fmean(bound[name] for bound in bounds) if bounds else None
+
+
+def _describe_data(data: AuditDataModule) -> DataJson:
+    if not isinstance(data, ClientDataModule):
+        return {"name": data.name, "fallback": None, "description": "captured updates"}
+    return {"name": data.name, "fallback": data.fallback, "description": data.describe()}
+
+
+def _communication(records: Sequence[ClientRecord]) -> CommunicationJson | None:
     """Return what one client's update costs to send, which stands beside what it leaks."""
     for record in records:
         if "update_bits" in record.notes:
@@ -87,73 +210,19 @@ def _communication(records: Sequence[ClientRecord]) -> dict[str, float] | None:
     return None
 
 
-def summarise(
-    attack: Attack,
-    data: AuditDataModule | None,
-    records: Sequence[ClientRecord],
-    num_candidates: int | None = None,
-) -> dict[str, Any]:
-    """Return what ``results.json`` says of the attack, the data and the outcome.
-
-    Args:
-        attack: as it ran.
-        data: what it ran on, or None to leave it out.
-        records: of all clients, at least one.
-        num_candidates: among how many images each was to be identified.
-    """
-    rows = [row for record in records for row in record.rows]
-    failures = [record for record in records if record.failure]
-    # the last client may hold fewer; where there is no truth the size is not known
-    num_samples = max(len(record.rows) for record in records) or None
-    curved = [record for record in records if record.curve][:MAX_CURVES]
-    results = {
-        **describe_attack(attack, num_samples),
-        "communication": _communication(records),
-        "num_clients": len(records),
-        "failures": [{"client": record.client, "reason": record.failure} for record in failures],
-        "clients_unrecovered": [
-            record.client
-            for record in records
-            if record.rows
-            and not record.failure
-            and not any(row["recovered"] for row in record.rows)
-        ],
-        **aggregate(rows, sum(record.num_reconstructions for record in records), num_candidates),
-        "notes": [{"client": record.client, **record.notes} for record in records],
-        "curves": [
-            {
-                "client": record.client,
-                "iteration": [iteration for iteration, _ in record.curve],
-                "objective": [objective for _, objective in record.curve],
-            }
-            for record in curved
-        ],
-        "seconds_per_client": round(statistics.median(record.seconds for record in records), 3),
-    }
-    if isinstance(data, ClientDataModule):
-        results["data"] = {
-            "name": data.name,
-            "fallback": data.fallback,
-            "description": data.describe(),
-        }
-        results["masks"] = data.mask_summary()
-    bounds = [r.controls["prior_free_bound"] for r in records if "prior_free_bound" in r.controls]
-    if bounds:
-        for name in ("expected_psnr", "expected_psnr_clamped"):
-            results["privacy"][name] = statistics.fmean(bound[name] for bound in bounds)
+def _controls(records: Sequence[ClientRecord]) -> dict[str, ControlJson]:
+    """Return what the attack made of noise alone, and of another client's update."""
+    found: dict[str, ControlJson] = {}
     for name in ("noise_only", "other_client"):
         controls = [record.controls[name] for record in records if name in record.controls]
-        if controls:
-            results["null"][name] = {
-                "psnr": statistics.fmean(control["psnr"] for control in controls)
-            }
-            if all("recovered" in control for control in controls):
-                recovered = int(sum(control["recovered"] for control in controls))
-                results["null"][name]["recovered"] = recovered
-            failed = sum("failed" in control for control in controls)
-            if failed:
-                results["null"][name]["failed"] = failed
-    return results
+        if not controls:
+            continue
+        found[name] = {"psnr": statistics.fmean(control["psnr"] for control in controls)}
+        if all("recovered" in control for control in controls):
+            found[name]["recovered"] = int(sum(control["recovered"] for control in controls))
+        if failed := sum("failed" in control for control in controls):
+            found[name]["failed"] = failed
+    return found
 
 
 def device_name(device: torch.device) -> str:

@@ -25,6 +25,7 @@ from torch import Tensor
 from lightning_recon.attacks import Attack
 from lightning_recon.audit.auditor import Auditor
 from lightning_recon.audit.records import ClientRecord, append_record, read_records
+from lightning_recon.audit.results import Results, view
 from lightning_recon.data import ClientDataModule
 from lightning_recon.data.sharing import ClientLoader, share_clients
 from lightning_recon.errors import InputError, input_error_in
@@ -33,6 +34,8 @@ from lightning_recon.files import write_atomically, write_csv, write_json
 from lightning_recon.observation import Observation
 from lightning_recon.report import write_sweep_report
 from lightning_recon.report.plot import write_sweep_figure
+from lightning_recon.report.sweep import sweep_findings
+from lightning_recon.report.terminal import print_findings, print_outputs
 from lightning_recon.runs.callback import Audit
 from lightning_recon.runs.cells import SECTIONS, Cell, read_cells, read_yaml
 from lightning_recon.runs.making import check_optimizers, making
@@ -46,6 +49,7 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_checkpointing": False,
     "enable_model_summary": False,
 }
+_OUTPUTS = ("report.html", "figure.png", "results.csv", "records", "sweep.yaml", "run.json")
 
 
 class BuiltCell(NamedTuple):
@@ -191,35 +195,33 @@ def write_results(sweep: Sweep, records: Sequence[ClientRecord]) -> list[dict[st
     table = []
     for number, cell_records in sorted(by_cell.items()):
         objects = sweep.make(number)
-        summary = summarise(objects.model, None, cell_records)
-        table.append({**sweep.cells[number].labels, **_tidy(summary, cell_records)})
+        results = view(summarise(objects.model, cell_records))
+        table.append({**sweep.cells[number].labels, **_tidy(results, cell_records)})
     write_csv(sweep.folder / "results.csv", table)
     return table
 
 
-def _tidy(summary: Mapping[str, Any], records: Sequence[ClientRecord]) -> dict[str, Any]:
+def _tidy(results: Results, records: Sequence[ClientRecord]) -> dict[str, Any]:
     """Return the figures of one cell; None where there is none."""
-    metrics, null, privacy = summary["metrics"], summary["null"], summary["privacy"]
+    psnr, privacy = results.metric("psnr"), results.privacy
     return {
-        "psnr": metrics["psnr"]["mean"],
-        "psnr_ci_low": metrics["psnr"].get("ci_low"),
-        "psnr_ci_high": metrics["psnr"].get("ci_high"),
-        "psnr_worst": metrics["psnr"]["worst"],
-        "psnr_subject": metrics["psnr_subject"]["mean"],
-        "ssim": metrics["ssim"]["mean"],
-        "cw_ssim": metrics["cw_ssim"]["mean"],
-        "mse": metrics["mse"]["mean"],
-        "recovered": summary["recovered"],
-        "recall": summary["recall"],
-        "precision": summary["precision"],
-        "identification": (summary.get("identification") or {}).get("rate"),
-        **{f"null_{name}": values["psnr"] for name, values in null.items()},
-        "clip_norm": privacy["clip_norm"],
-        "noise_std": privacy["noise_std"],
-        "epsilon_claimed": (privacy["claimed"] or {}).get("epsilon"),
-        "epsilon_actual": (privacy["actual"] or {}).get("epsilon"),
-        "num_images": summary["num_images"],
-        "num_failed": len(summary["failures"]),
+        "psnr": psnr.mean,
+        "psnr_ci_low": psnr.ci_low,
+        "psnr_ci_high": psnr.ci_high,
+        "psnr_worst": psnr.worst,
+        **{name: results.metric(name).mean for name in ("psnr_subject", "ssim", "cw_ssim", "mse")},
+        "recovered": results.recovered,
+        "recall": results.recall,
+        "precision": results.precision,
+        "identification": results.identification.rate,
+        **{f"null_{name}": control.psnr for name, control in results.null.items()},
+        "clip_norm": privacy.clip_norm,
+        "noise_std": privacy.noise_std,
+        "epsilon_claimed": privacy.claimed.epsilon,
+        "epsilon_actual": privacy.actual.epsilon,
+        "num_images": results.num_images,
+        "num_failed": len(results.failures),
+        "noise_only_recovered": results.control("noise_only").recovered,
         "seconds": sum(record.seconds for record in records) / len(records),
     }
 
@@ -309,12 +311,10 @@ def _print_table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         labels = [f"{row[n]:g}" if isinstance(row[n], float) else str(row[n]) for n in names]
         table.add_row(*labels, *(f"{row[name]:.4g}" for name in figures.values()))
-    console = Console()
+    console = Console(markup=False)  # a path may hold brackets
     console.print(table)
-    console.print(
-        f"outputs  {sweep.folder}/ (report.html, figure.png, results.csv, records/)",
-        highlight=False,
-    )
+    print_findings(console, sweep_findings(sweep.folder))
+    print_outputs(console, sweep.folder, _OUTPUTS)
 
 
 def main(args: Sequence[str]) -> int:

@@ -1,0 +1,185 @@
+"""What ``results.json`` holds, key by key; docs/results-schema.md is the same page for people.
+
+Other programs read the file, so that a key keeps its name, its type and its meaning.  One that is
+added raises :data:`SCHEMA_VERSION`; :mod:`lightning_recon.audit.results` reads every version.
+"""
+
+from typing import TypedDict
+
+from lightning_recon.data.masked_images import MaskSummary
+from lightning_recon.privacy.sensitivity import Adjacency
+
+SCHEMA_VERSION = 2
+"""Of what is written now.  Files without ``schema_version`` are of version 1."""
+
+
+class Interval(TypedDict):
+    """Ends of a 95 % interval; null where a single client gives none."""
+
+    ci_low: float | None
+    ci_high: float | None
+
+
+class MetricJson(Interval):
+    """One metric over all images."""
+
+    mean: float
+    median: float
+    worst: float
+    """Worst for privacy: of the image that leaked most."""
+
+
+class _Psnr(TypedDict):
+    psnr: float
+
+
+class ControlJson(_Psnr, total=False):
+    """One null control; an interval where it is made of rows, counts where it is an attack."""
+
+    ci_low: float | None
+    ci_high: float | None
+    recovered: int
+    """Images that the attack "recovers" although nothing of the client reached it."""
+    failed: int
+    """Clients on which the attack failed on noise."""
+
+
+class IdentificationJson(Interval):
+    """How often a reconstruction is nearest to its own truth."""
+
+    rate: float
+    num_candidates: int | None
+
+
+class ScoresJson(TypedDict):
+    """What the rows of all images come to: :func:`lightning_recon.audit.scores.aggregate`."""
+
+    num_images: int
+    num_reconstructions: int
+    recovered: int
+    precision: float
+    recall: float
+    recall_ci_low: float | None
+    recall_ci_high: float | None
+    metrics: dict[str, MetricJson]
+    null: dict[str, ControlJson]
+    thresholds: dict[str, dict[str, float]]
+    identification: IdentificationJson | None
+
+
+class ClaimJson(TypedDict):
+    """What the configuration claims of one release."""
+
+    epsilon: float
+    delta: float
+    rule: str
+    level: str
+    adjacency: Adjacency
+
+
+class GuaranteeJson(TypedDict):
+    """What really holds."""
+
+    epsilon: float
+    delta: float
+    rule: str
+    adjacency: str
+
+
+class PrivacyStatement(TypedDict):
+    """What :func:`~lightning_recon.audit.privacy_statement.privacy_statement` says."""
+
+    clip_norm: float | None
+    noise_std: float | None
+    claimed: ClaimJson | None
+    claim_holds: bool | None
+    actual: GuaranteeJson | None
+    record_level: GuaranteeJson | None
+    zcdp_rho: float | None
+    rero_1000: float
+    num_rounds: int
+    statement: str
+
+
+class PrivacyJson(PrivacyStatement):
+    """The same, beside what the best attack without a prior would reach."""
+
+    expected_psnr: float | None
+    expected_psnr_clamped: float | None
+
+
+class CommunicationJson(TypedDict):
+    """What one client's update costs to send."""
+
+    num_parameters: float
+    num_bits: float
+    bits_per_parameter: float
+
+
+class FailureJson(TypedDict):
+    """A client on which the attack failed."""
+
+    client: int
+    reason: str
+
+
+class CurveJson(TypedDict):
+    """The attack's objective on one client."""
+
+    client: int
+    iteration: list[int]
+    objective: list[float | None]
+    """Null where it was not finite."""
+
+
+class DataJson(TypedDict):
+    """What was attacked."""
+
+    name: str
+    fallback: str | None
+    description: str
+
+
+class AttackJson(TypedDict):
+    """The attack, and all that the attacker was granted."""
+
+    attack: str
+    citation: str
+    threat_model: str
+    oracles: list[str]
+    target: str
+    defenses: list[str]
+    privacy: PrivacyJson
+    seed: int
+
+
+class OutcomeJson(AttackJson, ScoresJson):
+    """The attack and what came of it, on the clients of a run or of a sweep's cell."""
+
+    communication: CommunicationJson | None
+    num_clients: int
+    failures: list[FailureJson]
+    clients_unrecovered: list[int]
+    notes: list[dict[str, float | None]]
+    curves: list[CurveJson]
+    seconds_per_client: float
+
+
+class ResultsJson(OutcomeJson):
+    """All of ``results.json``."""
+
+    schema_version: int
+    experiment: str
+    data: DataJson
+    masks: MaskSummary
+    recovered_psnr: float
+    unavailable_metrics: dict[str, str]
+    wall_seconds: float
+    peak_memory_bytes: int
+    import_memory_bytes: int
+    device: str
+    num_processes: int
+    num_clients_resumed: int
+    trainer_precision: str
+    versions: dict[str, str]
+    command: str
