@@ -288,6 +288,21 @@ class Steps(torch.optim.lr_scheduler.StepLR): ...
 class Logger(CSVLogger): ...
 
 
+def make_logger() -> CSVLogger:
+    open("marker", "w").close()
+    return CSVLogger(".")
+
+
+def make_defense() -> ClipL2:
+    open("marker", "w").close()
+    return ClipL2(1.0)
+
+
+def make_adam(parameters: Any) -> torch.optim.Adam:
+    open("marker", "w").close()
+    return torch.optim.Adam(parameters)
+
+
 class Mark(Callback):
     def on_test_end(self, *_: Any) -> None:
         open("marker", "w").close()
@@ -334,6 +349,27 @@ class TestOwn:
         line = refused(capfd, "test", "--config", write(own))
         assert line.startswith(f"error: model.init_args.extra: {path} is ")
         assert "a base of lightning_recon or Lightning" in line
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("trainer.logger", spec("own_parts.make_logger")),
+            ("trainer.logger", "own_parts.make_logger"),
+            ("model.init_args.defenses", [spec("own_parts.make_defense")]),
+            (OPTIMIZER, "own_parts.make_adam"),
+            (OPTIMIZER, spec("own_parts.make_adam", parameters=[])),
+        ],
+    )
+    def test_function_that_says_it_returns_what_belongs_there(self, key, value, own, capfd):
+        content = changed(Path(write(own)), key, value)
+        line = refused(capfd, "test", "--config", write(content))
+        assert line.startswith(f"error: {key}")
+        assert "is a function" in line
+
+    def test_in_a_file_that_another_names(self, capfd):
+        content = changed(TINY, SCHEDULER, TOUCH)
+        write(content["model"], "model.yaml")
+        refused(capfd, "test", "--config", write({**content, "model": "model.yaml"}))
 
     def test_beside_a_class_path(self, own, capfd):
         own["model"]["init_args"]["extra"] = [{**spec("own_parts.Defense"), "more": {"x": TOUCH}}]
