@@ -65,6 +65,8 @@ def _explain(error: Exception) -> str | None:
     if text.startswith("the following arguments are required"):
         is_run = re.search(r"\.(model|data)\b", text)
         return f"{text}; {'give --config configs/NAME.yaml' if is_run else 'see --help'}"
+    if "add_function_arguments() got an unexpected" in text:
+        return "a class_path names a function; name a class, or leave it out"
     keys = re.findall(r'Parser key "([\w.]+)":', text)
     if not keys:
         return " ".join(text.split())
@@ -74,9 +76,29 @@ def _explain(error: Exception) -> str | None:
             f"{where}: there is no class {found_path[1]}; give the name of a class of "
             "lightning_recon or the full import path of one"
         )
+    if misnamed := _misnamed(text):
+        return f"{where}: {misnamed}"
     if classes := re.findall(r"given class_path '[\w.]*?(\w+)'", text):
         where += f" ({classes[-1]})"
     return f"{where}: {_innermost_reason(text)}"
+
+
+def _misnamed(text: str) -> str | None:
+    """Return a line on what is named in the place of a class of another kind, if that is wrong."""
+    wrong = r"Import path (?:(\S+) )?does not correspond to a subclass of (\w+)"
+    made_later = (
+        r"Expected '([\w.]+)' to be a (?:subclass of|function that returns) (.*?)\.(?:\W|$)"
+    )
+    found: list[tuple[str, str]] = re.findall(wrong, text) or re.findall(made_later, text)
+    given = re.search(r"^ *Given value: ([\w.]+)$", text, flags=re.MULTILINE)
+    if not found:
+        return None
+    path = found[-1][0] or (given[1] if given else "what it names")
+    if f"given class_path '{path}'" in text:  # one of several kinds, and other options do not fit
+        return None
+    words = re.findall(r"\b[A-Z]\w+", " ".join(bases for _, bases in found))
+    kinds = " or ".join(dict.fromkeys(word for word in words if word != "Union"))
+    return f"{path} is no class below {kinds}; name one of these, or leave it out"
 
 
 def _innermost_reason(text: str) -> str:

@@ -24,6 +24,7 @@ from lightning_recon.commands.bad_input import report_bad_input
 from lightning_recon.commands.names import LIGHTNING
 from lightning_recon.data import AuditDataModule
 from lightning_recon.errors import InputError
+from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
 from lightning_recon.runs.making import check_optimizers, making
 from lightning_recon.runs.resume import check_same, folder_to_resume, header
@@ -90,7 +91,12 @@ class _CheckedCLI(LightningCLI):
         check_optimizers(self.parser)
 
     def instantiate_classes(self) -> None:
-        """Make the attack or training, the data and the trainer."""
+        """Make the attack or training, the data and the trainer, of classes that may be named.
+
+        Here, since Lightning adds to the configuration what a checkpoint says of the model.
+        """
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        check_named(config, self._model_class, self._datamodule_class)
         with making("model or data"):
             super().instantiate_classes()
 

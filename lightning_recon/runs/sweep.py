@@ -9,7 +9,8 @@ import copy
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from lightning_recon.report import write_sweep_report
 from lightning_recon.report.plot import write_sweep_figure
 from lightning_recon.report.sweep import sweep_findings
 from lightning_recon.report.terminal import print_findings, print_outputs
+from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
 from lightning_recon.runs.cells import SECTIONS, Cell, read_cells, read_yaml
 from lightning_recon.runs.making import check_optimizers, making
@@ -73,6 +75,18 @@ def cell_parser() -> LightningArgumentParser:
     return parser
 
 
+@contextmanager
+def _in_cell(cell: Cell) -> Iterator[None]:
+    """Within this context what is said of the input names the cell."""
+    try:
+        yield
+    except Exception as error:
+        if (found := input_error_in(error)) is None:
+            raise
+        labels = ", ".join(f"{axis} {label}" for axis, label in cell.labels.items())
+        raise InputError(f"the cell of {labels}: {found}") from error
+
+
 class Sweep(LightningModule):
     """Runs items, each a client of a cell.
 
@@ -90,7 +104,10 @@ class Sweep(LightningModule):
         for cell in self.cells:
             known = {name: cell.config[name] for name in SECTIONS if name in cell.config}
             # the parser writes into what it is given
-            self.parsed.append(self.parser.parse_object(copy.deepcopy(known)))
+            parsed = self.parser.parse_object(copy.deepcopy(known))
+            with _in_cell(cell):
+                check_named(parsed, Attack, ClientDataModule)
+            self.parsed.append(parsed)
         self.items = [
             (number, client)
             for number, parsed in enumerate(self.parsed)
@@ -107,14 +124,8 @@ class Sweep(LightningModule):
 
     def make(self, number: int) -> Namespace:
         """Return the attack, data and audit of a cell, as they are made."""
-        labels = ", ".join(f"{axis} {label}" for axis, label in self.cells[number].labels.items())
-        try:
-            with making("model or data"):
-                objects: Namespace = self.parser.instantiate_classes(self.parsed[number])
-        except Exception as error:
-            if (found := input_error_in(error)) is None:
-                raise
-            raise InputError(f"the cell of {labels}: {found}") from error
+        with _in_cell(self.cells[number]), making("model or data"):
+            objects: Namespace = self.parser.instantiate_classes(self.parsed[number])
         return objects
 
     def build(self, number: int) -> BuiltCell:
@@ -348,6 +359,7 @@ def main(args: Sequence[str]) -> int:
         except KeyError as error:
             raise InputError(f"{found}: {error.args[0]}") from error
     config = parser.parse_args(list(args))
+    check_named(config, Attack, ClientDataModule)
     with making("trainer"):
         trainer = Trainer(**parser.instantiate_classes(config).trainer.as_dict())
     run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run)
