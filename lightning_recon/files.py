@@ -15,11 +15,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name beside it, then rename it.
 
     Args:
-        path: The file; its folder is made if it is missing.
-        content: Text is written as UTF-8.
+        path: the file; its folder is made if it is missing.
+        content: text is written as UTF-8.
 
     Raises:
-        OSError: If the folder cannot be written; the file is then as it was.
+        OSError: if the folder cannot be written; the file is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -132,7 +132,15 @@ class FeatureInversionAttack(OptimizationAttack):
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(target, client, defenses, iterations, optimizer, lr_scheduler, seed)
+        super().__init__(
+            target,
+            client,
+            defenses,
+            iterations=iterations,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            seed=seed,
+        )
         name = type(self).__name__
         self.oracles = grants_of(name, known, adaptive=adaptive)
         self.priors = nn.ModuleList(priors)

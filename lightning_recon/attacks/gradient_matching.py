@@ -107,8 +107,14 @@ class GradientMatching(Attack):
     ) -> None:
         super().__init__(target, client, defenses, seed)
         name = type(self).__name__
-        self.loop = DummyLoop(self, iterations, optimizer, lr_scheduler, patience)
-        self.engine = BatchedGradient(name, self.objective, num_restarts, clients_at_once, compile)
+        self.loop = DummyLoop(self, iterations, optimizer, lr_scheduler, patience=patience)
+        self.engine = BatchedGradient(
+            name,
+            self.objective,
+            num_restarts=num_restarts,
+            clients_at_once=clients_at_once,
+            compile=compile,
+        )
         if clients_at_once > 1:
             check_batchable(name, optimizer, self.is_batchable and not self.returns_best)
         self.oracles = grants_of(name, known, adaptive=adaptive)

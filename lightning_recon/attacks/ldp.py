@@ -142,7 +142,15 @@ class LDPAttack(OptimizationAttack):
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(target, client, defenses, iterations, optimizer, lr_scheduler, seed)
+        super().__init__(
+            target,
+            client,
+            defenses,
+            iterations=iterations,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            seed=seed,
+        )
         for name, value in (
             ("statistics_share", statistics_share),
             ("false_positive_rate", false_positive_rate),

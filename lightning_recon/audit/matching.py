@@ -33,7 +33,7 @@ def match(reconstruction_images: Tensor, truth_images: Tensor) -> Matching:
         The assignment, on the device of ``truth_images``.
 
     Raises:
-        ValueError: If the images' shapes disagree.
+        ValueError: if the images' shapes disagree.
     """
     if reconstruction_images.shape[1:] != truth_images.shape[1:]:
         raise ValueError(

@@ -72,11 +72,11 @@ def score(
     ``recovered_psnr``, and its PSNR is above that of the mean image.
 
     Args:
-        reconstruction: The attack's output, R images; those with a NaN or an infinity cannot be
+        reconstruction: the attack's output, R images; those with a NaN or an infinity cannot be
             matched, values outside [0, 1] are clamped as a picture file would clamp them.
-        truth: The client's batch, B images.
+        truth: the client's batch, B images.
         mean_image: C H W in [0, 1]: the data set's mean.
-        recovered_psnr: In dB.  The default of 19 dB is the bound above which Garov, Dimitrov,
+        recovered_psnr: in dB.  The default of 19 dB is the bound above which Garov, Dimitrov,
             Jovanović, Vechev, "Hiding in Plain Sight: Disguising Data Stealing Attacks in
             Federated Learning", ICLR 2024, call an image well reconstructed.
 
@@ -88,7 +88,7 @@ def score(
         and ``psnr_mean_image`` (dB).  The subject of an empty mask is the whole image.
 
     Raises:
-        ValueError: If the shapes of the images disagree.
+        ValueError: if the shapes of the images disagree.
     """
     if mean_image.shape != truth.images.shape[1:]:
         raise ValueError(
@@ -138,11 +138,11 @@ def aggregate(
     single client their ends are None.
 
     Args:
-        rows: One per true image.  Columns that :func:`score` does not know are metrics as well;
+        rows: one per true image.  Columns that :func:`score` does not know are metrics as well;
             ``psnr_class_mean`` and ``psnr_nearest_public`` are null controls, ``identified`` (0 or
             1) is a hit among the candidates.  A value that is not finite is left out.
-        num_reconstructions: How many images the attack put out, matched or not.
-        num_candidates: Among how many images each one was to be identified.
+        num_reconstructions: how many images the attack put out, matched or not.
+        num_candidates: among how many images each one was to be identified.
 
     Returns:
         - ``num_images``, ``num_reconstructions``, ``recovered`` (count);

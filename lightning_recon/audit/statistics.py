@@ -62,18 +62,18 @@ def bootstrap_interval(
     client with more images weighs more.  See the module's docstring for the method.
 
     Args:
-        values: One number per image, shape (N,), N at least 1, finite.
-        clients: The client of each image, shape (N,).
+        values: one number per image, shape (N,), N at least 1, finite.
+        clients: the client of each image, shape (N,).
         statistic: "mean" or "median" of the pooled images.
-        confidence: In (0, 1).
-        num_resamples: At least 1.
-        seed: The same seed gives the same interval.
+        confidence: in (0, 1).
+        num_resamples: at least 1.
+        seed: the same seed gives the same interval.
 
     Returns:
         The interval, or None where a single client leaves nothing to resample.
 
     Raises:
-        ValueError: If the shapes disagree, there is no value, or one is not finite.
+        ValueError: if the shapes disagree, there is no value, or one is not finite.
     """
     numbers, members, count = _clusters(values, clients)
     if count < 2:
@@ -101,15 +101,15 @@ def share_interval(
 
     Args:
         hits: 0 or 1 per image, shape (N,), N at least 1.
-        clients: The client of each image, shape (N,).
-        confidence: In (0, 1).
-        seed: The same seed gives the same interval.
+        clients: the client of each image, shape (N,).
+        confidence: in (0, 1).
+        seed: the same seed gives the same interval.
 
     Returns:
         The interval, within [0, 1], or None with a single client.
 
     Raises:
-        ValueError: If a hit is neither 0 nor 1, or as :func:`bootstrap_interval`.
+        ValueError: if a hit is neither 0 nor 1, or as :func:`bootstrap_interval`.
     """
     numbers, _, count = _clusters(hits, clients)
     if not np.isin(numbers, (0.0, 1.0)).all():
@@ -139,17 +139,17 @@ def paired_difference(
     shorter than that of two separate means.
 
     Args:
-        first: The first attack's score per image, shape (N,), N at least 1.
-        second: The second attack's, in the same order.
-        clients: The client of each image, shape (N,).
-        confidence: In (0, 1).
-        seed: The same seed gives the same interval.
+        first: the first attack's score per image, shape (N,), N at least 1.
+        second: the second attack's, in the same order.
+        clients: the client of each image, shape (N,).
+        confidence: in (0, 1).
+        seed: the same seed gives the same interval.
 
     Returns:
         The mean of second minus first with its interval.
 
     Raises:
-        ValueError: As :func:`bootstrap_interval`.
+        ValueError: as :func:`bootstrap_interval`.
     """
     one, other = (np.asarray(values, dtype=float) for values in (first, second))
     if one.shape != other.shape:
@@ -165,16 +165,16 @@ def share_at(
     """Return for each threshold the share of images that are at least that much alike.
 
     Args:
-        values: One score per image, shape (N,), N at least 1.
-        thresholds: In the unit of the values.
-        lower_is_more_alike: Whether a small value is a leak, as for MSE and LPIPS; a value then
+        values: one score per image, shape (N,), N at least 1.
+        thresholds: in the unit of the values.
+        lower_is_more_alike: whether a small value is a leak, as for MSE and LPIPS; a value then
             counts at or below the threshold, otherwise at or above it.
 
     Returns:
         Shares in [0, 1], in the order of the thresholds.
 
     Raises:
-        ValueError: If there is no value, or one is not finite.
+        ValueError: if there is no value, or one is not finite.
     """
     numbers, _, _ = _clusters(values, np.zeros(np.shape(values)))
     reached = np.less_equal if lower_is_more_alike else np.greater_equal
@@ -188,11 +188,11 @@ def worst_case(values: ArrayLike, *, lower_is_more_alike: bool = False) -> float
     worse.
 
     Args:
-        values: One score per image, shape (N,), N at least 1.
-        lower_is_more_alike: Whether a small value is a leak, as for MSE and LPIPS.
+        values: one score per image, shape (N,), N at least 1.
+        lower_is_more_alike: whether a small value is a leak, as for MSE and LPIPS.
 
     Raises:
-        ValueError: If there is no value, or one is not finite.
+        ValueError: if there is no value, or one is not finite.
     """
     numbers, _, _ = _clusters(values, np.zeros(np.shape(values)))
     return float(numbers.min() if lower_is_more_alike else numbers.max())

@@ -37,20 +37,20 @@ class ClientDataModule(AuditDataModule):
     :attr:`expected` files, and opens them in :meth:`open_source`.
 
     Args:
-        root: Folder (or file) of the data set.
-        batch_size: Images of one client.
-        num_clients: Number of clients.
-        indices: Places in the data set of the one client's images, or one list per client;
+        root: folder (or file) of the data set.
+        batch_size: images of one client.
+        num_clients: number of clients.
+        indices: places in the data set of the one client's images, or one list per client;
             null draws them with ``seed``.
-        image_size: Height and width of the images, in pixels.
-        masks: Where the masks of the subjects come from; the images are 0 outside. Null: whole
+        image_size: height and width of the images, in pixels.
+        masks: where the masks of the subjects come from; the images are 0 outside. Null: whole
             images.
-        on_missing: What to do without data at ``root``: ``"samples"`` takes the sample
+        on_missing: what to do without data at ``root``: ``"samples"`` takes the sample
             photographs and says so; their labels are then taken modulo ``num_classes``.
-        on_corrupt: What to do about an image that cannot be decoded: ``"skip"`` puts the next of
+        on_corrupt: what to do about an image that cannot be decoded: ``"skip"`` puts the next of
             the seed's permutation in its place.
-        num_public: Number of images that the server owns itself; fewer if the data set ends.
-        seed: Of the permutation that the clients' and the public images are taken from.
+        num_public: number of images that the server owns itself; fewer if the data set ends.
+        seed: of the permutation that the clients' and the public images are taken from.
 
     Raises:
         InputError: A number is out of its range.
@@ -107,13 +107,13 @@ class ClientDataModule(AuditDataModule):
         """Open the data set.
 
         Args:
-            root: The folder or file given by the user, absolute.
+            root: the folder or file given by the user, absolute.
 
         Returns:
             The images, or None if they are not at ``root``.
 
         Raises:
-            InputError: They are there, but cannot be used.
+            InputError: they are there, but cannot be used.
         """
 
     @property
@@ -126,7 +126,7 @@ class ClientDataModule(AuditDataModule):
         """The opened data set, or the sample photographs in its place.
 
         Raises:
-            InputError: There is nothing at ``root``, and no fallback is allowed.
+            InputError: there is nothing at ``root``, and no fallback is allowed.
         """
         if self._source is None:
             self._source = self._open()
@@ -149,7 +149,7 @@ class ClientDataModule(AuditDataModule):
             stage: Lightning's name of what comes next; all stages have the same clients.
 
         Raises:
-            InputError: The data are missing, too few, or do not fit ``indices``.
+            InputError: the data are missing, too few, or do not fit ``indices``.
         """
         if self._drawn is None:
             if self.masks is not None:
@@ -160,13 +160,13 @@ class ClientDataModule(AuditDataModule):
         """What one client holds; the same at every call.
 
         Args:
-            index: The client, from 0 to ``num_clients - 1``.
+            index: the client, from 0 to ``num_clients - 1``.
 
         Returns:
             Its batch on the CPU, the images float32 and already 0 outside the masks.
 
         Raises:
-            InputError: There is no such client, or an image or mask cannot be read.
+            InputError: there is no such client, or an image or mask cannot be read.
         """
         places = self._places(index)
         images, masks = self._images.load(places)
@@ -186,7 +186,7 @@ class ClientDataModule(AuditDataModule):
             noise_only: whether its update is zero before the defenses, the null control.
 
         Raises:
-            InputError: There is no such client, or its update is not finite.
+            InputError: there is no such client, or its update is not finite.
         """
         if noise_only:
             return federation.play_noise(self.client_labels(client), client)
@@ -213,7 +213,7 @@ class ClientDataModule(AuditDataModule):
         """Places in the data set, of clients and others, to identify reconstructions among.
 
         Args:
-            num_images: How many at most, in the order of the seed's permutation, in which the
+            num_images: how many at most, in the order of the seed's permutation, in which the
                 clients come first; those that cannot be read are left out.
         """
         self.setup()
@@ -225,8 +225,8 @@ class ClientDataModule(AuditDataModule):
         """Small pictures of whole images, whatever the masks.
 
         Args:
-            places: In the data set, N.
-            size: Height and width, in pixels.
+            places: in the data set, N.
+            size: height and width, in pixels.
 
         Returns:
             N C size size in [0, 1].
@@ -260,7 +260,7 @@ class ClientDataModule(AuditDataModule):
         """As many times the client of this epoch and process as the attack has iterations.
 
         Raises:
-            InputError: The processes cannot share the clients evenly.
+            InputError: the processes cannot share the clients evenly.
         """
         if self.trainer is None or self.trainer.lightning_module is None:
             raise InputError("train_dataloader needs a Trainer: the attack sets its length")

@@ -44,8 +44,8 @@ class CapturedUpdatesDataModule(AuditDataModule):
     ``torch.save`` wrote it: a dictionary with the keys of :class:`CapturedUpdate`.
 
     Args:
-        folder: The folder.
-        assumed_num_samples: Batch size where no file says its number of samples.
+        folder: the folder.
+        assumed_num_samples: batch size where no file says its number of samples.
 
     Raises:
         InputError: ``assumed_num_samples`` is below 1.
@@ -75,7 +75,7 @@ class CapturedUpdatesDataModule(AuditDataModule):
             stage: Lightning's name of what comes next.
 
         Raises:
-            InputError: There are none, one cannot be used, or the images differ in shape.
+            InputError: there are none, one cannot be used, or the images differ in shape.
         """
         if self._files:
             return
@@ -102,10 +102,10 @@ class CapturedUpdatesDataModule(AuditDataModule):
         """One captured update, on the CPU.
 
         Args:
-            index: Its place among the sorted files.
+            index: its place among the sorted files.
 
         Raises:
-            InputError: There is no such update, or its file cannot be used.
+            InputError: there is no such update, or its file cannot be used.
         """
         self.setup()
         if not 0 <= index < self.num_clients:
@@ -121,7 +121,7 @@ class CapturedUpdatesDataModule(AuditDataModule):
             noise_only: False; there is no client to play.
 
         Raises:
-            InputError: There is no such update, or it does not fit the federation's payload.
+            InputError: there is no such update, or it does not fit the federation's payload.
         """
         if noise_only:
             raise InputError("captured updates have no client to play the noise-only control")
@@ -140,7 +140,7 @@ class CapturedUpdatesDataModule(AuditDataModule):
         """Refuse: see the class.
 
         Raises:
-            InputError: Always.
+            InputError: always.
         """
         raise InputError("captured updates have no truth to compare with: use predict")
 
@@ -148,7 +148,7 @@ class CapturedUpdatesDataModule(AuditDataModule):
         """Refuse: see the class.
 
         Raises:
-            InputError: Always.
+            InputError: always.
         """
         self.train_dataloader()
 
@@ -156,7 +156,7 @@ class CapturedUpdatesDataModule(AuditDataModule):
         """Refuse: see the class.
 
         Raises:
-            InputError: Always.
+            InputError: always.
         """
         self.train_dataloader()
 

@@ -19,9 +19,9 @@ class CIFAR10DataModule(ClientDataModule):
     """Clients with images of CIFAR-10, 32 x 32 pixels unless asked otherwise.
 
     Args:
-        split: Which part.
-        image_size: Height and width of the images, in pixels.
-        **kwargs: As in :class:`ClientDataModule`; ``root`` is the folder that holds
+        split: which part.
+        image_size: height and width of the images, in pixels.
+        **kwargs: as in :class:`ClientDataModule`; ``root`` is the folder that holds
             ``cifar-10-batches-py``, or an ``.npz`` file with arrays ``x_train``, ``y_train``,
             ``x_test``, ``y_test``.
     """
@@ -55,9 +55,9 @@ class CIFAR100DataModule(ClientDataModule):
     """Clients with images of CIFAR-100, 32 x 32 pixels unless asked otherwise.
 
     Args:
-        split: Which part.
-        image_size: Height and width of the images, in pixels.
-        **kwargs: As in :class:`ClientDataModule`; ``root`` is the folder that holds
+        split: which part.
+        image_size: height and width of the images, in pixels.
+        **kwargs: as in :class:`ClientDataModule`; ``root`` is the folder that holds
             ``cifar-100-python``.
     """
 

@@ -18,8 +18,8 @@ class Flowers102DataModule(ClientDataModule):
     """Clients with images of Oxford 102 Flowers.
 
     Args:
-        split: Which part.
-        **kwargs: As in :class:`ClientDataModule`; ``root`` is the folder that holds
+        split: which part.
+        **kwargs: as in :class:`ClientDataModule`; ``root`` is the folder that holds
             ``flowers-102``.
     """
 

@@ -15,8 +15,8 @@ class ImageFolderDataModule(ClientDataModule):
     lie outside them, and all where there are no sub-folders, have label 0.
 
     Args:
-        num_classes: Number of classes of the model under attack; by default as many as found.
-        **kwargs: As in :class:`ClientDataModule`.
+        num_classes: number of classes of the model under attack; by default as many as found.
+        **kwargs: as in :class:`ClientDataModule`.
     """
 
     name = "folder"

@@ -20,8 +20,8 @@ class ImageNetDataModule(ClientDataModule):
     labels are not those of a pretrained model.
 
     Args:
-        split: Which part, where the layout has parts.
-        **kwargs: As in :class:`ClientDataModule`.
+        split: which part, where the layout has parts.
+        **kwargs: as in :class:`ClientDataModule`.
     """
 
     name = "imagenet"

@@ -31,8 +31,8 @@ class MaskedImages:
 
     Args:
         source: of the pictures.
-        image_size: Height and width of the images, in pixels.
-        masks: Of their subjects; null: whole images.
+        image_size: height and width of the images, in pixels.
+        masks: of their subjects; null: whole images.
     """
 
     def __init__(self, source: ImageSource, image_size: int, masks: MaskSource | None) -> None:

@@ -58,7 +58,7 @@ class MaskSource(ABC):
         """Make sure that the files needed are there.
 
         Raises:
-            InputError: One is missing.
+            InputError: one is missing.
         """
 
     @abstractmethod
@@ -66,9 +66,9 @@ class MaskSource(ABC):
         """Mask of one picture as the source has it.
 
         Args:
-            picture: The whole picture as stored, RGB.
-            key: The picture's name in its data set.
-            crop: The geometry that brings the picture to its final H x W.
+            picture: the whole picture as stored, RGB.
+            key: the picture's name in its data set.
+            crop: the geometry that brings the picture to its final H x W.
 
         Returns:
             H W, bool: True on the subject of the cropped picture.
@@ -80,9 +80,9 @@ class MaskSource(ABC):
         A mask has failed if it covers less than 2 % or more than 95 % of the image.
 
         Args:
-            picture: The whole picture as stored, RGB.
-            key: The picture's name in its data set.
-            crop: The geometry that brings the picture to its final H x W.
+            picture: the whole picture as stored, RGB.
+            key: the picture's name in its data set.
+            crop: the geometry that brings the picture to its final H x W.
 
         Returns:
             H W, bool, and whether the ellipse took the mask's place.
@@ -96,7 +96,7 @@ class MaskSource(ABC):
         """Do the slow work for many pictures ahead of time.
 
         Args:
-            items: Arguments of :meth:`mask`, one tuple a picture.
+            items: arguments of :meth:`mask`, one tuple a picture.
         """
         for picture, key, crop in items:
             self.mask(picture, key, crop)
@@ -109,7 +109,7 @@ class MaskFolder(MaskSource):
     subject's.  The masks go through the geometry of their pictures, without interpolation.
 
     Args:
-        folder: The folder with the masks.
+        folder: the folder with the masks.
     """
 
     def __init__(self, folder: str) -> None:
@@ -124,7 +124,7 @@ class MaskFolder(MaskSource):
         """Make sure that the folder exists.
 
         Raises:
-            InputError: It does not.
+            InputError: it does not.
         """
         if not Path(self.folder).is_dir():
             raise InputError(
@@ -136,15 +136,15 @@ class MaskFolder(MaskSource):
         """Read, check and crop one mask.
 
         Args:
-            picture: The whole picture as stored.
-            key: Its name in its data set.
-            crop: The geometry that brings the picture to its final H x W.
+            picture: the whole picture as stored.
+            key: its name in its data set.
+            crop: the geometry that brings the picture to its final H x W.
 
         Returns:
             H W, bool.
 
         Raises:
-            InputError: The mask is missing, unreadable, or not of the picture's size.
+            InputError: the mask is missing, unreadable, or not of the picture's size.
         """
         path = (Path(self.folder) / f"{key}.png").absolute()
         if not path.is_file():
@@ -165,13 +165,13 @@ class SubjectMasks(MaskSource):
     that SAM scores best is taken.
 
     Args:
-        checkpoint: File with SAM's weights: any of Meta's three, or one of another size; the
+        checkpoint: file with SAM's weights: any of Meta's three, or one of another size; the
             sizes are read from the tensors.
-        on_missing: What to do if there is no such file: ``"grabcut"`` segments with OpenCV's
+        on_missing: what to do if there is no such file: ``"grabcut"`` segments with OpenCV's
             GrabCut from a central prior, which is weaker.
-        cache_dir: Folder for the finished masks; by default ``lightning_recon/masks`` in
+        cache_dir: folder for the finished masks; by default ``lightning_recon/masks`` in
             ``$XDG_CACHE_HOME`` or ``~/.cache``.
-        device: Where SAM runs: ``"auto"`` is the GPU if there is one.
+        device: where SAM runs: ``"auto"`` is the GPU if there is one.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class SubjectMasks(MaskSource):
         """Make sure that there is something to segment with; tell of the fallback once.
 
         Raises:
-            InputError: There is no checkpoint, and GrabCut is not allowed.
+            InputError: there is no checkpoint, and GrabCut is not allowed.
         """
         if self._has_checkpoint:
             return
@@ -221,7 +221,7 @@ class SubjectMasks(MaskSource):
         """Compute the masks that are not on disk yet, then let go of the network.
 
         Args:
-            items: Arguments of :meth:`mask`, one tuple a picture.
+            items: arguments of :meth:`mask`, one tuple a picture.
         """
         super().prepare(items)
         self._predictor = None
@@ -230,15 +230,15 @@ class SubjectMasks(MaskSource):
         """Mask of one picture, from disk if it was made before.
 
         Args:
-            picture: The whole picture as stored, RGB.
-            key: Its name; not used, since masks are kept by content.
-            crop: The geometry that brings the picture to its final H x W.
+            picture: the whole picture as stored, RGB.
+            key: its name; not used, since masks are kept by content.
+            crop: the geometry that brings the picture to its final H x W.
 
         Returns:
             H W, bool.
 
         Raises:
-            InputError: The checkpoint cannot be used, or the cache cannot be written.
+            InputError: the checkpoint cannot be used, or the cache cannot be written.
         """
         pixels: NDArray[np.uint8] = np.array(crop(picture, Image.Resampling.BILINEAR))
         path = self.cache_path(pixels)
@@ -302,8 +302,8 @@ def centred_ellipse(height: int, width: int) -> Tensor:
     Its half axes are sqrt(0.30 / pi) = 0.309 of the sides, so that it covers 0.30 of the image.
 
     Args:
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
 
     Returns:
         H W, bool.

@@ -58,7 +58,7 @@ class PhotographSource(SquareSource):
         """Cut ``index``, RGB.
 
         Raises:
-            InputError: The installed package does not have the photograph.
+            InputError: the installed package does not have the photograph.
         """
         file, _, (left, top, side) = self._cuts[index]
         picture = open_picture(_installed(file))

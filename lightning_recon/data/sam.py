@@ -26,13 +26,13 @@ def load_sam(path: Path) -> Sam:
     """Load a Segment Anything checkpoint of any size.
 
     Args:
-        path: The file: a state dict of the architecture in the ``segment_anything`` package.
+        path: the file: a state dict of the architecture in the ``segment_anything`` package.
 
     Returns:
         The network in evaluation mode on the CPU.
 
     Raises:
-        InputError: The file cannot be read, or holds something else.
+        InputError: the file cannot be read, or holds something else.
     """
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
@@ -55,7 +55,7 @@ def sam_for(state: Mapping[str, Tensor]) -> Sam:
     release.
 
     Args:
-        state: State dict by parameter name.
+        state: state dict by parameter name.
 
     Returns:
         The network with fresh weights.

@@ -25,8 +25,8 @@ class ClientLoader:
     that no sampler that pads can get in.
 
     Args:
-        length: Number of items.
-        client_at: The client index, or the indices, at each place; asked anew for every item.
+        length: number of items.
+        client_at: the client index, or the indices, at each place; asked anew for every item.
     """
 
     def __init__(self, length: int, client_at: Callable[[int], int | list[int]]) -> None:
@@ -44,7 +44,7 @@ class ClientLoader:
         """Return a loader of vectors of so many clients, the last one maybe shorter.
 
         Args:
-            size: Clients of an item; 1 changes nothing.
+            size: clients of an item; 1 changes nothing.
         """
         if size == 1:
             return self
@@ -61,13 +61,13 @@ def share_clients(
     A resumed run with fewer clients left than processes does some again, to the same result.
 
     Args:
-        num_clients: How many there are.
-        completed: Those that need not be attacked again.
-        rank: Of this process.
-        world_size: Number of processes.
+        num_clients: how many there are.
+        completed: those that need not be attacked again.
+        rank: of this process.
+        world_size: number of processes.
 
     Raises:
-        InputError: There are fewer clients than processes.
+        InputError: there are fewer clients than processes.
     """
     if num_clients < world_size:
         raise InputError(

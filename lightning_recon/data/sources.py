@@ -27,7 +27,7 @@ class ImageSource(ABC):
         """Picture ``index`` as stored, RGB.
 
         Raises:
-            InputError: The file cannot be decoded; the message has its path.
+            InputError: the file cannot be decoded; the message has its path.
         """
 
     @abstractmethod
@@ -65,7 +65,7 @@ class FileSource(ImageSource):
     """Picture files under one folder.
 
     Args:
-        root: The folder.
+        root: the folder.
         files: (path relative to ``root``, label) of every picture, in order.
     """
 
@@ -80,7 +80,7 @@ class FileSource(ImageSource):
         """Decode file ``index``, RGB.
 
         Raises:
-            InputError: The file cannot be decoded.
+            InputError: the file cannot be decoded.
         """
         path = self.root / self.files[index][0]
         return open_picture(path)
@@ -100,7 +100,7 @@ class ArraySource(SquareSource):
     Args:
         images: N H W 3, uint8, H = W.
         labels: N integers.
-        prefix: What the names of the pictures begin with.
+        prefix: what the names of the pictures begin with.
     """
 
     def __init__(self, images: NDArray[np.uint8], labels: Sequence[int], prefix: str) -> None:
@@ -128,11 +128,11 @@ def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
     """Decode a whole picture file.
 
     Args:
-        path: The file.
+        path: the file.
         mode: Pillow's mode to convert to.
 
     Raises:
-        InputError: The file cannot be decoded.
+        InputError: the file cannot be decoded.
     """
     try:
         with Image.open(path) as picture:

@@ -64,7 +64,7 @@ def kernel_distance(x: Tensor, y: Tensor) -> Tensor:
         One value, float64; 0 on average for sets of one distribution, and then often negative.
 
     Raises:
-        ValueError: If the shapes disagree, or a set has less than two members.
+        ValueError: if the shapes disagree, or a set has less than two members.
 
     Examples:
         >>> import torch

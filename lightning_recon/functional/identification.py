@@ -28,14 +28,14 @@ def nearest_candidate(
             pixels that lie wholly within are compared, since the candidates have no masks; where
             there is none, each counts as much as it holds of the subject.  An empty mask stands
             for the whole image.
-        size: Longest side of a thumbnail, in pixels, see :func:`thumbnails`.
+        size: longest side of a thumbnail, in pixels, see :func:`thumbnails`.
 
     Returns:
         R, int64: the candidate's place, or -1 for a tie of several or a reconstruction that holds
         a NaN or an infinity.  A tie identifies nobody: a flat gray image is no evidence.
 
     Raises:
-        ValueError: If the thumbnails' shapes disagree, or there are no candidates.
+        ValueError: if the thumbnails' shapes disagree, or there are no candidates.
 
     Examples:
         >>> import torch
@@ -84,7 +84,7 @@ def nearest_neighbour(
         query is not finite.
 
     Raises:
-        ValueError: If the shapes disagree, or there are no points.
+        ValueError: if the shapes disagree, or there are no points.
 
     Examples:
         >>> import torch
@@ -116,7 +116,7 @@ def thumbnails(images: Tensor, size: int = 32) -> Tensor:
 
     Args:
         images: B C H W.
-        size: Longest side of the result, in pixels.
+        size: longest side of the result, in pixels.
 
     Returns:
         B C h w, float64.

@@ -47,7 +47,7 @@ def mse(preds: Tensor, target: Tensor, masks: Tensor | None = None) -> Tensor:
         B values in [0, 1]; 0 for an exact copy.
 
     Raises:
-        ValueError: If the shapes disagree or a mask is empty.
+        ValueError: if the shapes disagree or a mask is empty.
 
     Examples:
         >>> import torch
@@ -68,14 +68,14 @@ def psnr(preds: Tensor, target: Tensor, masks: Tensor | None = None, cap: float 
         preds: B C H W in [0, 1].
         target: B C H W in [0, 1].
         masks: B 1 H W, bool; the squared error is then averaged over the mask's pixels only.
-        cap: The largest value returned, in dB.  An exact copy has an infinite PSNR, which would
+        cap: the largest value returned, in dB.  An exact copy has an infinite PSNR, which would
             make every mean infinite; it counts as ``cap``.
 
     Returns:
         B values in dB, in [0, cap].
 
     Raises:
-        ValueError: If the shapes disagree or a mask is empty.
+        ValueError: if the shapes disagree or a mask is empty.
 
     Examples:
         >>> import torch
@@ -106,7 +106,7 @@ def ssim(preds: Tensor, target: Tensor, masks: Tensor | None = None) -> Tensor:
         B values in [-1, 1]; 1 for an exact copy.
 
     Raises:
-        ValueError: If the shapes disagree, the images are too small or a mask is empty.
+        ValueError: if the shapes disagree, the images are too small or a mask is empty.
 
     Examples:
         >>> import torch
@@ -145,7 +145,7 @@ def ms_ssim(preds: Tensor, target: Tensor) -> Tensor:
         B values in [0, 1]; 1 for an exact copy.
 
     Raises:
-        ValueError: If the shapes disagree or the images are too small.
+        ValueError: if the shapes disagree or the images are too small.
 
     Examples:
         >>> import torch
@@ -203,7 +203,7 @@ def cw_ssim(preds: Tensor, target: Tensor, masks: Tensor | None = None) -> Tenso
         B values in [0, 1]; 1 for an exact copy.
 
     Raises:
-        ValueError: If the shapes disagree, the images are too small or a mask is empty.
+        ValueError: if the shapes disagree, the images are too small or a mask is empty.
 
     Examples:
         >>> import torch
@@ -261,7 +261,7 @@ def _oriented_filters(rows: Tensor, columns: Tensor, peak: float) -> Tensor:
     Args:
         rows: h vertical frequencies, cycles per pixel.
         columns: w horizontal frequencies, cycles per pixel.
-        peak: The octave's peak frequency, cycles per pixel.
+        peak: the octave's peak frequency, cycles per pixel.
 
     Returns:
         6 h w, real and non-negative.

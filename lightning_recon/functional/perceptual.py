@@ -28,7 +28,7 @@ def lpips(
 
     Args:
         features_x: L tensors, B C h w.
-        features_y: The same shapes.
+        features_y: the same shapes.
         weights: L tensors, C, of at least 0.
 
     Returns:
@@ -60,7 +60,7 @@ def dists(
 
     Args:
         features_x: L tensors, B C h w; the image itself is the first.
-        features_y: The same shapes.
+        features_y: the same shapes.
         texture_weights: L tensors, C; the paper's alpha.
         structure_weights: L tensors, C; the paper's beta.
 

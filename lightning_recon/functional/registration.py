@@ -38,20 +38,20 @@ def registered_psnr(
         preds: B C H W in [0, 1].
         target: B C H W in [0, 1].
         masks: B 1 H W, bool, of the target's subjects; the error is then averaged over them.
-        max_shift: The largest move in either direction, in pixels; by default an eighth of the
+        max_shift: the largest move in either direction, in pixels; by default an eighth of the
             shorter side.
-        fit_colours: Whether each image's colours are mapped to its truth's, see
+        fit_colours: whether each image's colours are mapped to its truth's, see
             :func:`match_colours`; the move is then that of least error between images whose
             channels have mean 0 and variance 1, or none if that is better.  A flat image scores
             as the truth's mean colour does.
-        cap: The largest value returned, in dB.
+        cap: the largest value returned, in dB.
 
     Returns:
         B values in dB, never below those of
         :func:`~lightning_recon.functional.image_quality.psnr`, at most ``cap``.
 
     Raises:
-        ValueError: If the shapes disagree, a mask is empty or ``max_shift`` is negative or not
+        ValueError: if the shapes disagree, a mask is empty or ``max_shift`` is negative or not
             below half of the shorter side.
 
     Examples:
@@ -83,7 +83,7 @@ def estimate_shift(
     Args:
         preds: B C H W.
         target: B C H W.
-        max_shift: The largest move in either direction, in pixels.
+        max_shift: the largest move in either direction, in pixels.
         masks: B 1 H W, bool, of the target; the error is then that within.
 
     Returns:
@@ -91,7 +91,7 @@ def estimate_shift(
         ``preds``.
 
     Raises:
-        ValueError: If ``max_shift`` is negative or not below half of the shorter side.
+        ValueError: if ``max_shift`` is negative or not below half of the shorter side.
 
     Examples:
         >>> import torch

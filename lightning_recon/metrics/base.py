@@ -58,7 +58,7 @@ class Frozen(nn.Module):
     """A copy of a network that stays in evaluation mode and gives no gradient.
 
     Args:
-        network: It is copied, and itself left as it is.
+        network: it is copied, and itself left as it is.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -83,12 +83,12 @@ class PenultimateFeatures(nn.Module):
     original ones), so theirs and these do not compare.
 
     Args:
-        classifier: Any that takes images in [0, 1] and ends in a linear layer.
-        image_size: Side, in pixels, to which images are resized first (bilinear, antialiased);
+        classifier: any that takes images in [0, 1] and ends in a linear layer.
+        image_size: side, in pixels, to which images are resized first (bilinear, antialiased);
             null: as they are.
 
     Raises:
-        InputError: If the classifier has no linear layer.
+        InputError: if the classifier has no linear layer.
     """
 
     def __init__(self, classifier: nn.Module, image_size: int | None = None) -> None:

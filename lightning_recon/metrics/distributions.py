@@ -14,9 +14,9 @@ class _FeatureMetric(Metric):
     """Compares the features of reconstructions with those of truths.
 
     Args:
-        features: Images B C H W in [0, 1] -> features B ``num_features``, such as
+        features: images B C H W in [0, 1] -> features B ``num_features``, such as
             :class:`~lightning_recon.metrics.PenultimateFeatures`.
-        num_features: Their number; null: the ``num_features`` of the extractor.
+        num_features: their number; null: the ``num_features`` of the extractor.
     """
 
     is_differentiable = False
@@ -83,7 +83,7 @@ class FrechetDistance(_FeatureMetric):
         """Return the distance, float64.
 
         Raises:
-            InputError: If it saw less than two reconstructions or truths.
+            InputError: if it saw less than two reconstructions or truths.
         """
         counts = (int(self.count[0]), int(self.count[1]))
         self._refuse(counts)
@@ -120,7 +120,7 @@ class KernelDistance(_FeatureMetric):
         """Return the distance, float64.
 
         Raises:
-            InputError: If it saw less than two reconstructions or truths.
+            InputError: if it saw less than two reconstructions or truths.
         """
         if isinstance(self.preds, list) and not self.preds:
             self._refuse((0, 0))

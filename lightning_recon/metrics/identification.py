@@ -16,7 +16,7 @@ class IdentificationRate(PerImageMetric):
     counts as a miss.  Guessing gives 1 / (number of candidates), so state that number.
 
     Args:
-        size: Longest side of the thumbnails, in pixels.
+        size: longest side of the thumbnails, in pixels.
     """
 
     higher_is_better = True
@@ -49,7 +49,7 @@ class ImageIdentifiabilityPrecision(PerImageMetric):
     miss.  An image that is alone in its class is always identified: give several a class.
 
     Args:
-        features: Images B C H W in [0, 1] -> features B D, such as
+        features: images B C H W in [0, 1] -> features B D, such as
             :class:`~lightning_recon.metrics.PenultimateFeatures`; null: all pixels.
     """
 

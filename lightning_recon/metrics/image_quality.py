@@ -25,7 +25,7 @@ class PSNR(PerImageMetric):
     """Peak signal-to-noise ratio in dB: each image's own, then the mean.
 
     Args:
-        cap: What an exact copy counts as, in dB.
+        cap: what an exact copy counts as, in dB.
     """
 
     higher_is_better = True
@@ -43,10 +43,10 @@ class RegisteredPSNR(PerImageMetric):
     """PSNR in dB of each image after the best whole-pixel translation, then the mean.
 
     Args:
-        max_shift: The largest move in either direction, in pixels; null: an eighth of the shorter
+        max_shift: the largest move in either direction, in pixels; null: an eighth of the shorter
             side.
-        fit_colours: Whether each image's colours are mapped to its truth's, too.
-        cap: What an exact copy counts as, in dB.
+        fit_colours: whether each image's colours are mapped to its truth's, too.
+        cap: what an exact copy counts as, in dB.
     """
 
     higher_is_better = True

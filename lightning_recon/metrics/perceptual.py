@@ -34,11 +34,11 @@ class Backbone(nn.Module):
     Args:
         net: ``alex`` (AlexNet), ``vgg`` (VGG-16) or ``squeeze`` (SqueezeNet 1.1).
         weights: torchvision's file of ImageNet weights for it; layers of its head are ignored.
-        metric: Name of what needs it, for the message.
-        pool: What stands in for max-pooling, or None.
+        metric: name of what needs it, for the message.
+        pool: what stands in for max-pooling, or None.
 
     Raises:
-        InputError: If the file is missing (the message says where it comes from) or does not fit.
+        InputError: if the file is missing (the message says where it comes from) or does not fit.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class LPIPS(PerImageMetric):
             null: the one in torchvision's cache, and without it the metric is unavailable.
 
     Raises:
-        InputError: If the file that ``weights`` names is missing, or the file does not fit.
+        InputError: if the file that ``weights`` names is missing, or the file does not fit.
     """
 
     higher_is_better = False
@@ -139,7 +139,7 @@ class DISTS(PerImageMetric):
             cache, and without it the metric is unavailable.
 
     Raises:
-        InputError: If the file that ``weights`` names is missing, or the file does not fit.
+        InputError: if the file that ``weights`` names is missing, or the file does not fit.
     """
 
     higher_is_better = False

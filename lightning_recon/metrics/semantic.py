@@ -19,17 +19,17 @@ class ClassifierMetric(PerImageMetric):
     fitted to, and must be a trained one.
 
     Args:
-        classifier: Images B C H W in [0, 1] -> scores B K, such as
+        classifier: images B C H W in [0, 1] -> scores B K, such as
             :class:`~lightning_recon.targets.TorchvisionClassifier` or
             :class:`~lightning_recon.targets.TimmClassifier` with weights; null:
             :class:`~lightning_recon.targets.EfficientNetLite0` if its packages are installed,
             otherwise the metric is unavailable.
-        num_tags: How many classes of highest score are an image's tags, at least 1.
-        image_size: Side, in pixels, to which images are resized first (bilinear, antialiased);
+        num_tags: how many classes of highest score are an image's tags, at least 1.
+        image_size: side, in pixels, to which images are resized first (bilinear, antialiased);
             null: the classifier's own ``image_size``, or as they are if it has none.
 
     Raises:
-        InputError: If an argument is out of its range.
+        InputError: if an argument is out of its range.
     """
 
     higher_is_better = True
@@ -56,7 +56,7 @@ class ClassifierMetric(PerImageMetric):
         """Return the classifier's scores, B K, of images B C H W in [0, 1].
 
         Raises:
-            InputError: If the metric is unavailable.
+            InputError: if the metric is unavailable.
         """
         if self.unavailable:
             raise InputError(f"{type(self).__name__} is unavailable: {self.unavailable}")

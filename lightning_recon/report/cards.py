@@ -85,7 +85,7 @@ def within_budget(make: Callable[[int], list[Card]]) -> list[Card]:
     """Return the cards with the largest pictures that fit into :data:`MAX_BYTES`.
 
     Args:
-        make: Returns the cards with pictures of at most so many pixels a side.
+        make: returns the cards with pictures of at most so many pixels a side.
     """
     cards: list[Card] = []
     for side in _SIDES:

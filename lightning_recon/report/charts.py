@@ -74,11 +74,11 @@ def histogram(
     """Return stacked bars of how many values fall where.
 
     Args:
-        title: For those who do not see the chart.
-        groups: Name and finite values of each group, stacked from the first upwards; at least one
+        title: for those who do not see the chart.
+        groups: name and finite values of each group, stacked from the first upwards; at least one
             value in all.
-        x_label: What the values are.
-        marks: Values to compare with.
+        x_label: what the values are.
+        marks: values to compare with.
     """
     values = [value for _, group in groups for value in group]
     top = _room(marks)
@@ -125,16 +125,16 @@ def lines(
     """Return lines, or points alone, over a common axis.
 
     Args:
-        title: For those who do not see the chart.
-        series: At least one point in all; places are finite, and positive on a logarithmic axis.
-        x_label: What runs to the right.
-        y_label: What runs upwards.
-        marks: Levels to compare with.
-        is_x_log: Whether the horizontal axis is logarithmic.
-        is_y_log: Whether the vertical axis is.
-        has_points: Whether every point has a marker and, where there are few, its place a tick;
+        title: for those who do not see the chart.
+        series: at least one point in all; places are finite, and positive on a logarithmic axis.
+        x_label: what runs to the right.
+        y_label: what runs upwards.
+        marks: levels to compare with.
+        is_x_log: whether the horizontal axis is logarithmic.
+        is_y_log: whether the vertical axis is.
+        has_points: whether every point has a marker and, where there are few, its place a tick;
             without, the lines are thin.
-        is_joined: Whether the points of a series are joined by its line; where they are not, what
+        is_joined: whether the points of a series are joined by its line; where they are not, what
             would be its band are their whiskers.
     """
     bottom = _HEIGHT - _BOTTOM
@@ -168,10 +168,10 @@ def ladder(title: str, dots: Sequence[Dot], x_label: str, marks: Sequence[Mark] 
     """Return estimates one below the other, each with its interval and its worst case.
 
     Args:
-        title: For those who do not see the chart.
-        dots: From top to bottom; at least one.  More than there are colours have one colour.
-        x_label: What the values are.
-        marks: Values to compare with.
+        title: for those who do not see the chart.
+        dots: from top to bottom; at least one.  More than there are colours have one colour.
+        x_label: what the values are.
+        marks: values to compare with.
     """
     spacing, top = 38, _room(marks)
     bottom = top + spacing * len(dots) + 8

@@ -84,15 +84,15 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
     """Write a page that shows several runs side by side.
 
     Args:
-        folders: Of two to 26 finished runs, each with ``results.json`` and ``clients.csv``.  An
+        folders: of two to 26 finished runs, each with ``results.json`` and ``clients.csv``.  An
             image is shared if data set, client and place in the data set are the same.
-        output: The page to write, HTML; its folder is made.
+        output: the page to write, HTML; its folder is made.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: If there are too few or too many runs, one cannot be read or has no scores, or
+        InputError: if there are too few or too many runs, one cannot be read or has no scores, or
             no image is in all of them.
     """
     if not 2 <= len(folders) <= len(string.ascii_uppercase):

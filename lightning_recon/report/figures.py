@@ -158,8 +158,8 @@ def at_or_above(columns: Mapping[str, Sequence[float]], note: str = "") -> Chart
     """Return the share of images at or above each PSNR.
 
     Args:
-        columns: What each line stands for, and the PSNR of its images in dB.
-        note: Put below.
+        columns: what each line stands for, and the PSNR of its images in dB.
+        note: put below.
     """
     series = []
     for label, column in columns.items():

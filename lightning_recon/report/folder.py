@@ -38,10 +38,10 @@ def read_run(folder: Path) -> Run:
     """Read a run.
 
     Args:
-        folder: Where ``results.json`` lies, such as ``lightning_logs/version_0``.
+        folder: where ``results.json`` lies, such as ``lightning_logs/version_0``.
 
     Raises:
-        InputError: If there is no ``results.json``, or a file cannot be understood.
+        InputError: if there is no ``results.json``, or a file cannot be understood.
     """
     rows = read_rows(folder / "clients.csv")
     config = folder / "config.yaml"
@@ -57,10 +57,10 @@ def read_rows(path: Path) -> list[Row]:
     """Read a table of numbers such as ``clients.csv``; an empty cell is NaN.
 
     Args:
-        path: The file; one that is not there has no rows.
+        path: the file; one that is not there has no rows.
 
     Raises:
-        InputError: If a cell is no number.
+        InputError: if a cell is no number.
     """
     if not path.is_file():
         return []

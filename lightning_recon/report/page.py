@@ -52,9 +52,9 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
     """Fill a template and write it.
 
     Args:
-        path: The page's; its folder is made.
-        template: Name of a file in ``templates``.
-        content: What the template needs.
+        path: the page's; its folder is made.
+        template: name of a file in ``templates``.
+        content: what the template needs.
 
     Returns:
         The path.
@@ -83,9 +83,9 @@ def number(value: Any, decimals: int | None = None, unit: str = "") -> str:
     """Return a number for people: fixed decimals, or three significant digits without them.
 
     Args:
-        value: None and NaN become a dash; what is no number is returned as text.
-        decimals: After the point.
-        unit: Put behind it.
+        value: none and NaN become a dash; what is no number is returned as text.
+        decimals: after the point.
+        unit: put behind it.
     """
     if value is None or value == "" or value != value:
         return DASH

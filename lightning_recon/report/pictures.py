@@ -41,12 +41,12 @@ def save_grid(path: Path, truth: Tensor, reconstruction: Tensor) -> None:
     """Write a PNG of pairs, each true image above its reconstruction, eight pairs in a line.
 
     Args:
-        path: The file to write; its folder is created if it is missing.
+        path: the file to write; its folder is created if it is missing.
         truth: B C H W in [0, 1], C 1 or 3, B at least 1.
         reconstruction: B C H W in [0, 1], in the order of ``truth``; NaNs are shown black.
 
     Raises:
-        ValueError: If the shapes disagree or B is 0.
+        ValueError: if the shapes disagree or B is 0.
     """
     if truth.ndim != 4 or truth.shape != reconstruction.shape or not len(truth):
         raise ValueError(
@@ -64,7 +64,7 @@ def save_image(path: Path, image: Tensor) -> None:
     """Write one image as a PNG.
 
     Args:
-        path: Where to; the folder is made.
+        path: where to; the folder is made.
         image: C H W in [0, 1]; NaNs are shown black.
     """
     write_atomically(path, _png(image))
@@ -76,11 +76,11 @@ def save_pictures(
     """Write the pictures of one true image, under the names that :func:`load_pictures` reads.
 
     Args:
-        folder: The run's folder ``reconstructions``; made if it is missing.
-        client: Its number.
-        position: Of the image in the client's batch.
+        folder: the run's folder ``reconstructions``; made if it is missing.
+        client: its number.
+        position: of the image in the client's batch.
         truth: C H W in [0, 1].
-        reconstruction: The same shape, or None where none was matched; what an earlier run left
+        reconstruction: the same shape, or None where none was matched; what an earlier run left
             there is then removed.
     """
     truth_path, reconstruction_path = _paths(folder, client, position)
@@ -100,12 +100,12 @@ def load_pictures(folder: Path, client: int, position: int) -> Pair:
     """Read what :func:`save_pictures` wrote.
 
     Args:
-        folder: The run's folder ``reconstructions``.
-        client: Its number.
-        position: Of the image in the client's batch.
+        folder: the run's folder ``reconstructions``.
+        client: its number.
+        position: of the image in the client's batch.
 
     Raises:
-        InputError: If the truth is not there, or one of both is no picture.
+        InputError: if the truth is not there, or one of both is no picture.
     """
     truth, reconstruction = _paths(folder, client, position)
     return Pair(_load(truth), _load(reconstruction) if reconstruction.is_file() else None)

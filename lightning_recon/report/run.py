@@ -42,14 +42,14 @@ def write_report(folder: Path) -> Path:
     lines of the table, and says what it leaves out.
 
     Args:
-        folder: The run's, with ``results.json``, and with ``clients.csv``, ``config.yaml`` and
+        folder: the run's, with ``results.json``, and with ``clients.csv``, ``config.yaml`` and
             ``reconstructions`` where there are any.  A missing key leaves a gap, not an error.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: If there is no ``results.json``, or a file cannot be understood.
+        InputError: if there is no ``results.json``, or a file cannot be understood.
     """
     run = read_run(folder)
     results = run.results
@@ -106,7 +106,7 @@ def verdict(results: Results) -> str:
     """Return the audit's outcome, with its confidence, as one sentence.
 
     Args:
-        results: Of the run.
+        results: of the run.
 
     Returns:
         Plain text, not escaped.

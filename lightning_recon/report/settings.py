@@ -15,7 +15,7 @@ def differing_settings(configs: Mapping[str, str]) -> Table:
     """Return the keys in which configurations differ.
 
     Args:
-        configs: The text of each run's ``config.yaml``, empty where there is none, by the run's
+        configs: the text of each run's ``config.yaml``, empty where there is none, by the run's
             label.
     """
     flat = [dict(_flattened(_parsed(config))) for config in configs.values()]

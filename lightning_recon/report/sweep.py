@@ -61,14 +61,14 @@ def write_sweep_report(folder: Path) -> Path:
     """Write ``report.html`` into the folder of a sweep.
 
     Args:
-        folder: The sweep's, with ``results.csv``, and with ``sweep.yaml`` and ``run.json`` where
+        folder: the sweep's, with ``results.csv``, and with ``sweep.yaml`` and ``run.json`` where
             there are any.  The axes are the columns left of ``psnr``.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: If there is no ``results.csv``, or it has no rows or no column ``psnr``.
+        InputError: if there is no ``results.csv``, or it has no rows or no column ``psnr``.
     """
     cells, axes = _read(folder / "results.csv")
     text = _plan(folder)

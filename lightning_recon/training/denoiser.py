@@ -38,14 +38,14 @@ class DenoiserTraining(LightningModule):
     epoch: let the learning rate fall to the end.
 
     Args:
-        denoiser: What is trained; weights given to it are where training begins.
-        noise_std: Lowest and highest standard deviation of the noise, of images in [0, 1]; each
+        denoiser: what is trained; weights given to it are where training begins.
+        noise_std: lowest and highest standard deviation of the noise, of images in [0, 1]; each
             patch draws its own in between.
-        val_noise_stds: Levels at which the PSNR is measured on the pictures kept for validation.
-        optimizer: Of the denoiser's parameters.
-        lr_scheduler: Stepped once an epoch; one that waits for a plateau looks at the training
+        val_noise_stds: levels at which the PSNR is measured on the pictures kept for validation.
+        optimizer: of the denoiser's parameters.
+        lr_scheduler: stepped once an epoch; one that waits for a plateau looks at the training
             error. Null: a constant rate.
-        seed: Of the noise.
+        seed: of the noise.
 
     Raises:
         InputError: A noise level is out of its range.
@@ -121,7 +121,7 @@ class DenoiserTraining(LightningModule):
         """Write the weights and say where they are.
 
         Raises:
-            InputError: They are not finite.
+            InputError: they are not finite.
         """
         save_weights(self, self.denoiser, self.val_noise_stds, "noisy_psnr")
 

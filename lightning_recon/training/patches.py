@@ -37,22 +37,22 @@ class PatchDataModule(LightningDataModule):
     every process has patches of its own, and a resumed run sees those that it would have seen.
 
     Args:
-        root: Folder with the pictures.
-        batch_size: Pictures of one step of one process.
-        patches_per_image: Patches cut from each; a step has their product.
-        steps_per_epoch: Steps of one epoch, after which the validation figures are computed.
-        patch_size: Height and width of a patch, in pixels.
-        image_size: Height and width that pictures are brought to first, in pixels.
-        val_fraction: Share of the files that are kept for validation, in (0, 1); at least one is.
+        root: folder with the pictures.
+        batch_size: pictures of one step of one process.
+        patches_per_image: patches cut from each; a step has their product.
+        steps_per_epoch: steps of one epoch, after which the validation figures are computed.
+        patch_size: height and width of a patch, in pixels.
+        image_size: height and width that pictures are brought to first, in pixels.
+        val_fraction: share of the files that are kept for validation, in (0, 1); at least one is.
             The cuts of one sample photograph stay together.
-        num_val_images: Draws from those, with replacement; the same in every epoch.
-        on_missing: What to do without pictures at ``root``: ``"samples"`` takes the sample
+        num_val_images: draws from those, with replacement; the same in every epoch.
+        on_missing: what to do without pictures at ``root``: ``"samples"`` takes the sample
             photographs and says so.
-        num_workers: Processes that decode pictures beside each process that trains.
-        labels: Whether items are pairs of patches and the picture's label: the position of its
+        num_workers: processes that decode pictures beside each process that trains.
+        labels: whether items are pairs of patches and the picture's label: the position of its
             first-level sub-folder among the sorted ones, empty ones included, as
             ``ImageNetDataModule`` numbers them; 0 outside of sub-folders.
-        seed: Of the split and of the patches.
+        seed: of the split and of the patches.
 
     Raises:
         InputError: A number is out of its range.
@@ -113,7 +113,7 @@ class PatchDataModule(LightningDataModule):
             stage: Lightning's name of what comes next; all stages have the same split.
 
         Raises:
-            InputError: There are no pictures, or only one.
+            InputError: there are no pictures, or only one.
         """
         if self.source is not None:
             return
@@ -199,9 +199,9 @@ class _Numbers(Sampler[int]):
     """Numbers of one process' items in one epoch; each epoch and process has its own.
 
     Args:
-        length: Items of one epoch and process.
-        rank: Of this process.
-        world_size: Number of processes.
+        length: items of one epoch and process.
+        rank: of this process.
+        world_size: number of processes.
     """
 
     def __init__(self, length: int, rank: int, world_size: int) -> None:
@@ -227,11 +227,11 @@ class _Patches(Dataset[_Item]):
     """Endless random patches; item N is patches x 3 x H x W in [0, 1], from one picture.
 
     Args:
-        source: The pictures.
-        places: Those that are used.
-        sizes: Side of the whole picture and of a patch, in pixels, and patches of a picture.
-        path: What all numbers are drawn from, together with the item's.
-        labels: Of all pictures, to put beside the patches; None: no labels.
+        source: the pictures.
+        places: those that are used.
+        sizes: side of the whole picture and of a patch, in pixels, and patches of a picture.
+        path: what all numbers are drawn from, together with the item's.
+        labels: of all pictures, to put beside the patches; None: no labels.
     """
 
     def __init__(

@@ -217,7 +217,7 @@ class RefinerTraining(LightningModule):
         """Write the weights and say where they are.
 
         Raises:
-            InputError: They are not finite.
+            InputError: they are not finite.
         """
         save_weights(self, self.refiner, self.val_noise_stds, "unrefined_psnr")
 

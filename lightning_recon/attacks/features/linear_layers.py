@@ -137,7 +137,7 @@ def solve_inputs(
         rounds: of reweighting, at least 1; exact gradients need none.
 
     Raises:
-        InputError: If the shapes disagree.
+        InputError: if the shapes disagree.
     """
     num_samples = len(residuals)
     if residuals.shape[1] != len(observed) or len(mean) != observed.shape[1]:

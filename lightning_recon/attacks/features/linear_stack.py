@@ -82,7 +82,7 @@ def find_stack(payload: nn.Module, images: Tensor) -> LinearStack:
         images: B C H W, of any content but constant.
 
     Raises:
-        InputError: If no linear layer gives the logits.
+        InputError: if no linear layer gives the logits.
     """
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
     maps: list[Tensor] = []

@@ -138,7 +138,15 @@ class SpectralLDPAttack(OptimizationAttack):
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(target, client, defenses, iterations, optimizer, lr_scheduler, seed)
+        super().__init__(
+            target,
+            client,
+            defenses,
+            iterations=iterations,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            seed=seed,
+        )
         if not 0 < false_positive_rate < 1:
             raise InputError(
                 "SpectralLDPAttack: false_positive_rate must lie between 0 and 1, not "

@@ -19,7 +19,7 @@ def label_matches(preds: Tensor, target: Tensor) -> int:
         An integer in [0, min(R, B)].
 
     Raises:
-        ValueError: If the labels are not one-dimensional integers of at least 0.
+        ValueError: if the labels are not one-dimensional integers of at least 0.
 
     Examples:
         >>> import torch
@@ -46,13 +46,13 @@ def tag_jaccard(preds: Tensor, target: Tensor, num_tags: int = 5) -> Tensor:
     Args:
         preds: B K: scores of K classes for the reconstructions.
         target: B K: scores for the truths.
-        num_tags: Size of each set, in [1, K].
+        num_tags: size of each set, in [1, K].
 
     Returns:
         B values in [0, 1]; among m = ``num_tags`` one of s / (2 m - s) for s shared tags.
 
     Raises:
-        ValueError: If the shapes disagree or ``num_tags`` is out of range.
+        ValueError: if the shapes disagree or ``num_tags`` is out of range.
 
     Examples:
         >>> import torch

@@ -43,7 +43,7 @@ def residual_counts(
     Args and Returns as of :func:`~lightning_recon.functional.labels.inference.infer_labels`.
 
     Raises:
-        InputError: If shapes disagree, or ``scale`` or ``num_samples`` is out of range.
+        InputError: if shapes disagree, or ``scale`` or ``num_samples`` is out of range.
 
     Examples:
         >>> import torch
@@ -91,7 +91,7 @@ def exhaustive(
     Args and Returns as of :func:`~lightning_recon.functional.labels.inference.infer_labels`.
 
     Raises:
-        InputError: If there are too many sets of labels to try.
+        InputError: if there are too many sets of labels to try.
 
     Examples:
         >>> import torch

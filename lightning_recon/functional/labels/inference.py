@@ -90,7 +90,7 @@ def infer_labels(
         B, int64, ascending.
 
     Raises:
-        InputError: If the method is unknown, lacks what it needs, or the shapes disagree.
+        InputError: if the method is unknown, lacks what it needs, or the shapes disagree.
 
     Examples:
         >>> import torch
@@ -170,7 +170,7 @@ def yin(weight_gradient: Tensor, num_samples: int) -> Tensor:
         B, int64, ascending.
 
     Raises:
-        InputError: If there are more samples than classes.
+        InputError: if there are more samples than classes.
 
     Examples:
         >>> import torch

@@ -36,7 +36,7 @@ def last_linear_layer(payload: nn.Module, images: Tensor) -> tuple[str, str | No
         The name of the weight, and that of the bias or None, as in ``named_parameters()``.
 
     Raises:
-        InputError: If no such layer runs.
+        InputError: if no such layer runs.
 
     Examples:
         >>> from torch import nn
@@ -72,7 +72,7 @@ def dummy_forward(
         N F and N K; num_points N of each with ``weight_delta``.
 
     Raises:
-        InputError: If no last linear layer runs, or ``num_points`` is below 1.
+        InputError: if no last linear layer runs, or ``num_points`` is below 1.
     """
     if num_points < 1:
         raise InputError(f"dummy_forward: num_points must be at least 1, not {num_points}")
@@ -104,7 +104,7 @@ def class_gradient(
         K, float64.
 
     Raises:
-        InputError: If the shapes disagree.
+        InputError: if the shapes disagree.
     """
     if weight_gradient.ndim != 2 or len(weight_gradient) < 2:
         raise InputError(
