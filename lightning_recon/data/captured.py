@@ -118,7 +118,7 @@ class CapturedUpdatesDataModule(AuditDataModule):
         Args:
             federation: that receives the update.
             client: its place among the sorted files.
-            noise_only: False; there is no client to play.
+            noise_only: not allowed; there is no client to play.
 
         Raises:
             InputError: there is no such update, or it does not fit the federation's payload.
