@@ -106,6 +106,7 @@ class FeatureInversionAttack(OptimizationAttack):
         InputError: if an argument is out of its range.
     """
 
+    threat_model = "an honest-but-curious server that sees one client's update"
     citation = (
         "this project, after Yue et al., USENIX Security 2023, and Kariyappa et al., Cocktail "
         "Party Attack, ICML 2023"
