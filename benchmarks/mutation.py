@@ -291,7 +291,7 @@ def print_table(mutants: Iterable[Mutant], results: Results) -> None:
     """Print mutants and killed ones by file, then all survivors."""
     by_file: dict[str, list[str]] = defaultdict(list)
     survivors = []
-    for mutant in sorted(mutants):
+    for mutant in sorted(mutants, key=lambda one: (one.file, one.line, one.node)):
         outcome = results.held[results.key(mutant)]
         by_file[mutant.file].append(outcome.status)
         if outcome.status == "survived":

@@ -611,3 +611,30 @@ def test_update_is_changed_in_place(make):
     places = {name: tensor.data_ptr() for name, tensor in update.items()}
     released = apply_chain([make()], update, generator=seeded())
     assert {name: tensor.data_ptr() for name, tensor in released.items()} == places
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 10])
+def test_sampled_coordinates_come_from_the_generator_alone(count):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = [sample_coordinates(10, count, seeded(seed)).tolist() for seed in range(20)]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert [sample_coordinates(10, count, seeded(seed)).tolist() for seed in range(20)] == first
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mechanism_for_one_number_gets_float64_in_its_domain(dtype):
+    seen = []
+
+    class Recorded(Duchi):
+        def perturb(self, values, epsilon, generator):
+            seen.append((values.clone(), epsilon))
+            return super().perturb(values, epsilon, generator)
+
+    update = {"a": torch.tensor([3.0, -0.25, 0.1], dtype=dtype), "b": torch.tensor(-9.0).to(dtype)}
+    release(Recorded(100.0, clip_value=0.5), update)
+    values = torch.cat([values.reshape(-1) for values, _ in seen])
+    assert values.dtype == torch.float64
+    assert values.tolist() == [1.0, -0.5, float(update["a"][2]) / 0.5, -1.0]
+    assert {epsilon for _, epsilon in seen} == {25.0}
