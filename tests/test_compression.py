@@ -729,3 +729,27 @@ def test_qsgd_has_sixteen_levels_unless_told():
     tensor = torch.randn(5000, generator=seeded())
     assert torch.equal(sent(QSGD(), tensor), sent(QSGD(16, scale="max"), tensor))
     assert num_update_bits([QSGD()], {"w": torch.Size((100,))}) == 100 * (1 + 4) + 32
+
+
+def test_l2_scale_of_many_small_entries():
+    """Added up in float32 the norm would be 1 % short."""
+    found = sent(QSGD(2, scale="l2"), torch.full((20_000_000,), 0.1))
+    expected = float(torch.tensor(0.1)) * 20_000_000**0.5
+    assert float(found.abs().max()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [TernGrad, lambda: QSGD(2)])
+def test_stand_in_beyond_the_largest_that_was_seen_has_the_weight_of_a_level(make):
+    """The fraction of a step is 0 there: the weight is the root of .35 / .1."""
+    update, observed = {"w": torch.tensor([3.0, -2.5])}, {"w": torch.tensor([2.0, -2.0])}
+    expected = torch.tensor([2 + 3.5**0.5, -2 - 0.5 * 3.5**0.5])
+    torch.testing.assert_close(make().stand_in(update, observed)["w"], expected)
+
+
+def test_guarantees_name_what_is_sent():
+    assert QSGD(16).guarantee.startswith("16 levels")
+    assert UniformQuantiser(4).guarantee.startswith("4 levels")
+    assert TernGrad().guarantee.startswith("three levels")
+    assert PowerSGD(3).guarantee.startswith("matrices of rank 3")
+    for defense in (TopK(0.95), RandomK(0.95)):
+        assert defense.guarantee.startswith("0.95 of the entries set to 0")

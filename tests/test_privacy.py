@@ -750,3 +750,15 @@ def test_rounds_of_a_pure_mechanism_are_at_least_one(accounting):
     with pytest.raises(InputError, match="num_rounds"):
         accounting.pure_epsilon(1.0, 1e-5, 0)
     assert accounting.pure_epsilon(1.0, 1e-5, 1) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, 0.0, -1.0])
+def test_sensitivity_and_noise_are_numbers_above_zero(value):
+    for call in (
+        lambda: gaussian_epsilon(value, 1.0, 1e-5),
+        lambda: gaussian_epsilon(1.0, value, 1e-5),
+        lambda: gaussian_std(1.0, value, 1e-5),
+        lambda: client_sensitivity(value),
+    ):
+        with pytest.raises(InputError, match="must be a number above 0"):
+            call()
