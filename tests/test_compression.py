@@ -35,6 +35,8 @@ from lightning_recon.defenses import (
     stand_in_chain,
 )
 from lightning_recon.defenses.base import CHUNK
+from lightning_recon.defenses.rounding import largest, smallest
+from lightning_recon.defenses.top_k import num_kept
 from lightning_recon.errors import InputError
 from lightning_recon.rowsparse import RowSparse
 
@@ -663,3 +665,91 @@ def test_refuses_what_is_out_of_range(make, names):
     message = str(error.value)
     assert "\n" not in message
     assert all(name in message for name in names)
+
+
+# --- edges ------------------------------------------------------------------------------------
+
+
+@ANY
+def test_an_empty_tensor_in_front_changes_nothing(make):
+    tensor = torch.linspace(-1, 2, 40).view(5, 8)
+    found = sent(make(), {"none": torch.zeros(0, 3), "w": tensor})
+    assert found["none"].shape == (0, 3)
+    assert torch.equal(found["w"], sent(make(), tensor))
+
+
+def test_largest_and_smallest_by_hand():
+    tensor = torch.tensor([[0.0, -3.0], [0.5, 2.0]])
+    assert (largest(tensor), smallest(tensor)) == (3.0, 0.5)
+    for nothing in (torch.zeros(0), torch.zeros(3)):
+        assert (largest(nothing), smallest(nothing)) == (0.0, math.inf)
+
+
+@pytest.mark.parametrize("make", [lambda: QSGD(4), TernGrad])
+def test_a_draw_of_zero_moves_no_entry_that_is_on_a_level(make, monkeypatch):
+    """One draw in 2^24 is exactly 0; the zeros of a sparse update are more."""
+    tensor = torch.tensor([0.0, 3.0, -3.0, 0.0])
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape))
+    assert torch.equal(sent(make(), tensor), tensor)
+
+
+def test_sign_and_mean_of_one_number_are_the_number():
+    tensor = torch.tensor([-1.7])
+    for keep_zeros in (False, True):
+        torch.testing.assert_close(sent(SignSGD(True, keep_zeros), tensor), tensor)
+
+
+def test_stand_in_for_signs_counts_the_one_entry_that_was_sent():
+    update, observed = torch.tensor([0.4, 0.1]), torch.tensor([2.0, 0.0])
+    found = SignSGD(True, keep_zeros=True).stand_in({"w": update}, {"w": observed})["w"]
+    torch.testing.assert_close(found, 2.0 * (update / (0.3 * 0.5)).tanh())
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_powersgd_of_a_matrix_has_its_rank(rank):
+    matrix = torch.randn(12, 30, generator=seeded(), dtype=torch.float64)
+    found = sent(PowerSGD(rank), matrix)
+    assert torch.linalg.matrix_rank(found) == rank
+    other = matrix + torch.randn(12, 30, generator=seeded(1), dtype=torch.float64)
+    stood = PowerSGD(rank).stand_in({"w": other}, {"w": found})["w"]
+    assert torch.linalg.matrix_rank(stood) == rank
+
+
+@pytest.mark.parametrize(("size", "bits"), [(1, 0), (2, 1), (3, 2), (256, 8), (257, 9)])
+def test_bits_of_a_position(size, bits):
+    """ceil(log2) of the number of places."""
+    shapes = {"w": torch.Size((size,))}
+    kept = num_kept(size, 0.9)
+    assert num_update_bits([TopK(0.9)], shapes) == kept * (32 + bits)
+    assert num_update_bits([Duchi(1.0, 1.0)], shapes) == 1 + bits
+    assert num_update_bits([Piecewise(1.0, 1.0)], shapes) == 32 + bits
+
+
+def test_qsgd_has_sixteen_levels_unless_told():
+    tensor = torch.randn(5000, generator=seeded())
+    assert torch.equal(sent(QSGD(), tensor), sent(QSGD(16, scale="max"), tensor))
+    assert num_update_bits([QSGD()], {"w": torch.Size((100,))}) == 100 * (1 + 4) + 32
+
+
+def test_l2_scale_of_many_small_entries():
+    """Added up in float32 the norm would be 1 % short."""
+    found = sent(QSGD(2, scale="l2"), torch.full((20_000_000,), 0.1))
+    expected = float(torch.tensor(0.1)) * 20_000_000**0.5
+    assert float(found.abs().max()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [TernGrad, lambda: QSGD(2)])
+def test_stand_in_beyond_the_largest_that_was_seen_has_the_weight_of_a_level(make):
+    """The fraction of a step is 0 there: the weight is the root of .35 / .1."""
+    update, observed = {"w": torch.tensor([3.0, -2.5])}, {"w": torch.tensor([2.0, -2.0])}
+    expected = torch.tensor([2 + 3.5**0.5, -2 - 0.5 * 3.5**0.5])
+    torch.testing.assert_close(make().stand_in(update, observed)["w"], expected)
+
+
+def test_guarantees_name_what_is_sent():
+    assert QSGD(16).guarantee.startswith("16 levels")
+    assert UniformQuantiser(4).guarantee.startswith("4 levels")
+    assert TernGrad().guarantee.startswith("three levels")
+    assert PowerSGD(3).guarantee.startswith("matrices of rank 3")
+    for defense in (TopK(0.95), RandomK(0.95)):
+        assert defense.guarantee.startswith("0.95 of the entries set to 0")

@@ -613,3 +613,56 @@ def test_update_is_changed_in_place(make):
     places = {name: tensor.data_ptr() for name, tensor in update.items()}
     released = apply_chain([make()], update, generator=seeded())
     assert {name: tensor.data_ptr() for name, tensor in released.items()} == places
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 10])
+def test_sampled_coordinates_come_from_the_generator_alone(count):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = [sample_coordinates(10, count, seeded(seed)).tolist() for seed in range(20)]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert [sample_coordinates(10, count, seeded(seed)).tolist() for seed in range(20)] == first
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mechanism_for_one_number_gets_float64_in_its_domain(dtype):
+    seen = []
+
+    class Recorded(Duchi):
+        def perturb(self, values, epsilon, generator):
+            seen.append((values.clone(), epsilon))
+            return super().perturb(values, epsilon, generator)
+
+    update = {"a": torch.tensor([3.0, -0.25, 0.1], dtype=dtype), "b": torch.tensor(-9.0).to(dtype)}
+    release(Recorded(100.0, clip_value=0.5), update)
+    values = torch.cat([values.reshape(-1) for values, _ in seen])
+    assert values.dtype == torch.float64
+    assert values.tolist() == [1.0, -0.5, float(update["a"][2]) / 0.5, -1.0]
+    assert {epsilon for _, epsilon in seen} == {25.0}
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 6])
+@pytest.mark.parametrize(("clip", "share"), [(1.0, 0.0), (2.0, 0.6), (0.3, 0.6), (2.0, 1.0)])
+def test_second_moment_of_privunit2_in_any_ball(dimension, clip, share):
+    """By integration: with the extra coordinate it is on the sphere of radius C/m."""
+    epsilon = 3.0
+    cap = privunit_cap(epsilon, dimension + 1)
+    axis = stats.beta(dimension / 2, dimension / 2, loc=-1, scale=2)
+    inside, _ = quad(lambda t: t**2 * axis.pdf(t), axis.isf(cap.tail), 1)
+    outside = axis.var() - inside
+    along = cap.probability / cap.tail * inside
+    along += (1 - cap.probability) / (1 - cap.tail) * outside
+    height = 1 - share**2
+    left_out = along * height + (1 - along) * (1 - height) / dimension
+    update = torch.zeros(dimension, dtype=torch.float64)
+    update[0] = share * clip
+    squares = releases(PrivUnit2(epsilon, clip), update, 4000).square().sum(1)
+    expected = (clip / cap.gain) ** 2 * (1 - left_out)
+    assert abs(float(squares.mean()) - expected) < 4 * float(squares.std()) / math.sqrt(4000)
+
+
+def test_laplace_noise_is_drawn_to_the_precision_of_float64():
+    """Of an update in float64; in float32 its tails would end at 17 b."""
+    noise = release(Laplace(1.0, 1.0), torch.zeros(1000, dtype=torch.float64))
+    assert (noise != noise.float().double()).double().mean() > 0.99

@@ -87,3 +87,10 @@ def test_a_poisoned_truth_is_matched_to_nothing():
 def test_images_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="cannot be matched"):
         match(_images(2, 0, size=4), _images(2, 0, size=5))
+
+
+def test_errors_that_differ_in_the_ninth_digit_are_told_apart():
+    reconstructions = torch.ones(2, 3, 224, 224)
+    reconstructions[0, 0, 0, 0] += 2**-12
+    assert match(reconstructions, torch.zeros(1, 3, 224, 224)).row.tolist() == [1]
+    assert match(reconstructions.flip(0), torch.zeros(1, 3, 224, 224)).row.tolist() == [0]

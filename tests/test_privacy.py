@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import integrate
 from scipy.integrate import quad
+from scipy.optimize import brentq
 from scipy.stats import norm
 
 from lightning_recon.audit.privacy_statement import privacy_statement
@@ -688,3 +689,72 @@ def test_statement_of_clipping_per_sample():
     assert many["record_level"]["epsilon"] == pytest.approx(expected)
     assert many["claim_holds"] is True
     assert told(client=client, num_samples=16)["actual"] is None
+
+
+# --- edges ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 3.0, 9.0])
+@pytest.mark.parametrize("kappa", [1e-3, 0.1, 0.45, 0.9])
+def test_pure_bound_is_the_power_of_the_best_test(epsilon, kappa):
+    """Randomised response by Neyman & Pearson: likelier outcomes first, the last one in part."""
+    first = math.exp(epsilon) / (1 + math.exp(epsilon))
+    other = 1 - first
+    rest = (kappa - other) / first * other
+    power = kappa / other * first if kappa <= other else first + rest
+    assert rero_pure(epsilon, kappa) == pytest.approx(power, rel=1e-9)
+
+
+def test_expected_psnr_of_one_pixel():
+    """The mean of a logarithm of chi-square of one degree: psi(1/2) = -gamma - 2 ln 2."""
+    log_mse = -np.euler_gamma - 2 * math.log(2) + math.log(2 * 0.1**2 * 0.3)
+    assert expected_psnr(0.1, 0.3, 1) == pytest.approx(-10 / math.log(10) * log_mse)
+    with pytest.raises(InputError):
+        expected_psnr(0.1, 0.3, 0)
+
+
+@pytest.mark.parametrize("epsilon", [1e-14, 1e-13, 1e-12])
+def test_tiny_budget_gets_enough_noise_and_not_absurdly_much(epsilon):
+    """At a small ratio r, delta is r (phi(x) - x Phi(-x)) with x = epsilon / r."""
+    log_delta = -100 * math.log(10)
+
+    def excess(x):  # phi(x) - x Phi(-x) is the integral of Phi(-t) from x on
+        tail, _ = quad(lambda t: math.exp(norm.logsf(x + t) - norm.logsf(x)), 0, 5)
+        return math.log(epsilon / x) + norm.logsf(x) + math.log(tail) - log_delta
+
+    needed = brentq(excess, 5, 35) / epsilon
+    assert 0.999 * needed < gaussian_std(epsilon, 1.0, 1e-100) < 1.2 * needed
+
+
+@pytest.mark.parametrize("name", ["rdp_epsilon", "pld_epsilon"])
+def test_accountants_refuse_what_is_out_of_range(accounting, name):
+    account = getattr(accounting, name)
+    for arguments in (
+        (0.0, 1e-5),
+        (math.inf, 1e-5),
+        (math.nan, 1e-5),
+        (1.0, 1e-5, 0),
+        (1.0, 1e-5, 1, 0.0),
+        (1.0, 1e-5, 1, 1.1),
+    ):
+        with pytest.raises(InputError) as error:
+            account(*arguments)
+        assert "\n" not in str(error.value)
+
+
+def test_rounds_of_a_pure_mechanism_are_at_least_one(accounting):
+    with pytest.raises(InputError, match="num_rounds"):
+        accounting.pure_epsilon(1.0, 1e-5, 0)
+    assert accounting.pure_epsilon(1.0, 1e-5, 1) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, 0.0, -1.0])
+def test_sensitivity_and_noise_are_numbers_above_zero(value):
+    for call in (
+        lambda: gaussian_epsilon(value, 1.0, 1e-5),
+        lambda: gaussian_epsilon(1.0, value, 1e-5),
+        lambda: gaussian_std(1.0, value, 1e-5),
+        lambda: client_sensitivity(value),
+    ):
+        with pytest.raises(InputError, match="must be a number above 0"):
+            call()
