@@ -35,8 +35,6 @@ from lightning_recon.priors import (
 from lightning_recon.targets import ConvNet, LeNet, ROGLeNet
 from lightning_recon.updates import PrivateBatch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ATTACKS = [DLG, IDLG, InvertingGradients, GradInversion, ModernInvertingGradients, MultiScale]
 
 

@@ -11,7 +11,7 @@ import torch
 from attack_helpers import bind_to
 
 from lightning_recon.attacks import DLG, GradInversion, MultiScale, ROGAttack
-from lightning_recon.attacks.matching.batched import stack_clients
+from lightning_recon.attacks.matching.evidence import stack_clients
 from lightning_recon.clients import FedAvg, FedSGD
 from lightning_recon.commands.lightning import main
 from lightning_recon.data import SampleImagesDataModule
@@ -32,7 +32,6 @@ from lightning_recon.observation import Failure
 from lightning_recon.priors import DeepFeatures, Prior, TotalVariation
 from lightning_recon.targets import ConvNet, LeNet
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = str(Path(__file__).parent / "conf/matching_tiny.yaml")
 CLIENTS = (0, 1, 2)
 

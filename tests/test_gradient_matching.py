@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_recon.attacks import DLG, IDLG, GradientMatching, MultiScale, ROGAttack
 from lightning_recon.attacks.gradient_matching import KNOWN
-from lightning_recon.attacks.matching.batched import stack_clients
+from lightning_recon.attacks.matching.evidence import stack_clients
 from lightning_recon.audit.matching import match
 from lightning_recon.clients import Aggregate, FedAvg, FedSGD, MixUp
 from lightning_recon.data import SampleImagesDataModule
@@ -20,8 +20,6 @@ from lightning_recon.priors import BatchNormStatistics
 from lightning_recon.refiners import Refiner
 from lightning_recon.targets import ConvNet, LeNet, ROGLeNet, Target
 from lightning_recon.updates import PrivateBatch
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def distances(attack, images, evidence):

@@ -61,8 +61,6 @@ ADVERSARIAL = [
     "--model.init_args.perceptual", "ConvNet", "--model.init_args.perceptual.init_args.width", "4",
 ]  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
