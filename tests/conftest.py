@@ -1,5 +1,6 @@
 import fcntl
 import os
+from functools import cache
 from pathlib import Path
 
 # before torch is imported, and for every process that a test starts: the workers of pytest-xdist
@@ -11,7 +12,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same figures with and w
 import pytest
 import torch
 
-from lightning_recon.data import SampleImagesDataModule
+from lightning_recon.data import SampleImagesDataModule, photographs
 from lightning_recon.updates import PrivateBatch
 
 torch.set_num_threads(1)
@@ -26,6 +27,14 @@ def pytest_runtest_protocol(item):
     with Path(__file__).open("r+") as file:  # opened for writing, as locks over NFS demand
         fcntl.flock(file, fcntl.LOCK_EX)  # closing the file lets it go
         return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _photographs_are_decoded_once():
+    """Most runs use the sample photographs, and decoding them is a third of a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(photographs, "open_picture", cache(photographs.open_picture))
+        yield
 
 
 @pytest.fixture(scope="session")
