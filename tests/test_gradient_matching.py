@@ -154,7 +154,7 @@ def test_labels_are_inferred_from_the_sum_of_local_gradients(client, monkeypatch
         seen.update(weight=weight, scale=options["scale"])
         return torch.zeros(num_samples, dtype=torch.int64)
 
-    monkeypatch.setattr("lightning_recon.attacks.gradient_matching.infer_labels", infer)
+    monkeypatch.setattr("lightning_recon.attacks.matching.evidence.infer_labels", infer)
     attack = make(client=client, known=["num_samples", "client"], adaptive=True)
     batch = attack.data.client(0)
     attack.initialize(attack.federation.play(batch, 0))
@@ -310,10 +310,10 @@ def test_where_memory_is_short_fewer_restarts_run_at_once(monkeypatch):
     _, expected = attack.differentiate(start, evidence)
     real = attack.engine._differentiate
 
-    def short(dummy, evidence):
+    def short(dummy, evidence, image_shape):
         if len(dummy) > 4:
             raise torch.OutOfMemoryError("too much")
-        return real(dummy, evidence)
+        return real(dummy, evidence, image_shape)
 
     monkeypatch.setattr(attack.engine, "_differentiate", short)
     _, gradient = attack.differentiate(start, evidence)
@@ -321,7 +321,7 @@ def test_where_memory_is_short_fewer_restarts_run_at_once(monkeypatch):
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
     assert attack.finish(start, evidence).notes["restarts_at_once"] == 1
 
-    def broken(dummy, evidence):
+    def broken(*_):
         raise RuntimeError("something else")
 
     monkeypatch.setattr(attack.engine, "_differentiate", broken)
