@@ -117,10 +117,11 @@ def test_the_gradient_through_batch_norm_is_that_of_finite_differences(clients_a
     """Autograd around vmap loses the derivative of the batch's mean and variance."""
     target = ConvNet(num_classes=20, width=4).double()
     attack = make(target=target, num_restarts=3 - clients_at_once, clients_at_once=clients_at_once)
-    start, evidence = attack._begin(0, noise_only=False)
-    if clients_at_once == 2:
-        other, second = attack._begin(1, noise_only=False)
-        start, evidence = torch.cat([start, other]), stack_clients([evidence, second])
+    starts, evidences = zip(
+        *(attack.initialize(attack.play(client)) for client in range(clients_at_once)), strict=True
+    )
+    start = torch.cat(starts)
+    evidence = evidences[0] if clients_at_once == 1 else stack_clients(evidences)
     _, gradient = attack.differentiate(start, evidence)
     direction = torch.randn(
         start.shape, generator=torch.Generator().manual_seed(0), dtype=start.dtype
