@@ -117,7 +117,7 @@ def lines_of_tests() -> dict[str, dict[str, set[int]]]:
         data_file = os.path.join(folder, "coverage")
         options = ["-q", "-p", "no:cacheprovider", f"--cov={PACKAGE}", "--cov-report="]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, "--cov-context=test", *TESTS],
+            [sys.executable, "-m", "pytest", "-n", "0", *options, "--cov-context=test", *TESTS],
             cwd=ROOT,
             env=os.environ | {"COVERAGE_FILE": data_file},
         )
@@ -247,7 +247,9 @@ def _run_tests(mutant: Mutant, source: str, ranks: Mapping[str, int]) -> tuple[i
     sys.meta_path.insert(0, Finder(mutant.file, code))
     chosen = Chosen(ranks)
     files = [file for file in TESTS if any(test.startswith(file + "::") for test in ranks)]
-    exit_code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files], plugins=[chosen])
+    exit_code = pytest.main(
+        ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *files], plugins=[chosen]
+    )
     if exit_code == pytest.ExitCode.NO_TESTS_COLLECTED:
         exit_code = pytest.ExitCode.OK
     return int(exit_code), chosen.failed, chosen.num_run

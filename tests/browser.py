@@ -11,7 +11,11 @@ import tempfile
 
 import pytest
 
-needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+
+def needs_chromium(test):
+    """Skip the test where there is no Chromium, and run it alone where there is."""
+    is_missing = shutil.which("chromium") is None
+    return pytest.mark.alone(pytest.mark.skipif(is_missing, reason="needs Chromium")(test))
 
 
 class Browser:

@@ -1,12 +1,40 @@
+import fcntl
 import os
+from functools import cache
+from pathlib import Path
+
+# before torch is imported, and for every process that a test starts: the workers of pytest-xdist
+# share the cores among them, and small models run faster on one thread than on several
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+os.environ.pop("MASTER_PORT", None)  # every run over several processes looks for a free one
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same figures with and without a GPU
 
 import pytest
 import torch
 
-from lightning_recon.data import SampleImagesDataModule
+from lightning_recon.data import SampleImagesDataModule, photographs
 from lightning_recon.updates import PrivateBatch
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same figures with and without a GPU
+torch.set_num_threads(1)
+torch.set_num_interop_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Run a test marked ``alone``, with the fixtures it sets up, while no worker runs another."""
+    if item.get_closest_marker("alone") is None:
+        return (yield)
+    with Path(__file__).open("r+") as file:  # opened for writing, as locks over NFS demand
+        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file lets it go
+        return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _photographs_are_decoded_once():
+    """Most runs use the sample photographs, and decoding them is a third of a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(photographs, "open_picture", cache(photographs.open_picture))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -21,15 +49,6 @@ def sample_data():
 @pytest.fixture
 def batch(sample_data) -> PrivateBatch:
     return sample_data.client(0)
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Small models: on a busy machine a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

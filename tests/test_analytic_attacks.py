@@ -33,8 +33,6 @@ from lightning_recon.targets import (
 )
 from lightning_recon.updates import PrivateBatch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 EXACT = 60.0  # dB
 SIZE = 16
 

@@ -18,8 +18,6 @@ from lightning_recon.runs.results import describe_attack
 from lightning_recon.targets import ConvNet, LeNet, TorchvisionClassifier
 from lightning_recon.updates import PrivateBatch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def private(size=6, seed=0):
     generator = torch.Generator().manual_seed(seed)

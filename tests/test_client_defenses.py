@@ -23,8 +23,6 @@ from lightning_recon.targets import (
 from lightning_recon.targets.base import Target
 from lightning_recon.updates import PrivateBatch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Net(Target):
     """Twelve pixels, a rectified representation of seven entries, three classes."""

@@ -14,8 +14,6 @@ from lightning_recon.errors import InputError
 from lightning_recon.targets import ConvNet, LeNet
 from lightning_recon.updates import Buffers, PrivateBatch, Update
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def private(size=6, image_size=32, num_classes=10, dtype=torch.float64):
     generator = torch.Generator().manual_seed(3)

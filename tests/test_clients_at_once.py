@@ -11,7 +11,7 @@ import torch
 from attack_helpers import bind_to
 
 from lightning_recon.attacks import DLG, GradInversion, MultiScale, ROGAttack
-from lightning_recon.attacks.matching.batched import stack_clients
+from lightning_recon.attacks.matching.evidence import stack_clients
 from lightning_recon.clients import FedAvg, FedSGD
 from lightning_recon.commands.lightning import main
 from lightning_recon.data import SampleImagesDataModule
@@ -32,7 +32,6 @@ from lightning_recon.observation import Failure
 from lightning_recon.priors import DeepFeatures, Prior, TotalVariation
 from lightning_recon.targets import ConvNet, LeNet
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = str(Path(__file__).parent / "conf/matching_tiny.yaml")
 CLIENTS = (0, 1, 2)
 
@@ -118,10 +117,11 @@ def test_the_gradient_through_batch_norm_is_that_of_finite_differences(clients_a
     """Autograd around vmap loses the derivative of the batch's mean and variance."""
     target = ConvNet(num_classes=20, width=4).double()
     attack = make(target=target, num_restarts=3 - clients_at_once, clients_at_once=clients_at_once)
-    start, evidence = attack._begin(0, noise_only=False)
-    if clients_at_once == 2:
-        other, second = attack._begin(1, noise_only=False)
-        start, evidence = torch.cat([start, other]), stack_clients([evidence, second])
+    starts, evidences = zip(
+        *(attack.initialize(attack.play(client)) for client in range(clients_at_once)), strict=True
+    )
+    start = torch.cat(starts)
+    evidence = evidences[0] if clients_at_once == 1 else stack_clients(evidences)
     _, gradient = attack.differentiate(start, evidence)
     direction = torch.randn(
         start.shape, generator=torch.Generator().manual_seed(0), dtype=start.dtype

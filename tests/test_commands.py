@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from command_line import run_cli
 from PIL import Image
 
 import lightning_recon
@@ -31,15 +32,36 @@ def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def run_cli(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), *args], capture_output=True, text=True, check=False
-    )
-
-
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+HEAVY = ["fit", "sweep", "defenses", "doctor", "completion bash"]
+ONE_AFTER_ANOTHER = f"""
+import contextlib, io, json, os, sys, tempfile
+sys.path[0] = os.getcwd()
+import cli
+os.chdir(tempfile.gettempdir())  # away from the configurations
+done = []
+for command in {HEAVY}:
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv[1:] = command.split()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(sys.argv[1:])
+    done.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(done))
+"""
+
+
+@pytest.fixture(scope="module")
+def heavy():
+    """Code, output and errors of the commands that import much, by one process for all of them."""
+    done = run_python(ONE_AFTER_ANOTHER)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()  # and nothing past what the commands print
+    return dict(zip(HEAVY, json.loads(line), strict=True))
 
 
 class TestHelp:
@@ -120,12 +142,19 @@ class TestBadCommand:
         assert error.count("\n") == 1
         assert words in error
 
-    @pytest.mark.parametrize("args", [[], ["frobnicate"], ["fit"], ["sweep"]])
+    @pytest.mark.parametrize("args", [[], ["frobnicate"]])
     def test_in_a_process_of_its_own(self, args):
         done = run_cli(*args)
         assert done.returncode == 2
         assert done.stdout == ""
         assert re.fullmatch(r"error: .+\n", done.stderr)
+
+    @pytest.mark.parametrize("command", ["fit", "sweep"])
+    def test_in_a_process_without_pytest(self, heavy, command):
+        code, out, err = heavy[command]
+        assert code == 2
+        assert out == ""
+        assert re.fullmatch(r"error: .+\n", err)
 
     def test_without_the_libraries(self):
         done = subprocess.run(
@@ -189,10 +218,10 @@ class TestLists:
         assert lines[lines.index("LeNet") + 1].startswith("  ")
         assert "no publication" not in "".join(lines)
 
-    def test_in_a_process_of_its_own(self):
-        done = run_cli("defenses")
-        assert done.returncode == 0
-        lines = done.stdout.splitlines()
+    def test_in_a_process_without_pytest(self, heavy):
+        code, out, _ = heavy["defenses"]
+        assert code == 0
+        lines = out.splitlines()
         assert lines[::3] == sorted(lines[::3])
         assert lines[lines.index("ClipL2") + 1].startswith("  Scales the whole update down")
 
@@ -268,16 +297,16 @@ class TestDoctor:
         assert main(["doctor", "--configs", "configs"]) == 1
         assert "configs/b.yaml: no YAML" in capsys.readouterr().out
 
-    def test_in_a_process_of_its_own(self):
-        done = run_cli("doctor")
-        assert done.returncode == 0, done.stdout
-        assert done.stderr == ""
+    def test_in_a_process_without_pytest(self, heavy):
+        code, out, err = heavy["doctor"]
+        assert code == 0, out
+        assert err == ""
         for heading in ("packages", "devices", "data", "checkpoints"):
-            assert f"\n{heading}\n" in done.stdout
-        assert f"  ok      torch {metadata.version('torch')}\n" in done.stdout
-        assert "  ok      CPU: " in done.stdout
-        assert "data/imagenet: would enable " in done.stdout
-        assert "sam_vit_h_4b8939.pth: would enable " in done.stdout
+            assert f"\n{heading}\n" in out
+        assert f"  ok      torch {metadata.version('torch')}\n" in out
+        assert "  ok      CPU: " in out
+        assert "data/imagenet: would enable " in out
+        assert "sam_vit_h_4b8939.pth: would enable " in out
 
     def test_without_torch(self):
         done = run_python(
@@ -300,13 +329,12 @@ def write_config(name: str, data: str, root: str, **init_args: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def script(tmp_path_factory):
+def script(tmp_path_factory, heavy):
     """What ``completion bash`` prints."""
-    pytest.importorskip("shtab")
-    done = run_cli("completion", "bash")
-    assert done.returncode == 0, done.stderr
+    code, out, err = heavy["completion bash"]
+    assert code == 0, err
     path = tmp_path_factory.mktemp("completion") / "script.bash"
-    path.write_text(done.stdout)
+    path.write_text(out)
     return path
 
 

@@ -55,7 +55,7 @@ from lightning_recon.runs.callback import Audit
 from lightning_recon.updates import DataSpec, PrivateBatch
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread", "_photographs"),
+    pytest.mark.usefixtures("_photographs"),
     pytest.mark.filterwarnings("ignore"),
 ]
 

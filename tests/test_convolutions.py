@@ -13,8 +13,6 @@ from lightning_recon.attacks.matching.convolutions import (
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.targets import ConvNet, LeNet
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_products_are_those_of_the_largest_convolution():
     assert largest_convolution(LeNet(), torch.zeros(1, 3, 32, 32)) == 12 * 16 * 16 * 3 * 25

@@ -52,7 +52,7 @@ def on_rank(data, rank, world_size, epoch=0, iterations=3, stage=TrainerFn.TESTI
         world_size=world_size,
         current_epoch=epoch,
         state=SimpleNamespace(fn=stage),
-        lightning_module=SimpleNamespace(iterations=iterations),
+        lightning_module=SimpleNamespace(iterations=iterations, clients_at_once=1),
     )
     return data
 
@@ -411,6 +411,7 @@ class _Recorder(LightningModule):
     """Notes which clients it is given."""
 
     iterations = 3
+    clients_at_once = 1
 
     def __init__(self):
         super().__init__()

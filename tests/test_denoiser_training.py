@@ -1,13 +1,12 @@
 """Training a denoiser: the patches, what is learnt, the weights' way into a prior, the commands."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import run_processes
 from data_helpers import picture
 from PIL import Image
 
@@ -147,14 +146,10 @@ class TestFit:
         assert optimizer["param_groups"][0]["lr"] == 0.0015
 
     @pytest.mark.slow
+    @pytest.mark.alone
     def test_two_processes(self):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "cli.py"), "fit", "--config", "tiny.yaml",
-             "--trainer.devices", "2", "--trainer.strategy", "ddp",
-             "--data.init_args.num_val_images", "7"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
+        odd = ["--data.init_args.num_val_images", "7"]
+        done = run_processes(2, "fit", "--config", "tiny.yaml", *odd)
         (line,) = (x for x in done.stdout.splitlines() if x.startswith("noise 0.2: "))
         before, after = line.removeprefix("noise 0.2: PSNR ").removesuffix(" dB").split(" -> ")
         assert float(after) > float(before) + 4

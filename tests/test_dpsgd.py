@@ -18,8 +18,6 @@ from lightning_recon.rowsparse import RowSparse
 from lightning_recon.targets import ConvNet, LeNet
 from lightning_recon.updates import PrivateBatch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def private(size=5, image_size=32, num_classes=10, dtype=torch.float64):
     generator = torch.Generator().manual_seed(3)

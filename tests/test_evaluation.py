@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,8 +52,18 @@ def breaking(monkeypatch):
     return set_up
 
 
-def results():
-    return json.loads((RUN / "results.json").read_text())
+def results(run=RUN):
+    return json.loads((run / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """The outputs of a test of three clients, with pictures of the first."""
+    folder = tmp_path_factory.mktemp("audited")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main([*ARGS, "--audit.num_pictured_clients", "1"]) == 0
+    return folder / RUN
 
 
 def test_failed_and_unrecovered_clients_stand_at_the_top(breaking, capsys):
@@ -91,9 +102,8 @@ def test_nothing_but_failures_is_an_error(breaking, capsys):
     assert len(results()["failures"]) == 3
 
 
-def test_controls_and_curves():
-    assert main(ARGS) == 0
-    found = results()
+def test_controls_and_curves(audited):
+    found = results(audited)
     assert set(found["null"]) == {
         *("mean_image", "class_mean", "nearest_public", "noise_only", "other_client"),
     }
@@ -108,14 +118,13 @@ def test_controls_and_curves():
         assert curve["objective"][-1] < curve["objective"][0]
 
 
-def test_tensorboard_shows_what_compares_runs():
-    assert main(ARGS) == 0
-    board = EventAccumulator(str(RUN))
+def test_tensorboard_shows_what_compares_runs(audited):
+    board = EventAccumulator(str(audited))
     board.Reload()
     tags = board.Tags()
     assert "hp/psnr" in tags["scalars"]
     assert board.Scalars("hp/psnr")[-1].value == pytest.approx(
-        results()["metrics"]["psnr"]["mean"], abs=1e-3
+        results(audited)["metrics"]["psnr"]["mean"], abs=1e-3
     )
     assert "distribution/psnr" in tags["histograms"]
     assert "recovery_by_score" in tags["tensors"]
@@ -125,11 +134,10 @@ def test_tensorboard_shows_what_compares_runs():
     assert any("hparams" in tag for tag in board.summary_metadata)
 
 
-def test_pictures_of_the_first_clients_only():
-    assert main([*ARGS, "--audit.num_pictured_clients", "1"]) == 0
-    names = {path.name[:11] for path in (RUN / "reconstructions").iterdir()}
+def test_pictures_of_the_first_clients_only(audited):
+    names = {path.name[:11] for path in (audited / "reconstructions").iterdir()}
     assert names == {"client00000"}
-    assert len(list((RUN / "reconstructions").glob("*_truth.png"))) == 4
+    assert len(list((audited / "reconstructions").glob("*_truth.png"))) == 4
 
 
 def test_numbers_that_json_does_not_know(tmp_path):
@@ -154,12 +162,9 @@ def test_a_diverging_objective(monkeypatch):
     assert (RUN / "report.html").is_file()
 
 
-def test_brackets_of_paths_and_reasons_are_printed(breaking, capsys):
-    breaking(failing=[1])
-    main([*ARGS, "--audit.on_failure", "record"])
-    found = results()
-    found["failures"][0]["reason"] = "expected [batch, channels] [/b]"
-    capsys.readouterr()
+def test_brackets_of_paths_and_reasons_are_printed(audited, capsys):
+    found = results(audited)
+    found["failures"] = [{"client": 1, "reason": "expected [batch, channels] [/b]"}]
     print_summary(view(found), Path("[old]/version_0"))
     text = " ".join(capsys.readouterr().out.split())
     assert "expected [batch, channels] [/b]" in text
@@ -183,13 +188,10 @@ def test_a_resumed_fit_may_meet_its_own_records():
     assert json.loads(Path("results.json").read_text())["num_clients"] == 2
 
 
-@pytest.fixture
-def clock(monkeypatch):
+@contextmanager
+def own_clock():
     """The audit's clock: an iteration takes a second, learning from public images 1000."""
     now = [0.0]
-    monkeypatch.setattr(
-        "lightning_recon.runs.callback.time", SimpleNamespace(monotonic=lambda: now[0])
-    )
     iterate, learn = LDPAttack.iterate, LDPAttack.learn_public
 
     def slow_iterate(*args):
@@ -200,47 +202,71 @@ def clock(monkeypatch):
         now[0] += 1000
         return learn(*args)
 
-    monkeypatch.setattr(LDPAttack, "iterate", slow_iterate)
-    monkeypatch.setattr(LDPAttack, "learn_public", slow_learn)
-    return now
+    with pytest.MonkeyPatch.context() as patch:
+        clock = SimpleNamespace(monotonic=lambda: now[0])
+        patch.setattr("lightning_recon.runs.callback.time", clock)
+        patch.setattr(LDPAttack, "iterate", slow_iterate)
+        patch.setattr(LDPAttack, "learn_public", slow_learn)
+        yield
 
 
-def test_seconds_are_the_clients(clock):
-    for command in ("fit", "test", "predict"):
-        extra = ["--audit.null_controls", "false"]
-        assert main([command, "--config", TINY, *extra]) == 0
-        run = max(Path("lightning_logs").iterdir())
-        assert [record.seconds for record in read_records(run)] == [20.0, 20.0], command
-        assert json.loads((run / "results.json").read_text())["wall_seconds"] == 1040.0
+@pytest.fixture
+def _clock():
+    with own_clock():
+        yield
 
 
-def test_seconds_of_a_resumed_fit(clock):
-    run = ["fit", "--config", TINY, "--audit.null_controls", "false"]
-    assert main([*run, "--checkpoint.every_n_train_steps", "5", "--checkpoint.save_top_k=-1"]) == 0
-    for step in (10, 20, 25):  # within the first client, between both, within the second
-        (checkpoint,) = RUN.glob(f"checkpoints/*step={step}.ckpt")
-        assert main([*run, "--ckpt_path", str(checkpoint)]) == 0
-        resumed = max(Path("lightning_logs").iterdir())
-        assert [record.seconds for record in read_records(resumed)] == [20.0, 20.0]
-        # public images are learned from twice
-        assert json.loads((resumed / "results.json").read_text())["wall_seconds"] == 2040.0
+FIT = ["fit", "--config", TINY, "--audit.null_controls", "false"]
 
 
-def test_validate_takes_its_own_time(clock):
-    assert main(["fit", "--config", TINY]) == 0
-    checkpoint = str(RUN / "checkpoints/last.ckpt")
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """The outputs of a fit by that clock, with checkpoints on its way."""
+    folder = tmp_path_factory.mktemp("fitted")
+    every = ["--checkpoint.every_n_train_steps", "5", "--checkpoint.save_top_k=-1"]
+    with pytest.MonkeyPatch.context() as patch, own_clock():
+        patch.chdir(folder)
+        assert main([*FIT, *every]) == 0
+    return folder / RUN
+
+
+def must_have_taken(run, seconds):
+    assert [record.seconds for record in read_records(run)] == [20.0, 20.0]
+    assert results(run)["wall_seconds"] == seconds
+
+
+def test_seconds_of_a_fit_are_the_clients(fitted):
+    must_have_taken(fitted, 1040)
+
+
+@pytest.mark.usefixtures("_clock")
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_seconds_are_the_clients(command):
+    assert main([command, *FIT[1:]]) == 0
+    must_have_taken(RUN, 1040)
+
+
+@pytest.mark.usefixtures("_clock")
+@pytest.mark.parametrize("step", [10, 20, 25])  # within a client, between both, within the second
+def test_seconds_of_a_resumed_fit(fitted, step):
+    (checkpoint,) = fitted.glob(f"checkpoints/*step={step}.ckpt")
+    assert main([*FIT, "--ckpt_path", str(checkpoint)]) == 0
+    must_have_taken(RUN, 2040)  # public images are learned from twice
+
+
+@pytest.mark.usefixtures("_clock")
+def test_validate_takes_its_own_time(fitted):
+    checkpoint = str(fitted / "checkpoints/last.ckpt")
     assert main(["validate", "--config", TINY, "--ckpt_path", checkpoint]) == 0
-    found = json.loads(Path("lightning_logs/version_1/results.json").read_text())
-    assert found["wall_seconds"] < 1040  # and not that of the fit as well
+    assert results()["wall_seconds"] < 1040  # and not that of the fit as well
 
 
-def test_what_several_processes_fitted_is_not_resumed_by_one(capsys):
+def test_what_several_processes_fitted_is_not_resumed_by_one(fitted, capsys):
     """Their checkpoint holds the first one's clients only."""
-    assert main(["fit", "--config", TINY]) == 0
-    checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint = torch.load(fitted / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["num_processes"] == 1
     torch.save(checkpoint | {"num_processes": 2}, "two.ckpt")
-    assert main(["fit", "--config", TINY, "--ckpt_path", "two.ckpt"]) == 2
+    assert main([*FIT, "--ckpt_path", "two.ckpt"]) == 2
     assert "several wrote this checkpoint" in capsys.readouterr().err
-    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    assert list(Path().glob("lightning_logs/*")) == []
     assert main(["validate", "--config", TINY, "--ckpt_path", "two.ckpt"]) == 0

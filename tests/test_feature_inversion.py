@@ -39,8 +39,6 @@ from lightning_recon.functional.image_quality import psnr
 from lightning_recon.priors import TotalVariation
 from lightning_recon.targets import VGG7, ResNet9, ROGLeNet, Target
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Deep(Target):
     """Three linear layers with biases behind a convolution."""

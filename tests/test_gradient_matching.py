@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_recon.attacks import DLG, IDLG, GradientMatching, MultiScale, ROGAttack
 from lightning_recon.attacks.gradient_matching import KNOWN
-from lightning_recon.attacks.matching.batched import stack_clients
+from lightning_recon.attacks.matching.evidence import stack_clients
 from lightning_recon.audit.matching import match
 from lightning_recon.clients import Aggregate, FedAvg, FedSGD, MixUp
 from lightning_recon.data import SampleImagesDataModule
@@ -19,8 +19,6 @@ from lightning_recon.functional.image_quality import psnr
 from lightning_recon.priors import BatchNormStatistics
 from lightning_recon.refiners import Refiner
 from lightning_recon.targets import ConvNet, LeNet, ROGLeNet, Target
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def distances(attack, images, evidence):
@@ -155,7 +153,7 @@ def test_labels_are_inferred_from_the_sum_of_local_gradients(client, monkeypatch
         seen.update(weight=weight, scale=options["scale"])
         return torch.zeros(num_samples, dtype=torch.int64)
 
-    monkeypatch.setattr("lightning_recon.attacks.gradient_matching.infer_labels", infer)
+    monkeypatch.setattr("lightning_recon.attacks.matching.evidence.infer_labels", infer)
     attack = make(client=client, known=["num_samples", "client"], adaptive=True)
     batch = attack.data.client(0)
     attack.initialize(attack.federation.play(batch, 0))
@@ -301,10 +299,10 @@ def test_where_memory_is_short_fewer_restarts_run_at_once(monkeypatch):
     _, expected = attack.differentiate(start, evidence)
     real = attack.engine._differentiate
 
-    def short(dummy, evidence):
+    def short(dummy, evidence, image_shape):
         if len(dummy) > 4:
             raise torch.OutOfMemoryError("too much")
-        return real(dummy, evidence)
+        return real(dummy, evidence, image_shape)
 
     monkeypatch.setattr(attack.engine, "_differentiate", short)
     _, gradient = attack.differentiate(start, evidence)
@@ -312,7 +310,7 @@ def test_where_memory_is_short_fewer_restarts_run_at_once(monkeypatch):
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
     assert attack.finish(start, evidence).notes["restarts_at_once"] == 1
 
-    def broken(dummy, evidence):
+    def broken(*_):
         raise RuntimeError("something else")
 
     monkeypatch.setattr(attack.engine, "_differentiate", broken)

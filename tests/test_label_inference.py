@@ -32,8 +32,6 @@ from lightning_recon.functional.labels.last_layer import (
 from lightning_recon.targets import ConvNet, LeNet, TorchvisionClassifier
 from lightning_recon.updates import PrivateBatch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 COUNTING = ["analytic", "bias_corrected", "wainakh_simple", "wainakh_whitebox", "residual_counts"]
 
 

@@ -244,6 +244,7 @@ def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     assert masks.cache_path(pixels).parent == expected
 
 
+@pytest.mark.alone
 def test_two_processes_make_the_same_mask(tmp_path, subject):
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()

@@ -287,29 +287,43 @@ def everything(own):
     ]
 
 
-def _one_of_two(rank, port, shares, folder):
+SHARES = {first: [slice(0, first), slice(first, 10)] for first in (3, 0)}
+
+
+def _one_of_two(rank, port, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    values, counts = [], []
-    for module, arguments in everything(shares[rank]):
-        if len(arguments[0]):
-            module.update(*arguments)
-        values.append(module.compute().double())
-        if isinstance(module, PerImageMetric):
-            with module.sync_context():
-                counts.append(len(module.per_image()))
-    torch.save((torch.stack(values), counts), folder / f"{rank}.pt")
+    for first, shares in SHARES.items():
+        values, counts = [], []
+        for module, arguments in everything(shares[rank]):
+            if len(arguments[0]):
+                module.update(*arguments)
+            values.append(module.compute().double())
+            if isinstance(module, PerImageMetric):
+                with module.sync_context():
+                    counts.append(len(module.per_image()))
+        torch.save((torch.stack(values), counts), folder / f"{first}_{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", [3, 0], ids=["uneven", "nothing on one"])
-def test_two_processes_give_the_figures_of_one(first, tmp_path):
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory):
+    """What each of two processes finds, by how many images the first one has."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shares = [slice(0, first), slice(first, 10)]
-    mp.spawn(_one_of_two, args=(port, shares, tmp_path), nprocs=2)
+    folder = tmp_path_factory.mktemp("two")
+    mp.spawn(_one_of_two, args=(port, folder), nprocs=2)
+    return {
+        first: [torch.load(folder / f"{first}_{rank}.pt") for rank in (0, 1)] for first in SHARES
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.parametrize("first", SHARES, ids=["uneven", "nothing on one"])
+def test_two_processes_give_the_figures_of_one(first, of_two_processes):
+    shares = SHARES[first]
     parts = [everything(own) for own in shares if own.stop > own.start]
     modules = [module for module, _ in parts[0]]
     for part in parts:  # the labels of a batch are one update each, as in the processes
@@ -317,8 +331,7 @@ def test_two_processes_give_the_figures_of_one(first, tmp_path):
             module.update(*arguments)
     expected = torch.stack([module.compute().double() for module in modules])
     is_exact = torch.tensor([not isinstance(module, FrechetDistance) for module in modules])
-    for rank in (0, 1):
-        values, counts = torch.load(tmp_path / f"{rank}.pt")
+    for values, counts in of_two_processes[first]:
         assert torch.equal(values[is_exact], expected[is_exact])
         torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-12)
         assert counts == [10] * 14

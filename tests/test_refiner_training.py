@@ -1,13 +1,12 @@
 """Training of refiners: simulated reconstructions, losses, the command line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import run_processes
 from data_helpers import picture
 
 from lightning_recon.commands.lightning import TrainingCLI, main
@@ -60,8 +59,6 @@ ADVERSARIAL = [
     "--model.init_args.adversarial_weight", "0.01", "--model.init_args.perceptual_weight", "0.1",
     "--model.init_args.perceptual", "ConvNet", "--model.init_args.perceptual.init_args.width", "4",
 ]  # fmt: skip
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
@@ -299,13 +296,9 @@ class TestFit:
         assert rates[1] < 0.005
 
     @pytest.mark.slow
+    @pytest.mark.alone
     def test_two_processes(self):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "cli.py"), "fit", "--config", "tiny.yaml",
-             "--trainer.devices", "2", "--trainer.strategy", "ddp"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
+        done = run_processes(2, "fit", "--config", "tiny.yaml")
         (line,) = (x for x in done.stdout.splitlines() if x.startswith("noise 0.1: "))
         before, after = line.removeprefix("noise 0.1: PSNR ").removesuffix(" dB").split(" -> ")
         assert float(after) > float(before) + 2

@@ -18,8 +18,6 @@ from lightning_recon.refiners import (
 )
 from lightning_recon.refiners.base import decode, encode
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):

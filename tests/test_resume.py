@@ -1,12 +1,11 @@
 """A run of ``test`` that was stopped goes on where it stood."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from command_line import run_processes
 
 from lightning_recon.commands.lightning import main
 from lightning_recon.federation import Federation
@@ -136,13 +135,11 @@ def test_the_configuration_of_a_test_says_nothing_of_resuming(whole):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_two_processes_go_on_with_what_one_began(whole, stopped):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), "test", "--resume", str(stopped),
-         "--trainer.devices", "2", "--trainer.strategy", "ddp"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_processes(2, "test", "--resume", str(stopped))
+    assert json.loads((stopped / "results.json").read_text())["num_processes"] == 2
+    assert len(list((stopped / "records").iterdir())) == 2
     assert (stopped / "clients.csv").read_text() == (whole / "clients.csv").read_text()
     assert list(Path("lightning_logs").iterdir()) == [Path("lightning_logs", stopped.name)]
 

@@ -22,9 +22,6 @@ from lightning_recon.updates import PrivateBatch
 MEASURES = [mse, psnr, ssim, cw_ssim]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def _images(count=3, channels=3, height=32, width=32, seed=0, dtype=torch.float64):
     """Smooth images with edges: shapes of random colour, place and size on a gradient."""
     random = np.random.default_rng(seed)

@@ -23,8 +23,6 @@ from lightning_recon.metrics import DISTS, LPIPS, TagJaccard, TopKAgreement
 from lightning_recon.targets import EfficientNetLite0, TimmClassifier, TorchvisionClassifier
 from lightning_recon.targets import efficientnet_lite as lite_module
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests/conf/ldp_tiny.yaml"
 

@@ -176,13 +176,24 @@ def test_resume_of_another_sweep(config, tmp_path):
         sweep.main(["--config", str(config()), "--resume", "elsewhere", *QUIET])
 
 
+def few_cells(cells):
+    """Of a large sweep, the cells that one axis at most tells from the first or the last."""
+    ends = [list(cells[end].labels.items()) for end in (0, -1)]
+
+    def is_near_an_end(cell):
+        labels = cell.labels.items()
+        return any(sum(x != y for x, y in zip(labels, end, strict=True)) <= 1 for end in ends)
+
+    return cells if len(cells) <= 30 else [cell for cell in cells if is_near_an_end(cell)]
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_every_sweep_can_be_run(path):
     first = path.read_text().splitlines()[0]
     assert first.startswith(f"# python cli.py sweep --config configs/sweeps/{path.name} | ")
-    cells = sweep.read_cells(path)
+    cells = few_cells(sweep.read_cells(path))
     found = sweep.Sweep(cells, path.parent)
     assert len(found.items) >= len(cells) >= 4
     for cell, parsed in zip(cells, found.parsed, strict=True):

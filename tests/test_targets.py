@@ -13,9 +13,6 @@ from torch import nn
 from lightning_recon.errors import InputError
 from lightning_recon.targets import ConvNet, LeNet, TorchvisionClassifier
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 CLASSIFIERS = ["resnet18", "resnet50", "resnet101", "vgg16", "densenet121", "vit_b_16"]
 
 SMALL = {
