@@ -202,7 +202,7 @@ def test_without_buffers_they_are_the_running_ones_of_layers_that_saw_a_batch():
 class Grants(Attack):
     """Keeps what it observes."""
 
-    citation = "none"
+    threat_model = citation = "none"
 
     def __init__(self, *oracles, **arguments):
         super().__init__(**arguments)

@@ -42,8 +42,6 @@ class Attack(LightningModule, ABC):
         seed: of all randomness: the clients', the defenses' and the attack's own.
     """
 
-    threat_model: str
-    """One sentence: what the server does, and what it sees."""
     oracles: Sequence[str] = ()
     """What the attacker is told beside the update, values of
     :class:`~lightning_recon.observation.Grant`."""
@@ -83,6 +81,11 @@ class Attack(LightningModule, ABC):
     @abstractmethod
     def citation(self) -> str:
         """Where the attack was published; a class attribute of every attack."""
+
+    @property
+    @abstractmethod
+    def threat_model(self) -> str:
+        """What the server does, and what it sees; a class attribute of every attack."""
 
     @abstractmethod
     def server_payload(self, model: Target) -> nn.Module:
