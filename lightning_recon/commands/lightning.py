@@ -94,6 +94,10 @@ class _CheckedCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a list that is given later replaces the first one."""
         self.config = parser.parse_args(replacing_lists(_words(args)))
+        config = self.config.get(self.config.get("subcommand") or "", self.config)
+        seed = config.get("seed_everything")
+        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything must lie between 0 and {2**32 - 1}, not {seed}")
 
     def instantiate_classes(self) -> None:
         """Make the attack or training, the data and the trainer, of classes that may be named.
