@@ -21,6 +21,9 @@ from lightning_recon.commands import doctor
 from lightning_recon.commands.doctor import Finding, check_inputs, check_packages
 from lightning_recon.commands.names import LIGHT, LIGHTNING
 from lightning_recon.commands.plain import main
+from lightning_recon.errors import InputError
+from lightning_recon.runs.making import making
+from lightning_recon.runs.resume import going_on
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [*LIGHTNING, *LIGHT]

@@ -31,9 +31,7 @@ def making(name: str) -> Iterator[None]:
     except (MisconfigurationException, TypeError, ValueError) as error:
         if input_error_in(error):
             raise
-        if missing := re.search(
-            r"class_path '([\w.]+)': Requirement '([^']+)' not met", str(error)
-        ):
+        if missing := re.search(_MISSING, str(error)):
             raise InputError(f"{missing[1]} needs a package: pip install '{missing[2]}'") from error
         raise InputError(f"{name}: {error}") from error
 
