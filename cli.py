@@ -19,6 +19,13 @@ def main(args: list[str]) -> int:
     from lightning_recon.commands import names, plain
 
     if args and args[0] in {*names.LIGHTNING, "sweep"}:
+        from lightning_recon.commands.bad_input import report_bad_input
+        from lightning_recon.commands.early import check_early
+
+        with report_bad_input() as outcome:
+            check_early(args)
+        if outcome.exit_code:
+            return outcome.exit_code
         from lightning_recon.commands.lightning import main as run
 
         return run()  # Lightning reads sys.argv itself, in every process that it starts

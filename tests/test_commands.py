@@ -22,6 +22,9 @@ from lightning_recon.commands import doctor
 from lightning_recon.commands.doctor import Finding, check_inputs, check_packages
 from lightning_recon.commands.names import LIGHT, LIGHTNING
 from lightning_recon.commands.plain import main
+from lightning_recon.errors import InputError
+from lightning_recon.runs.making import making
+from lightning_recon.runs.resume import going_on
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [*LIGHTNING, *LIGHT]
@@ -225,6 +228,17 @@ class TestLists:
         assert lines[::3] == sorted(lines[::3])
         assert lines[lines.index("ClipL2") + 1].startswith("  Scales the whole update down")
 
+    def test_no_list_imports_torch(self):
+        code = (
+            "import sys; from lightning_recon.commands import names, plain; "
+            "assert not any(plain.main([name]) for name in names.LISTS); "
+            "sys.exit('torch' in sys.modules)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
 
 class TestDoctor:
     def test_packages(self):
@@ -383,3 +397,29 @@ class TestCompletion:
         monkeypatch.setattr("lightning_recon.commands.completion.find_spec", lambda name: None)
         assert main(["completion", "bash"]) == 2
         assert "completion needs the package shtab: pip install shtab" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_says_how_to_go_on(tmp_path):
+    assert going_on(tmp_path, ["test", "--config", "x.yaml"]) is None
+    (tmp_path / "config.yaml").touch()
+    assert going_on(tmp_path, ["test"]) == f"python cli.py test --resume {tmp_path}"
+    assert going_on(tmp_path, ["fit", "--config", "a b.yaml"]) is None
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").touch()
+    line = going_on(tmp_path, ["fit", "--config", "a b.yaml"])
+    assert (
+        line
+        == f"python cli.py fit --config 'a b.yaml' --ckpt_path {tmp_path}/checkpoints/last.ckpt"
+    )
+
+
+def test_a_logger_without_its_package_is_told_by_name():
+    text = "Problem with given class_path 'pytorch_lightning.loggers.WandbLogger':\n  "
+    text += "Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip install`"
+    with (
+        pytest.raises(
+            InputError, match=r"WandbLogger needs a package: pip install 'wandb>=0.12.10'"
+        ),
+        making("trainer"),
+    ):
+        raise ValueError(text)

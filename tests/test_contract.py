@@ -46,7 +46,6 @@ from lightning_recon import attacks, clients, data, defenses, priors, targets
 from lightning_recon.attacks import Attack
 from lightning_recon.attacks.matching.batch_statistics import batch_statistics
 from lightning_recon.audit.records import read_records
-from lightning_recon.commands.listing import concrete_subclasses
 from lightning_recon.commands.names import LISTS
 from lightning_recon.data.photographs import NUM_PHOTOGRAPHS, PhotographSource
 from lightning_recon.federation import Federation
@@ -64,6 +63,14 @@ CONFIGS = PACKAGE.parent / "configs"
 
 
 # --- no class without a row --------------------------------------------------------------------
+
+
+def concrete_subclasses(base):
+    """All classes of the package below a base that can be built."""
+    below = {found for child in base.__subclasses__() for found in concrete_subclasses(child)}
+    if not inspect.isabstract(base) and base.__module__.startswith("lightning_recon."):
+        below.add(base)
+    return below
 
 
 def walked(kind):

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 import lightning_recon
-from lightning_recon.audit.scores import METRICS, aggregate, score
+from lightning_recon.audit.scores import METRICS, aggregate, mark_convincing, score
 from lightning_recon.audit.statistics import bootstrap_interval, share_interval
 from lightning_recon.functional.image_quality import cw_ssim, mse, psnr, ssim
 from lightning_recon.observation import Reconstruction
@@ -535,3 +535,47 @@ def test_an_interval_stays_where_the_metric_can_be():
     metrics = aggregate(rows, 2)["metrics"]
     assert (metrics["psnr"]["ci_low"], metrics["psnr"]["ci_high"]) == (0.0, 100.0)
     assert (metrics["cw_ssim"]["ci_low"], metrics["cw_ssim"]["ci_high"]) == (0.0, 1.0)
+
+
+# convincing recoveries
+
+
+def _row(**values):
+    row = {"recovered": 1, "psnr": 25.0, "psnr_mean_image": 20.0, "psnr_class_mean": 21.0}
+    return row | {"psnr_noise_only": 19.0, "psnr_nearest_public": 24.9, "identified": 1} | values
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (_row(), 1),
+        (_row(psnr=23.99), 0),
+        (_row(psnr=24.0), 1),
+        (_row(psnr_noise_only=22.1), 0),
+        (_row(psnr_mean_image=22.1), 0),
+        (_row(identified=0), 0),
+        (_row(recovered=0), 0),
+        ({"recovered": 1, "psnr": 21.9, "psnr_mean_image": 19.9}, 0),  # nothing of it can be seen
+        ({"recovered": 1, "psnr": 23.0, "psnr_mean_image": 19.9}, 1),
+    ],
+)
+def test_a_convincing_recovery_beats_the_controls_of_its_own_image(row, expected):
+    mark_convincing([row])
+    assert row["recovered_convincing"] == expected
+
+
+def test_convincing_recoveries_are_counted_and_the_rule_says_what_was_off():
+    rows = [_row(), _row(psnr=22.0), _row(recovered=0)]
+    mark_convincing(rows)
+    full = dict.fromkeys(METRICS, 0.5)
+    whole = aggregate([{**full, **row} for row in rows], 3)
+    assert (whole["recovered"], whole["recovered_convincing"]) == (2, 1)
+    assert "off in this run" not in whole["convincing_rule"]
+    bare = [{**full, "recovered": 1, "psnr": 30.0, "psnr_mean_image": 10.0}]
+    assert aggregate(bare, 1)["recovered_convincing"] is None
+    mark_convincing(bare)
+    found = aggregate(bare, 1)
+    assert found["recovered_convincing"] == 1
+    assert found["convincing_rule"].endswith(
+        "off in this run: class mean, noise only, identification"
+    )

@@ -19,7 +19,7 @@ from lightning_recon.attacks import Attack, GradientMatching
 from lightning_recon.audit.matching import match
 from lightning_recon.audit.privacy_statement import privacy_statement
 from lightning_recon.audit.records import ClientRecord
-from lightning_recon.audit.scores import Row, score
+from lightning_recon.audit.scores import Row, mark_convincing, score
 from lightning_recon.data import ClientDataModule
 from lightning_recon.defenses import num_update_bits
 from lightning_recon.errors import InputError
@@ -138,14 +138,16 @@ class Auditor:
                 sizes = (part.nbytes for part in sent_buffers(federation.payload).values())
                 notes["update_bits"] += 8.0 * sum(sizes)
             notes["update_parameters"] = float(sum(shape.numel() for shape in shapes.values()))
+        controls = (
+            {} if is_failure else self._controls(attack, client, reconstruction, truth, rows, noise)
+        )
+        mark_convincing(rows)
         record = ClientRecord(
             client=client,
             rows=[{"client": client, **row} for row in rows],
             num_reconstructions=len(reconstruction.images),
             notes=notes,
-            controls={}
-            if is_failure
-            else self._controls(attack, client, reconstruction, truth, rows, noise),
+            controls=controls,
             curve=list(reconstruction.curve),
             seconds=round(seconds, 3),
             failure=outcome.reason if isinstance(outcome, Failure) else None,
@@ -201,6 +203,8 @@ class Auditor:
             failed = isinstance(noise, Failure)
             found = _nothing(truth) if isinstance(noise, Failure) else _on_cpu(noise)
             values = psnr(self.shown(found.images, truth.images), truth.images)
+            for row, value in zip(rows, values.tolist(), strict=True):
+                row["psnr_noise_only"] = value
             floor = torch.tensor([row["psnr_mean_image"] for row in rows])
             recovered = (values >= self.recovered_psnr) & (values > floor)
             controls["noise_only"] = {

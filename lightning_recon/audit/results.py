@@ -130,6 +130,8 @@ class Results(NamedTuple):
     num_images: int | None = None
     num_reconstructions: int | None = None
     recovered: int | None = None
+    recovered_convincing: int | None = None
+    convincing_rule: str | None = None
     precision: float | None = None
     recall: float | None = None
     recall_ci_low: float | None = None

@@ -57,6 +57,9 @@ class ScoresJson(TypedDict):
     num_images: int
     num_reconstructions: int
     recovered: int
+    recovered_convincing: int | None
+    """Recovered images that no guess comes near, by ``convincing_rule``."""
+    convincing_rule: str
     precision: float
     recall: float
     recall_ci_low: float | None

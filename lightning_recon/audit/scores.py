@@ -45,9 +45,15 @@ THRESHOLDS = {"psnr": (15.0, 19.0, 25.0, 30.0), "lpips": (0.1, 0.2, 0.4)}
 _NULLS = ("mean_image", "class_mean", "nearest_public")
 NOT_METRICS = (
     *("client", "image", "index", "label", "matched", "recovered", "identified", "mask_area"),
-    *("score", *(f"psnr_{name}" for name in _NULLS)),
+    *("recovered_convincing", "score", "psnr_noise_only", *(f"psnr_{name}" for name in _NULLS)),
 )
 """Columns of a row that are no metric; all others are."""
+
+CONVINCING_GAIN = 3.0
+"""In dB: how far above its best control an image is that was recovered convincingly."""
+CONVINCING_CONTROLS = ("mean_image", "class_mean", "noise_only")
+"""Those that an image has to beat: what can be had without the update, or from noise alone.  The
+nearest public image is chosen with the truth's help, and does not count."""
 
 _RANGES = {
     "mse": (0.0, 1.0),
@@ -128,6 +134,29 @@ def score(
     return rows
 
 
+def mark_convincing(rows: Sequence[Row]) -> None:
+    """Add ``recovered_convincing`` (0 or 1) to rows: a recovery that is no guess.
+
+    An image is recovered, its PSNR is at least 3 dB above the best of the controls mean image,
+    class mean and noise only FOR THAT IMAGE, and its reconstruction is identified among the
+    candidates.  A control, or identification, that a row does not have is left out of the rule.
+
+    Args:
+        rows: as :func:`score` gives them, the controls added.
+
+    Examples:
+        >>> row = {"recovered": 1, "psnr": 21.9, "psnr_mean_image": 19.9, "identified": 1}
+        >>> mark_convincing([row])
+        >>> row["recovered_convincing"]
+        0
+    """
+    for row in rows:
+        controls = [row.get(f"psnr_{name}", -np.inf) for name in CONVINCING_CONTROLS]
+        is_above = row["psnr"] >= max(controls) + CONVINCING_GAIN
+        is_told = row.get("identified", 1) == 1
+        row["recovered_convincing"] = int(row["recovered"] == 1 and is_above and is_told)
+
+
 def aggregate(
     rows: Sequence[Row], num_reconstructions: int, num_candidates: int | None = None
 ) -> ScoresJson:
@@ -146,6 +175,8 @@ def aggregate(
 
     Returns:
         - ``num_images``, ``num_reconstructions``, ``recovered`` (count);
+        - ``recovered_convincing`` (count of what :func:`mark_convincing` marked; None without
+          marks) and ``convincing_rule``, in words;
         - ``precision`` (recovered per reconstruction put out) and ``recall`` (recovered per image;
           both 0 where there is nothing to divide by), ``recall_ci_low``, ``recall_ci_high``;
         - ``metrics``: for each metric the ``mean``, ``median``, ``worst``, ``ci_low`` and
@@ -169,6 +200,8 @@ def aggregate(
         "num_images": len(rows),
         "num_reconstructions": num_reconstructions,
         "recovered": recovered,
+        "recovered_convincing": _num_convincing(rows),
+        "convincing_rule": convincing_rule(rows),
         "precision": recovered / num_reconstructions if num_reconstructions else 0.0,
         "recall": recall.value if recall else 0.0,
         "recall_ci_low": recall.low if recall else None,
@@ -178,6 +211,27 @@ def aggregate(
         "thresholds": {name: shares for name, shares in thresholds.items() if shares},
         "identification": _identification(rows, num_candidates),
     }
+
+
+def _num_convincing(rows: Sequence[Row]) -> int | None:
+    if any("recovered_convincing" not in row for row in rows):
+        return None
+    return int(sum(row["recovered_convincing"] for row in rows))
+
+
+def convincing_rule(rows: Sequence[Row]) -> str:
+    """Return what a recovery has to be to convince, and what of that was off in these rows."""
+    names = {"mean_image": "mean image", "class_mean": "class mean", "noise_only": "noise only"}
+    used = [name for key, name in names.items() if any(f"psnr_{key}" in row for row in rows)]
+    is_identified = any("identified" in row for row in rows)
+    rule = (
+        f"recovered, and {CONVINCING_GAIN:g} dB above the best of {', '.join(used) or 'no control'}"
+    )
+    if is_identified:
+        rule += ", and identified among the candidates"
+    off = [name for name in names.values() if name not in used]
+    off += [] if is_identified else ["identification"]
+    return rule + (f"; off in this run: {', '.join(off)}" if off else "")
 
 
 def _summary(rows: Sequence[Row], name: str) -> MetricJson | None:

@@ -183,13 +183,12 @@ def _named_inputs(node: Any, class_name: str | None = None) -> Iterator[NamedInp
 
 
 def _look_for(wanted: NamedInput, users: Sequence[str]) -> Finding:
-    from lightning_recon.commands.listing import concrete_subclasses
-    from lightning_recon.data import ClientDataModule
+    from lightning_recon import data
 
     path = Path(wanted.path).absolute()
-    data_modules: type[Any] = ClientDataModule
-    data_sets = {found.__name__: found for found in concrete_subclasses(data_modules)}
-    data_set = data_sets.get(wanted.class_name or "")
+    named = getattr(data, wanted.class_name or "", None)
+    is_data_set = isinstance(named, type) and issubclass(named, data.ClientDataModule)
+    data_set: Any = named if is_data_set else None
     shown = ", ".join(users[:3]) + (f" and {len(users) - 3} more" if len(users) > 3 else "")
     expected = "see checkpoints/README.md" if wanted.heading == "checkpoints" else "put it there"
     if data_set is not None:

@@ -21,6 +21,7 @@ from lightning_recon import __version__
 from lightning_recon.attacks import Attack
 from lightning_recon.audit.records import read_records
 from lightning_recon.commands.bad_input import report_bad_input
+from lightning_recon.commands.lists import replacing_lists
 from lightning_recon.commands.names import LIGHTNING
 from lightning_recon.data import AuditDataModule
 from lightning_recon.errors import InputError
@@ -90,6 +91,14 @@ class _CheckedCLI(LightningCLI):
         super().setup_parser(*args)
         check_optimizers(self.parser)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a list that is given later replaces the first one."""
+        self.config = parser.parse_args(replacing_lists(_words(args)))
+        config = self.config.get(self.config.get("subcommand") or "", self.config)
+        seed = config.get("seed_everything")
+        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything must lie between 0 and {2**32 - 1}, not {seed}")
+
     def instantiate_classes(self) -> None:
         """Make the attack or training, the data and the trainer, of classes that may be named.
 
@@ -141,13 +150,13 @@ class ReconCLI(_CheckedCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and look at the run to resume and at the checkpoint before Lightning does."""
-        words = sys.argv[1:] if args is None else list(args)
+        words = _words(args)
         self.run_folder = folder_to_resume(words)
         if self.run_folder is None:
             super().parse_arguments(parser, args)
         else:
             stored = ["test", "--config", str(self.run_folder / "config.yaml")]
-            self.config = parser.parse_args([*stored, *words[1:]])
+            super().parse_arguments(parser, [*stored, *words[1:]])
             check_same(self._parser("test"), parser.parse_args(stored).test, self.config.test)
         config = self.config.get(self.config.get("subcommand") or "", self.config)
         config.pop("resume", None)  # no part of the experiment
@@ -205,6 +214,11 @@ class TrainingCLI(_CheckedCLI):
         super().parse_arguments(parser, args)
         config = self.config.get(self.config.get("subcommand") or "", self.config)
         _check_checkpoint(config.get("ckpt_path"), "optimizer_states", "a training")
+
+
+def _words(args: Any) -> list[str]:
+    """Return what stands after the program's name; None: that of this process."""
+    return sys.argv[1:] if args is None else list(args)
 
 
 def _check_checkpoint(path: Any, key: str, kind: str) -> None:
@@ -328,7 +342,7 @@ def main(args: Sequence[str] | None = None) -> int:
     for noise in _NOISE:
         warnings.filterwarnings("ignore", message=noise)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    words = sys.argv[1:] if args is None else list(args)
+    words = _words(args)
     with report_bad_input() as outcome:
         if words[:1] == ["sweep"]:
             from lightning_recon.runs.sweep import main as sweep

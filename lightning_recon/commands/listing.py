@@ -1,29 +1,21 @@
 """What there is of attacks, defenses, data, targets, clients, priors and refiners."""
 
-import importlib
-import inspect
 import json
-from typing import Any, TypeVar
 
 from lightning_recon.commands.names import LISTS
-
-T = TypeVar("T")
+from lightning_recon.commands.sources import SourceClass, attribute, offered_classes
 
 
 def list_classes(kind: str, *, as_json: bool) -> None:
     """Print what there is of one kind: name, first sentence, citation."""
-    package = importlib.import_module(f"lightning_recon.{kind}")
-    bases = tuple(getattr(package, name) for name in LISTS[kind])
-    classes = {found for base in bases for found in concrete_subclasses(base)}
     entries = [
         {
-            "name": found.__name__,
-            "class_path": f"{found.__module__}.{found.__name__}",
-            "summary": _first_sentence(found.__doc__ or ""),
+            "name": found.name,
+            "class_path": f"{found.module}.{found.name}",
+            "summary": _first_sentence(found.docstring),
             "citation": _citation_of(found, kind),
         }
-        for found in sorted(classes, key=lambda found: found.__name__)
-        if found.__name__ in package.__all__ and found not in bases  # no parts of these
+        for found in offered_classes(kind, LISTS[kind])
     ]
     if as_json:
         print(json.dumps(entries, indent=2))  # noqa: T201
@@ -34,21 +26,11 @@ def list_classes(kind: str, *, as_json: bool) -> None:
             print(f"  {entry['citation']}")  # noqa: T201
 
 
-def _citation_of(found: type[Any], kind: str) -> str | None:
+def _citation_of(found: SourceClass, kind: str) -> str | None:
     """Return where a class was published; None for kinds of which that is not told."""
     is_told = kind in ("attacks", "defenses", "data")
-    return getattr(found, "citation", None) or ("no publication" if is_told else None)
+    return attribute(found, "citation", kind) or ("no publication" if is_told else None)
 
 
 def _first_sentence(docstring: str) -> str:
-    return inspect.cleandoc(docstring).split("\n\n")[0].replace("\n", " ").replace("``", "")
-
-
-def concrete_subclasses(base: type[T]) -> set[type[T]]:
-    """All classes of the package below ``base`` that can be built."""
-    below: set[type[T]] = set()
-    for child in base.__subclasses__():
-        below |= concrete_subclasses(child)
-    if not inspect.isabstract(base) and base.__module__.startswith("lightning_recon."):
-        below.add(base)
-    return below
+    return docstring.split("\n\n")[0].replace("\n", " ").replace("``", "")

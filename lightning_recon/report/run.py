@@ -32,6 +32,11 @@ from lightning_recon.report.page import (
 )
 
 _MAX_CONFIG = 200_000  # characters of the configuration
+_FLAGS = {
+    "recovered": "Recovered",
+    "recovered_convincing": "Convincingly",
+    "identified": "Identified",
+}
 _YES_NO = {1.0: "yes", 0.0: "no"}
 
 
@@ -77,8 +82,10 @@ def write_report(folder: Path) -> Path:
         "caveat": (
             "Recovered: matched to its true image at "
             f"{number(results.recovered_psnr or 19, unit='dB')} PSNR or more, and closer "
-            "than the mean image. Intervals are at 95 %, with whole clients resampled. An attack "
-            "that fails does not prove that nothing leaked; a stronger one may not fail."
+            "than the mean image. "
+            f"{_convincing_caveat(results)}"
+            "Intervals are at 95 %, with whole clients resampled. An attack that fails does not "
+            "prove that nothing leaked; a stronger one may not fail."
         ),
         "warnings": texts(findings(results)),
         "sections": sections,
@@ -122,12 +129,20 @@ def verdict(results: Results) -> str:
         certainty = f"95 % interval {share(low)} to {share(high)}"
     if recovered:
         certainty = f"{share(recovered / num_images)}; {certainty}"
+    convincing = results.recovered_convincing
+    told = f", {convincing:,} of them convincingly" if recovered and convincing is not None else ""
     psnr = number(results.metric("psnr").mean, 1)
     null = number(results.control("mean_image").psnr, 1)
     return (
-        f"{f'{recovered:,}' if recovered else 'None'} of {images} recovered ({certainty}); PSNR "
-        f"{psnr} dB on average, where guessing the mean image gives {null} dB."
+        f"{f'{recovered:,}' if recovered else 'None'} of {images} recovered{told} ({certainty}); "
+        f"PSNR {psnr} dB on average, where guessing the mean image gives {null} dB."
     )
+
+
+def _convincing_caveat(results: Results) -> str:
+    if results.convincing_rule is None:
+        return ""
+    return f"Convincingly: {results.convincing_rule}, image by image. "
 
 
 def _status(results: Results) -> str:
@@ -148,6 +163,7 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
             f"{number(results.recovered)} of {number(results.num_images)}",
             recall if low is None else f"{recall}; interval {share(low)} to {share(high)}",
         ),
+        *_convincing_tile(results),
         (
             "PSNR, mean",
             number(psnr.mean, 1, "dB"),
@@ -170,6 +186,13 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
     claim = "no claim" if claimed is None else f"claimed: {number(claimed)}"
     tiles.append(("Actual ε, one update", epsilon, claim))
     return tiles
+
+
+def _convincing_tile(results: Results) -> list[tuple[str, str, str]]:
+    if results.recovered_convincing is None:
+        return []
+    value = f"{number(results.recovered_convincing)} of {number(results.num_images)}"
+    return [("Recovered convincingly", value, "far above what a guess gives for that image")]
 
 
 def _metrics(results: Results) -> Table:
@@ -295,7 +318,9 @@ def _image_table(rows: Sequence[Row]) -> Table:
     """Return the images' scores, worst leak first."""
     columns = list(rows[0]) if rows else []
     whole = [name for name in ("client", "image", "index", "label") if name in columns]
-    flags = [name for name in ("recovered", "identified") if name in columns]
+    flags = [
+        name for name in ("recovered", "recovered_convincing", "identified") if name in columns
+    ]
     metrics = metric_names([name for name in columns if name not in NOT_METRICS])
     nulls = [name for name in NULLS if f"psnr_{name}" in columns]
     ordered = sorted(rows, key=leak, reverse=True)[:MAX_TABLE_ROWS]
@@ -309,7 +334,8 @@ def _image_table(rows: Sequence[Row]) -> Table:
         for row in ordered
     ]
     heads = [
-        *(name.capitalize() for name in (*whole, *flags)),
+        *(name.capitalize() for name in whole),
+        *(_FLAGS[name] for name in flags),
         *(metric_label(name)[0] for name in metrics),
         *(f"PSNR of {NULLS[name]}" for name in nulls),
     ]

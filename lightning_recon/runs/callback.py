@@ -1,5 +1,6 @@
 """The audit of a run: what Lightning calls when, and what is written."""
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
+from rich.console import Console
 from torch import Tensor
 
 from lightning_recon.attacks import Attack, GradientMatching
@@ -25,6 +27,7 @@ from lightning_recon.report import board, write_report
 from lightning_recon.report.pictures import save_grid, save_image, save_pictures
 from lightning_recon.report.terminal import print_summary
 from lightning_recon.runs.results import build_results, peak_memory_bytes
+from lightning_recon.runs.resume import going_on
 
 
 class Audit(Callback):
@@ -312,6 +315,17 @@ class Audit(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the outputs."""
         self._finish(trainer, pl_module)
+
+    # --- stopped ---------------------------------------------------------------------------------
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Print the line that goes on with a run that its user stopped."""
+        if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
+            return
+        if line := going_on(self._folder, sys.argv[1:]):
+            Console(markup=False, soft_wrap=True).print(f"go on with: {line}")
 
     # --- all clients ---------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Objects are made from options: what they refuse is the input's fault, and gets one line."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_recon.errors import InputError, input_error_in
+
+_MISSING = re.compile(r"class_path '([\w.]+)':\s+Requirement '([^']+)' not met")
+"""How Lightning's loggers say that a package is missing, and jsonargparse repeats it."""
 
 
 @contextmanager
@@ -27,6 +31,8 @@ def making(name: str) -> Iterator[None]:
     except (MisconfigurationException, TypeError, ValueError) as error:
         if input_error_in(error):
             raise
+        if missing := re.search(_MISSING, str(error)):
+            raise InputError(f"{missing[1]} needs a package: pip install '{missing[2]}'") from error
         raise InputError(f"{name}: {error}") from error
 
 

@@ -1,12 +1,13 @@
 """Builds ``results.json`` from the attack, its data and the records of all clients."""
 
 import platform
-import resource
 import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
+from contextlib import suppress
+from importlib import import_module, metadata
+from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
@@ -42,9 +43,16 @@ _PACKAGES = (
 )
 
 
+resource: Any = None
+with suppress(ModuleNotFoundError):  # Windows has none
+    resource = import_module("resource")
+
+
 def peak_memory_bytes() -> int:
-    """Return the largest memory that this process has held so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Return the largest memory that this process has held so far, in bytes; 0: not known."""
+    if resource is None:
+        return 0
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 

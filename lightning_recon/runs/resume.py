@@ -7,6 +7,7 @@ is computed (devices, progress bar), but nothing that the figures depend on.
 import argparse
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,21 @@ def folder_to_resume(args: Sequence[str]) -> Path | None:
         found = written_by[1] if written_by else "an unknown command"
         raise InputError(f"--resume is for runs of test, but {config} was written by {found}")
     return folder
+
+
+def going_on(folder: Path, words: Sequence[str]) -> str | None:
+    """Return the command line that goes on with a run that was stopped; None if nothing is kept.
+
+    Args:
+        folder: of the run.
+        words: that it was started with, the command first.
+    """
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if words[:1] == ["test"] and (folder / "config.yaml").is_file():
+        return shlex.join(["python", "cli.py", "test", "--resume", str(folder)])
+    if words[:1] == ["fit"] and checkpoint.is_file():
+        return shlex.join(["python", "cli.py", *words, "--ckpt_path", str(checkpoint)])
+    return None
 
 
 def check_same(parser: ArgumentParser, stored: Namespace, given: Namespace) -> None:

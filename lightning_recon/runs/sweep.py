@@ -233,6 +233,7 @@ def _tidy(results: Results, records: Sequence[ClientRecord]) -> dict[str, Any]:
         "num_images": results.num_images,
         "num_failed": len(results.failures),
         "noise_only_recovered": results.control("noise_only").recovered,
+        "recovered_convincing": results.recovered_convincing,
         "seconds": sum(record.seconds for record in records) / len(records),
     }
 

@@ -1,0 +1,144 @@
+"""Plain faults of configuration files, told before torch is imported.
+
+Syntax, a key that stands twice, a section that does not exist, a class that does not exist: what
+needs no more than the file and the names of the package's classes.  All else is the parser's.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_recon.commands.names import LISTS
+from lightning_recon.commands.sources import known_names
+from lightning_recon.errors import InputError
+
+SECTIONS = (
+    *("seed_everything", "trainer", "model", "data", "audit", "checkpoint", "ckpt_path"),
+    *("weights_only", "verbose", "return_predictions", "config"),
+)
+"""The keys of a run's configuration."""
+_ROOMS = {
+    "model": ("attacks", "training"),
+    "data": ("data", "training"),
+    "target": ("targets",),
+    "client": ("clients",),
+    "defenses": ("defenses",),
+    "priors": ("priors",),
+    "refiner": ("refiners",),
+    "masks": ("data",),
+}
+"""By option: the rooms whose classes it may name without their module."""
+_ONE = ("model", "data", "target", "client", "refiner", "masks")
+_BESIDE = ("class_path", "init_args", "dict_kwargs")
+
+
+def check_early(words: Sequence[str]) -> None:
+    """Look at the configuration files that a command line names.
+
+    Args:
+        words: the command and its options.
+
+    Raises:
+        InputError: naming the file, the place and what is wrong.  A file that cannot be read is
+            left to the parser.
+    """
+    for path in _files(words):
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError):
+            continue
+        content = _parsed(text, path)
+        if content is None:
+            raise InputError(f"{path} holds nothing; see configs/ for examples")
+        if words[0] == "sweep" or not isinstance(content, dict):
+            continue
+        for name in content:
+            if name not in SECTIONS:
+                raise InputError(f"{path}: there is no section {name}{_nearest(name, SECTIONS)}")
+        _check_class_paths(content, "", path)
+        for key, name, rooms in _named(content, ""):
+            known = {one for room in rooms for one in known_names(room)}
+            if name not in known:
+                raise InputError(f"{path}: {key}: there is no class {name}{_nearest(name, known)}")
+
+
+def _files(words: Sequence[str]) -> Iterator[Path]:
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option in ("--config", "-c"):
+            yield Path(value if equals else "".join(words[place + 1 : place + 2]))
+
+
+def _parsed(text: str, path: Path) -> Any:
+    """Return what a text holds; InputError for what is no YAML, or holds a key twice."""
+    try:
+        node = yaml.compose(text)
+        _check_keys(node, path)
+        return None if node is None else yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = " ".join(str(error.problem or error.context).split())
+        raise InputError(f"{path}{where}: no YAML: {reason}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+
+
+def _check_keys(node: Any, path: Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line, name = key.start_mark.line + 1, str(key.value)
+            if name in seen and name != "<<":
+                raise InputError(
+                    f"{path}, line {line}: the key {name} stands in line {seen[name]} already; "
+                    "leave one"
+                )
+            seen[name] = line
+            _check_keys(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            _check_keys(entry, path)
+
+
+def _check_class_paths(content: Any, key: str, path: Path) -> None:
+    """Raise InputError for a list where one class belongs, or a key that none has beside it."""
+    for name, value in content.items() if isinstance(content, dict) else ():
+        where = f"{key}.{name}" if key else str(name)
+        if name in _ONE and isinstance(value, list):
+            raise InputError(f"{path}: {where} takes one class, not a list; leave out the dash")
+        for place, entry in enumerate(value if isinstance(value, list) else [value]):
+            inner = f"{where}.{place}" if isinstance(value, list) else where
+            if isinstance(entry, dict) and "class_path" in entry:
+                for other in entry:
+                    if other not in _BESIDE:
+                        raise InputError(
+                            f"{path}: {inner}: no key {other} beside class_path"
+                            f"{_nearest(other, _BESIDE)}"
+                        )
+            _check_class_paths(entry, inner, path)
+
+
+def _named(content: Any, key: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield the options of known rooms that name a class without its module, with the name."""
+    for name, value in content.items() if isinstance(content, dict) else ():
+        path = f"{key}.{name}" if key else str(name)
+        rooms = _ROOMS.get(str(name), ())
+        for place, entry in enumerate(value if isinstance(value, list) else [value]):
+            where = f"{path}.{place}" if isinstance(value, list) else path
+            named = entry.get("class_path") if isinstance(entry, dict) else entry
+            if rooms and isinstance(named, str) and "." not in named:
+                yield where, named, rooms
+            yield from _named(entry, where)
+
+
+def _nearest(name: object, known: Sequence[str] | set[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    listed = ", ".join(sorted(known)) if len(known) <= len(SECTIONS) else ""
+    lists = ", ".join(LISTS)
+    return f"; there are {listed}" if listed else f"; see the lists of {lists}, or give its module"
