@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lightning_recon import __version__
 from lightning_recon.errors import InputError
+from lightning_recon.files import expanded
 
 _REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 _OPTIONAL = {
@@ -186,7 +187,7 @@ def _look_for(wanted: NamedInput, users: Sequence[str]) -> Finding:
     from lightning_recon.commands.listing import concrete_subclasses
     from lightning_recon.data import ClientDataModule
 
-    path = Path(wanted.path).absolute()
+    path = expanded(wanted.path)
     data_modules: type[Any] = ClientDataModule
     data_sets = {found.__name__: found for found in concrete_subclasses(data_modules)}
     data_set = data_sets.get(wanted.class_name or "")
