@@ -213,4 +213,8 @@ def _look_for(wanted: NamedInput, users: Sequence[str]) -> Finding:
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are no objects, such as masks, which take no part in finding images."""
-    return {name: value for name, value in options.items() if not isinstance(value, dict)}
+    return {
+        name: value
+        for name, value in options.items()
+        if not (isinstance(value, dict) and "class_path" in value)
+    }

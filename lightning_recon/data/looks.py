@@ -30,12 +30,14 @@ class Look(NamedTuple):
     @classmethod
     def at(cls, picture: Image.Image) -> "Look":
         """Look at a picture that was opened, decoded or not."""
+        # First, for EXIF of a PNG is found by decoding, which empties the tiles.
+        is_deep_colour = not is_deep(picture.mode) and ";16" in str(getattr(picture, "tile", ""))
         return cls(
             picture.size,
             picture.mode,
             1 if hasattr(picture, "tag_v2") else orientation(picture),
             picture.has_transparency_data,
-            not is_deep(picture.mode) and ";16" in str(getattr(picture, "tile", "")),
+            is_deep_colour,
             getattr(picture, "n_frames", 1) > 1,
         )
 
