@@ -20,6 +20,7 @@ from lightning_recon.data import (
     TorchvisionDataModule,
 )
 from lightning_recon.errors import InputError
+from lightning_recon.functional.identification import thumbnails
 from lightning_recon.targets import MLP, ConvNet, LeNet
 
 RAMP = np.linspace(0, 1, 16)[None].repeat(16, 0)
@@ -53,7 +54,8 @@ def test_a_picture_that_fits_is_untouched(tmp_path, size, channels):
     assert torch.equal(data.client(0).images[0], expected)
     assert data.image_shape == (channels, height, width)
     assert f"; {height}x{width} as stored; no masks" in data.describe()
-    assert data.thumbnails([0], 4).shape == (1, channels, 4, 4)
+    small = thumbnails(data.client(0).images, 8)
+    assert torch.allclose(data.thumbnails([0], 8).double(), small, atol=1e-6)
 
 
 def test_what_is_done_to_other_sizes(tmp_path):

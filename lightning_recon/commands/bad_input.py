@@ -115,5 +115,5 @@ def _innermost_reason(text: str) -> str:
     if given and reason.startswith("Expected") and "Got value" not in reason:
         reason += f"; got {given[1]}"
         if re.match(r"Expected a (?:<class ')?str\b", reason) and given[1][0] not in "[{":
-            reason += f'; quote what looks like a number or a date: "{given[1]}"'
+            reason += "; in YAML, quote a text that looks like a number or a date"
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", reason)

@@ -246,10 +246,10 @@ class ClientDataModule(AuditDataModule):
 
         Args:
             places: in the data set, N.
-            size: height and width, in pixels.
+            size: longest side, in pixels.
 
         Returns:
-            N C size size in [0, 1].
+            N C h w in [0, 1].
         """
         return self._images.thumbnails(places, size)
 

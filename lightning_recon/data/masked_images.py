@@ -115,10 +115,18 @@ class MaskedImages:
         return images * masks, masks
 
     def thumbnails(self, places: Sequence[int], size: int) -> Tensor:
-        """Return small pictures of whole images, whatever the masks: N C size size in [0, 1]."""
-        images = torch.empty(len(places), self.reading.channels, size, size)
+        """Return small pictures of whole images, whatever the masks: N C h w in [0, 1].
+
+        Args:
+            places: in the source, N.
+            size: longest side, in pixels.
+        """
+        scale = size / max(self.image_size)
+        height, width = self.image_size
+        shape = (max(1, round(height * scale)), max(1, round(width * scale)))
+        images = torch.empty(len(places), self.reading.channels, *shape)
         for row, place in enumerate(places):
-            images[row] = F.adaptive_avg_pool2d(self._pixels(self.picture(place)), size)
+            images[row] = F.adaptive_avg_pool2d(self._pixels(self.picture(place)), shape)
         return images
 
     def mask_summary(self, places: Sequence[int]) -> MaskSummary:
