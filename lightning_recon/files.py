@@ -1,14 +1,36 @@
-"""Writing files so that a reader, or another process, never meets half of one."""
+"""Paths as people write them, and files that no reader, or other process, meets half of."""
 
 import csv
 import io
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from lightning_recon.errors import InputError
+
+
+def expanded(path: str) -> Path:
+    """Return an absolute path, with ``~`` and variables such as ``$HOME`` replaced.
+
+    Args:
+        path: as a person wrote it.
+
+    Raises:
+        InputError: a variable is not set, or there is no such user; unless a file has that name.
+    """
+    if not Path(path).exists():
+        path = os.path.expandvars(path)
+        if found := re.search(r"\$(?:\w+|\{\w+\})", path):
+            raise InputError(f"the variable {found[0]} in the path {path} is not set; set it first")
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise InputError(f"there is no such user in the path {path}") from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -281,6 +281,10 @@ class TestBadInput:
                 ["--data", "ImageNetDataModule", "--data.init_args.root", "nowhere"],
                 "nowhere; expected folders by WordNet id",
             ),
+            (
+                ["--data", "{class_path: ImageFolderDataModule, init_args: {root: 2024}}"],
+                "got 2024; in YAML, quote a text that looks like a number",
+            ),
         ],
     )
     def test_one_line_and_nothing_written(self, arguments, words, capfd):

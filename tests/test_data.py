@@ -80,7 +80,10 @@ def test_client_has_the_documented_types(root):
     assert batch.labels.dtype == batch.indices.dtype == torch.int64
     assert batch.labels.tolist() == [place // 4 for place in batch.indices.tolist()]
     assert data.mask_summary() == {"method": "none", "mean_area": None, "replaced": 0}
-    assert data.describe() == f"imagenet: 12 images in {root}; no masks"
+    assert (
+        data.describe()
+        == f"imagenet: 12 images in {root}; shorter side to 32, centre 28x28 of it; no masks"
+    )
 
 
 def test_labels_are_known_without_a_look_at_the_images(root, monkeypatch):

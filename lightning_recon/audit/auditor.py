@@ -32,7 +32,7 @@ from lightning_recon.privacy.reconstruction import clamped_psnr, expected_psnr
 from lightning_recon.randomness import make_generator
 from lightning_recon.updates import PrivateBatch
 
-THUMBNAIL_SIZE = 32  # pixels a side, of the pictures that are compared for identification
+THUMBNAIL_SIZE = 32  # longest side in pixels, of the pictures that are compared for identification
 
 
 class Auditor:
@@ -69,7 +69,7 @@ class Auditor:
         """C H W: the guess of one who learned nothing."""
         wanted = max(num_candidates, data.batch_size) if num_candidates else 0
         self.num_candidates = min(wanted, len(data.source))
-        self._thumbnail_size = min(THUMBNAIL_SIZE, *shape[1:])
+        self._thumbnail_size = min(THUMBNAIL_SIZE, max(shape[1:]))
         self.extra_metrics = {
             name: metric for name, metric in (extra_metrics or {}).items() if not metric.unavailable
         }

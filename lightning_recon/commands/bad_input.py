@@ -114,4 +114,6 @@ def _innermost_reason(text: str) -> str:
     given = re.search(r"Given value: (?!NestedArg|Namespace)(.{1,80})$", text, flags=re.MULTILINE)
     if given and reason.startswith("Expected") and "Got value" not in reason:
         reason += f"; got {given[1]}"
+        if re.match(r"Expected a (?:<class ')?str\b", reason) and given[1][0] not in "[{":
+            reason += "; in YAML, quote a text that looks like a number or a date"
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", reason)

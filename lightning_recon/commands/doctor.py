@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lightning_recon import __version__
 from lightning_recon.errors import InputError
+from lightning_recon.files import expanded
 
 _REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 _OPTIONAL = {
@@ -185,7 +186,7 @@ def _named_inputs(node: Any, class_name: str | None = None) -> Iterator[NamedInp
 def _look_for(wanted: NamedInput, users: Sequence[str]) -> Finding:
     from lightning_recon import data
 
-    path = Path(wanted.path).absolute()
+    path = expanded(wanted.path)
     named = getattr(data, wanted.class_name or "", None)
     is_data_set = isinstance(named, type) and issubclass(named, data.ClientDataModule)
     data_set: Any = named if is_data_set else None
@@ -211,4 +212,8 @@ def _look_for(wanted: NamedInput, users: Sequence[str]) -> Finding:
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are no objects, such as masks, which take no part in finding images."""
-    return {name: value for name, value in options.items() if not isinstance(value, dict)}
+    return {
+        name: value
+        for name, value in options.items()
+        if not (isinstance(value, dict) and "class_path" in value)
+    }

@@ -1,5 +1,6 @@
 """Data: fixed clients over image data sets, masks of the subjects, and captured updates."""
 
+from lightning_recon.data.arrays import ArrayDataModule
 from lightning_recon.data.base import ClientDataModule
 from lightning_recon.data.caltech256 import Caltech256DataModule
 from lightning_recon.data.captured import CapturedUpdate, CapturedUpdatesDataModule
@@ -11,8 +12,10 @@ from lightning_recon.data.masks import MaskFolder, MaskSource, SubjectMasks
 from lightning_recon.data.samples import SampleImagesDataModule
 from lightning_recon.data.sharing import AuditDataModule
 from lightning_recon.data.sources import ArraySource, FileSource, ImageSource, SquareSource
+from lightning_recon.data.torchvision_sets import TorchvisionDataModule
 
 __all__ = [
+    "ArrayDataModule",
     "ArraySource",
     "AuditDataModule",
     "CIFAR10DataModule",
@@ -31,4 +34,5 @@ __all__ = [
     "SampleImagesDataModule",
     "SquareSource",
     "SubjectMasks",
+    "TorchvisionDataModule",
 ]

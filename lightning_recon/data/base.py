@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,12 +14,23 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_recon.data.masked_images import MaskedImages, MaskSummary
+from lightning_recon.data.drawing import (
+    check_numbers,
+    check_reading,
+    replace_unreadable,
+    requested_places,
+)
+from lightning_recon.data.geometry import Resize
+from lightning_recon.data.masked_images import MaskedImages, MaskSummary, describe_masks
 from lightning_recon.data.masks import MaskSource
+from lightning_recon.data.opening import open_or_samples
 from lightning_recon.data.photographs import PhotographSource
-from lightning_recon.data.sharing import AuditDataModule, ClientLoader
+from lightning_recon.data.reading import Reading, is_grey
+from lightning_recon.data.sharing import AuditDataModule, ClientLoader, clients_by_epoch
 from lightning_recon.data.sources import ImageSource
 from lightning_recon.errors import InputError
+from lightning_recon.files import expanded
+from lightning_recon.functional.image_size import height_width
 from lightning_recon.updates import DataSpec, PrivateBatch
 
 if TYPE_CHECKING:
@@ -42,7 +54,8 @@ class ClientDataModule(AuditDataModule):
         num_clients: number of clients.
         indices: places in the data set of the one client's images, or one list per client;
             null draws them with ``seed``.
-        image_size: height and width of the images, in pixels.
+        image_size: height and width of the images, in pixels: one number or ``[H, W]``; null: of
+            the first picture as stored, and all must have it.
         masks: where the masks of the subjects come from; the images are 0 outside. Null: whole
             images.
         on_missing: what to do without data at ``root``: ``"samples"`` takes the sample
@@ -51,6 +64,15 @@ class ClientDataModule(AuditDataModule):
             the seed's permutation in its place.
         num_public: number of images that the server owns itself; fewer if the data set ends.
         seed: of the permutation that the clients' and the public images are taken from.
+        channels: of the images: colour becomes grey, grey is repeated; null: as the first picture.
+        resize: what to do with a picture of another size, where null leaves the choice to the data
+            set: ``"crop"`` resizes it to cover 256/224 of the size and cuts out the centre,
+            ``"stretch"`` cuts nothing off, ``"refuse"`` is an error.
+        exif_orientation: whether pictures are turned as EXIF says; torchvision does not.
+        background: grey level, 0 to 255, that transparent pictures are laid on; null drops the
+            transparency, as torchvision does.
+        value_range: what black and white are stored as in pictures of more than 8 bits, such as
+            ``[0, 4095]``; values outside are clipped.  Null: guessed from the data set.
 
     Raises:
         InputError: A number is out of its range.
@@ -65,23 +87,26 @@ class ClientDataModule(AuditDataModule):
         batch_size: int = 16,
         num_clients: int = 1,
         indices: list[int] | list[list[int]] | None = None,
-        image_size: int = 224,
+        image_size: int | list[int] | None = 224,
         masks: MaskSource | None = None,
         on_missing: Literal["error", "samples"] = "error",
         on_corrupt: Literal["error", "skip"] = "error",
         num_public: int = 32,
         seed: int = 0,
+        channels: Literal[1, 3] | None = 3,
+        resize: Resize | None = None,
+        exif_orientation: bool = False,
+        background: int | None = None,
+        value_range: list[float] | None = None,
     ) -> None:
         super().__init__()
-        for argument, value, least in (
-            ("batch_size", batch_size, 1),
-            ("num_clients", num_clients, 1),
-            ("image_size", image_size, 1),
-            ("num_public", num_public, 0),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise InputError(f"{argument} must be at least {least}, not {value}")
+        check_numbers(
+            batch_size=(batch_size, 1),
+            num_clients=(num_clients, 1),
+            num_public=(num_public, 0),
+            seed=(seed, 0),
+        )
+        check_reading(image_size, channels, background, value_range)
         self.root = root
         self.batch_size = batch_size
         self.num_clients = num_clients
@@ -92,10 +117,12 @@ class ClientDataModule(AuditDataModule):
         self.on_corrupt = on_corrupt
         self.num_public = num_public
         self.seed = seed
-        self._source: ImageSource | None = None
+        self.channels = channels
+        self.resize = resize
+        self.exif_orientation = exif_orientation
+        self.background = background
+        self.value_range = value_range
         self._is_fallback = False
-        self._drawn: tuple[list[list[int]], list[int], list[int]] | None = None
-        self._masked: MaskedImages | None = None
 
     @property
     @abstractmethod
@@ -119,18 +146,16 @@ class ClientDataModule(AuditDataModule):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """C, H, W of every image."""
-        return 3, self.image_size, self.image_size
+        return self._channels, *self._size
 
-    @property
+    @cached_property
     def source(self) -> ImageSource:
         """The opened data set, or the sample photographs in its place.
 
         Raises:
             InputError: there is nothing at ``root``, and no fallback is allowed.
         """
-        if self._source is None:
-            self._source = self._open()
-        return self._source
+        return self._open()
 
     @property
     def fallback(self) -> str | None:
@@ -151,10 +176,7 @@ class ClientDataModule(AuditDataModule):
         Raises:
             InputError: the data are missing, too few, or do not fit ``indices``.
         """
-        if self._drawn is None:
-            if self.masks is not None:
-                self.masks.check()
-            self._drawn = self._draw()
+        _ = self._drawn
 
     def client(self, index: int) -> PrivateBatch:
         """What one client holds; the same at every call.
@@ -216,8 +238,6 @@ class ClientDataModule(AuditDataModule):
             num_images: how many at most, in the order of the seed's permutation, in which the
                 clients come first; those that cannot be read are left out.
         """
-        self.setup()
-        assert self._drawn is not None
         _, _, order = self._drawn
         return list(islice(filter(self._is_readable, order), num_images))
 
@@ -226,10 +246,10 @@ class ClientDataModule(AuditDataModule):
 
         Args:
             places: in the data set, N.
-            size: height and width, in pixels.
+            size: longest side, in pixels.
 
         Returns:
-            N C size size in [0, 1].
+            N C h w in [0, 1].
         """
         return self._images.thumbnails(places, size)
 
@@ -238,23 +258,16 @@ class ClientDataModule(AuditDataModule):
         return self._images.mask_summary(self._all_private())
 
     def describe(self) -> str:
-        """One line for people: which images, how many, and how they are masked."""
-        where = f"{len(self.source)} images"
+        """One line for people: which images, how many, and what is done to them."""
+        where = f"{len(self.source)} images" + ("" if self.root is None else " in")
         if self.fallback:
             where = f"{len(self.source)} SAMPLE PHOTOGRAPHS, since nothing was found at"
-        elif self.root is not None:
-            where += " in"
         if self.root is not None:
-            where += f" {Path(self.root).absolute()}"
+            where += f" {expanded(self.root)}"
         elif self.fallback:
             where += " root: null"
-        summary = self.mask_summary()
-        if summary["method"] == "none":
-            return f"{self.name}: {where}; no masks"
-        return (
-            f"{self.name}: {where}; masks: {summary['method']}, "
-            f"mean area {summary['mean_area']:.2f}, {summary['replaced']} replaced by an ellipse"
-        )
+        changes = self._images.changes(self._all_private())
+        return f"{self.name}: {where}; {changes}; {describe_masks(self.mask_summary())}"
 
     def train_dataloader(self) -> ClientLoader:
         """As many times the client of this epoch and process as the attack has iterations.
@@ -264,15 +277,8 @@ class ClientDataModule(AuditDataModule):
         """
         if self.trainer is None or self.trainer.lightning_module is None:
             raise InputError("train_dataloader needs a Trainer: the attack sets its length")
-        trainer = self.trainer
-        rank, world_size = self._place()
-        if self.num_clients % world_size:
-            raise InputError(
-                f"fit attacks {world_size} clients at a time, one a process: num_clients must be "
-                f"a multiple of {world_size}, not {self.num_clients}"
-            )
-        iterations: Any = trainer.lightning_module.iterations
-        return ClientLoader(iterations, lambda _: trainer.current_epoch * world_size + rank)
+        iterations: Any = self.trainer.lightning_module.iterations
+        return clients_by_epoch(self.trainer, self.num_clients, iterations, *self._place())
 
     def val_dataloader(self) -> ClientLoader:
         """This process' share of the clients; none within ``fit``, which scores by itself."""
@@ -290,20 +296,39 @@ class ClientDataModule(AuditDataModule):
     @property
     def _images(self) -> MaskedImages:
         self.setup()
-        if self._masked is None:
-            self._masked = MaskedImages(self.source, self.image_size, self.masks)
-        return self._masked
+        return self._loader
+
+    @cached_property
+    def _loader(self) -> MaskedImages:
+        """The images, before the clients are drawn."""
+        source = self.source
+        values = None if self.value_range is None else (self.value_range[0], self.value_range[1])
+        reading = Reading(self._channels, self.exif_orientation, self.background, values)
+        resize = self.resize
+        if self.image_size is None and not self._is_fallback:
+            resize = resize or "refuse"
+        return MaskedImages(source, self._size, self.masks, reading, resize)
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        if self.image_size is not None:
+            return height_width(self.image_size)
+        source = self.source
+        return (224, 224) if self._is_fallback else source.look(0).upright(self.exif_orientation)
+
+    @cached_property
+    def _channels(self) -> Literal[1, 3]:
+        if self.channels is not None:
+            return self.channels
+        return 1 if is_grey(self.source.look(0).mode) else 3
 
     @property
     def _clients(self) -> list[list[int]]:
-        self.setup()
-        assert self._drawn is not None
         return self._drawn[0]
 
     @property
     def _public(self) -> list[int]:
-        self.setup()
-        assert self._drawn is not None
         return self._drawn[1]
 
     def _places(self, client: int) -> list[int]:
@@ -316,21 +341,16 @@ class ClientDataModule(AuditDataModule):
         return [place for places in self._clients for place in places]
 
     def _open(self) -> ImageSource:
-        root = None if self.root is None else Path(self.root).absolute()
-        source = None if root is None else self.open_source(root)
-        if source is not None and len(source):
-            return source
-        problem = f"{self.name}: no data at {root}; expected {self.expected}"
-        if root is None:
-            problem = f"{self.name}: no root given; expected {self.expected}"
-        if self.on_missing == "error":
-            raise InputError(f"{problem}; or set on_missing: samples")
-        rank_zero_warn(f"{problem}; the sample photographs are used instead")
-        self._is_fallback = True
-        return PhotographSource()
+        opened = self.root, self.open_source, self.on_missing, self.name, lambda: self.expected
+        source = open_or_samples(*opened)
+        self._is_fallback = isinstance(source, PhotographSource)
+        return source
 
-    def _draw(self) -> tuple[list[list[int]], list[int], list[int]]:
+    @cached_property
+    def _drawn(self) -> tuple[list[list[int]], list[int], list[int]]:
         """Places in the data set: each client's images, the public ones, all in drawn order."""
+        if self.masks is not None:
+            self.masks.check()
         total = self.batch_size * self.num_clients
         size = len(self.source)
         if total > size:
@@ -340,50 +360,27 @@ class ClientDataModule(AuditDataModule):
             )
         generator = torch.Generator().manual_seed(self.seed)
         order: list[int] = torch.randperm(size, generator=generator).tolist()
-        wanted = order[:total] if self.indices is None else self._requested(size)
+        wanted = order[:total]
+        if self.indices is not None:
+            clients = self.num_clients, self.batch_size
+            wanted = requested_places(self.indices, *clients, size, self.name)
         taken = set(wanted)
         spare = filter(self._is_readable, (place for place in order if place not in taken))
-        private = []
-        for place in wanted:
-            chosen = place if self._is_readable(place) else next(spare, None)
-            if chosen is None:
-                raise InputError(f"{self.name}: fewer than {total} images can be read")
-            private.append(chosen)
-        clients = [
-            private[start : start + self.batch_size] for start in range(0, total, self.batch_size)
-        ]
+        private = replace_unreadable(wanted, spare, self._is_readable)
+        if len(private) < total:
+            raise InputError(f"{self.name}: fewer than {total} images can be read")
+        starts = range(0, total, self.batch_size)
         taken = set(private)
         everyone = [*private, *(place for place in order if place not in taken)]
-        return clients, list(islice(spare, self.num_public)), everyone
-
-    def _requested(self, size: int) -> list[int]:
-        """The places that the user asked for, client after client, checked."""
-        lists = [entry for entry in self.indices or [] if isinstance(entry, list)]
-        flat = [entry for entry in self.indices or [] if isinstance(entry, int)]
-        if flat and not lists:
-            lists, flat = [flat], []
-        shape = [len(places) for places in lists]
-        if flat or shape != [self.batch_size] * self.num_clients:
-            raise InputError(
-                f"indices must be {self.num_clients} lists of {self.batch_size} "
-                f"(num_clients and batch_size), or for one client a flat list; got "
-                f"{len(shape)} lists of lengths {shape}"
-            )
-        places = [place for client in lists for place in client]
-        for place in places:
-            if not 0 <= place < size:
-                raise InputError(
-                    f"{self.name}: index {place} is out of range: there are {size} images, "
-                    f"0 to {size - 1}"
-                )
-        return places
+        batches = [private[start : start + self.batch_size] for start in starts]
+        return batches, list(islice(spare, self.num_public)), everyone
 
     def _is_readable(self, place: int) -> bool:
         """Whether an image can be used; under ``on_corrupt: error`` reading it will tell."""
         if self.on_corrupt == "error":
             return True
         try:
-            self.source.image(place)
+            self._loader.picture(place)
         except InputError as error:
             rank_zero_warn(f"skipped: {error}")
             return False

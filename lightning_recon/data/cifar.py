@@ -3,13 +3,13 @@
 A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
-import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from torchvision import datasets
 
+from lightning_recon.data.arrays import read_npz
 from lightning_recon.data.base import ClientDataModule
 from lightning_recon.data.sources import ArraySource, ImageSource
 from lightning_recon.errors import InputError
@@ -34,7 +34,10 @@ class CIFAR10DataModule(ClientDataModule):
     )
 
     def __init__(
-        self, split: Literal["train", "test"] = "test", image_size: int = 32, **kwargs: Any
+        self,
+        split: Literal["train", "test"] = "test",
+        image_size: int | list[int] | None = 32,
+        **kwargs: Any,
     ) -> None:
         super().__init__(image_size=image_size, **kwargs)
         self.split = split
@@ -69,7 +72,10 @@ class CIFAR100DataModule(ClientDataModule):
     )
 
     def __init__(
-        self, split: Literal["train", "test"] = "test", image_size: int = 32, **kwargs: Any
+        self,
+        split: Literal["train", "test"] = "test",
+        image_size: int | list[int] | None = 32,
+        **kwargs: Any,
     ) -> None:
         super().__init__(image_size=image_size, **kwargs)
         self.split = split
@@ -98,17 +104,9 @@ def _open_torchvision(
 
 
 def _open_npz(path: Path, split: str) -> ArraySource:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path} is not an .npz file with arrays x_{split} and y_{split}: {error}"
-        ) from error
+    images, labels = read_npz(path, split)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise InputError(
             f"{path}: x_{split} must be N 32 32 3 of uint8, not {images.shape} of {images.dtype}"
         )
-    if len(images) != len(labels):
-        raise InputError(f"{path}: {len(images)} images but {len(labels)} labels")
-    return ArraySource(images, labels.tolist(), split)
+    return ArraySource(images, labels, split)

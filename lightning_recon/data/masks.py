@@ -26,7 +26,7 @@ from torch import Tensor
 from lightning_recon.data.sam import load_sam
 from lightning_recon.data.sources import open_picture
 from lightning_recon.errors import InputError
-from lightning_recon.files import write_atomically
+from lightning_recon.files import expanded, write_atomically
 
 Crop = Callable[[Image.Image, Image.Resampling], Image.Image]
 """The geometry that a picture goes through, for the mask to follow."""
@@ -126,9 +126,10 @@ class MaskFolder(MaskSource):
         Raises:
             InputError: it does not.
         """
-        if not Path(self.folder).is_dir():
+        folder = expanded(self.folder)
+        if not folder.is_dir():
             raise InputError(
-                f"no folder of masks at {Path(self.folder).absolute()}: give one PNG per image, "
+                f"no folder of masks at {folder}: give one PNG per image, "
                 "with the image's relative name"
             )
 
@@ -146,7 +147,7 @@ class MaskFolder(MaskSource):
         Raises:
             InputError: the mask is missing, unreadable, or not of the picture's size.
         """
-        path = (Path(self.folder) / f"{key}.png").absolute()
+        path = expanded(self.folder) / f"{key}.png"
         if not path.is_file():
             raise InputError(f"no mask for the image {key}: {path} does not exist")
         stored = open_picture(path, mode="L")
@@ -196,7 +197,7 @@ class SubjectMasks(MaskSource):
 
     @property
     def _has_checkpoint(self) -> bool:
-        return self.checkpoint is not None and Path(self.checkpoint).is_file()
+        return self.checkpoint is not None and expanded(self.checkpoint).is_file()
 
     def check(self) -> None:
         """Make sure that there is something to segment with; tell of the fallback once.
@@ -206,7 +207,7 @@ class SubjectMasks(MaskSource):
         """
         if self._has_checkpoint:
             return
-        where = "null" if self.checkpoint is None else str(Path(self.checkpoint).absolute())
+        where = "null" if self.checkpoint is None else str(expanded(self.checkpoint))
         if self.method == "sam":
             raise InputError(
                 f"no Segment Anything checkpoint: looked for {where}; download one of "
@@ -264,14 +265,14 @@ class SubjectMasks(MaskSource):
     @property
     def _cache_folder(self) -> Path:
         if self.cache_dir is not None:
-            return Path(self.cache_dir)
+            return expanded(self.cache_dir)
         root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         return Path(root) / "lightning_recon" / "masks"
 
     @cached_property
     def _checkpoint_sha256(self) -> str:
         self.check()
-        with open(str(self.checkpoint), "rb") as file:
+        with open(expanded(str(self.checkpoint)), "rb") as file:
             digest = hashlib.sha256()
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -281,7 +282,7 @@ class SubjectMasks(MaskSource):
         if self.method == "grabcut":
             return grabcut(pixels)
         if self._predictor is None:
-            sam = load_sam(Path(str(self.checkpoint)))
+            sam = load_sam(expanded(str(self.checkpoint)))
             cuda_or_cpu = "cuda" if torch.cuda.is_available() else "cpu"
             sam.to(cuda_or_cpu if self.device == "auto" else self.device)
             self._predictor = SamPredictor(sam)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor
 
 from lightning_recon.errors import InputError
@@ -78,6 +78,29 @@ def share_clients(
     todo += sorted(completed)[: max(0, world_size - len(todo))]
     share = todo[rank::world_size]
     return ClientLoader(len(share), share.__getitem__)
+
+
+def clients_by_epoch(
+    trainer: Trainer, num_clients: int, length: int, rank: int, world_size: int
+) -> ClientLoader:
+    """Return a loader that repeats the client of this epoch and process.
+
+    Args:
+        trainer: that counts the epochs.
+        num_clients: how many there are.
+        length: number of items.
+        rank: of this process.
+        world_size: number of processes.
+
+    Raises:
+        InputError: the processes cannot share the clients evenly.
+    """
+    if num_clients % world_size:
+        raise InputError(
+            f"fit attacks {world_size} clients at a time, one a process: num_clients must be "
+            f"a multiple of {world_size}, not {num_clients}"
+        )
+    return ClientLoader(length, lambda _: trainer.current_epoch * world_size + rank)
 
 
 class AuditDataModule(LightningDataModule, ABC):

@@ -1,30 +1,38 @@
 """Where pictures come from: files, arrays in memory; and the geometry that each kind needs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as geometry
 
+from lightning_recon.data.geometry import bring_to_size
+from lightning_recon.data.looks import Look
+from lightning_recon.data.reading import orientation
 from lightning_recon.errors import InputError
 
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+EXTENSIONS = (
+    *(".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".pbm", ".pgm", ".ppm", ".pnm"),
+)
 """File names that count as pictures, in lower case."""
 
 
 class ImageSource(ABC):
     """An indexed set of labelled pictures."""
 
+    resize: Literal["crop", "stretch"] = "crop"
+    """What :meth:`crop` does to a picture of another size; see :func:`bring_to_size`."""
+
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """Picture ``index`` as stored, RGB.
+        """Picture ``index`` as stored, in any of Pillow's modes.
 
         Raises:
             InputError: the file cannot be decoded; the message has its path.
@@ -38,27 +46,35 @@ class ImageSource(ABC):
     def key(self, index: int) -> str:
         """Stable name of picture ``index``: for files, the relative path without extension."""
 
-    def crop(self, picture: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-        """Bring a picture, or its mask, to ``size`` x ``size`` pixels.
+    def where(self, index: int) -> str:
+        """Where picture ``index`` lies, for messages: for files, the whole path."""
+        return self.key(index)
 
-        Photographs: the shorter side to ``size * 256 / 224``, then the centre, as the evaluation
-        of ImageNet models does.
+    def look(self, index: int) -> Look:
+        """What picture ``index`` looks like as stored.
+
+        Raises:
+            InputError: the file cannot be opened.
         """
-        shorter = round(size * 256 / 224)
-        mode = InterpolationMode.NEAREST
-        if resample != Image.Resampling.NEAREST:
-            mode = InterpolationMode.BILINEAR  # Pillow's, which antialiases
-        resized: Image.Image = geometry.resize(picture, [shorter], mode)
-        cropped: Image.Image = geometry.center_crop(resized, [size, size])
-        return cropped
+        return Look.at(self.image(index))
+
+    def crop(
+        self, picture: Image.Image, size: int | Sequence[int], resample: Image.Resampling
+    ) -> Image.Image:
+        """Bring a picture, or its mask, to a size, by :attr:`resize`.
+
+        Args:
+            picture: the whole picture.
+            size: side of a square, or height and width, in pixels.
+            resample: bilinear, or nearest for masks.
+        """
+        return bring_to_size(picture, size, self.resize, resample)
 
 
 class SquareSource(ImageSource):
     """Square pictures: brought to the size asked without cutting anything off."""
 
-    def crop(self, picture: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-        """Resize to ``size`` x ``size`` pixels; the picture itself where it has that size."""
-        return picture if picture.size == (size, size) else picture.resize((size, size), resample)
+    resize = "stretch"
 
 
 class FileSource(ImageSource):
@@ -77,13 +93,36 @@ class FileSource(ImageSource):
         return len(self.files)
 
     def image(self, index: int) -> Image.Image:
-        """Decode file ``index``, RGB.
+        """Decode file ``index``.
 
         Raises:
             InputError: the file cannot be decoded.
         """
         path = self.root / self.files[index][0]
-        return open_picture(path)
+        try:
+            with Image.open(path) as picture:
+                orientation(picture)  # EXIF is read from the open file
+                picture.load()
+                return picture
+        except Exception as error:  # every decoder of Pillow fails in its own way
+            raise _unreadable(path, error) from error
+
+    def where(self, index: int) -> str:
+        """Path of file ``index``."""
+        return str((self.root / self.files[index][0]).absolute())
+
+    def look(self, index: int) -> Look:
+        """What file ``index`` looks like; only its head is read.
+
+        Raises:
+            InputError: the file cannot be opened.
+        """
+        path = self.root / self.files[index][0]
+        try:
+            with Image.open(path) as picture:
+                return Look.at(picture)
+        except Exception as error:  # every decoder of Pillow fails in its own way
+            raise _unreadable(path, error) from error
 
     def label(self, index: int) -> int:
         """Class of file ``index``."""
@@ -98,7 +137,7 @@ class ArraySource(SquareSource):
     """Pictures in memory.
 
     Args:
-        images: N H W 3, uint8, H = W.
+        images: N H W 3 or N H W, uint8, H = W.
         labels: N integers.
         prefix: what the names of the pictures begin with.
     """
@@ -112,7 +151,7 @@ class ArraySource(SquareSource):
         return len(self.images)
 
     def image(self, index: int) -> Image.Image:
-        """Picture ``index``, RGB."""
+        """Picture ``index``, RGB or L."""
         return Image.fromarray(self.images[index])
 
     def label(self, index: int) -> int:
@@ -138,13 +177,60 @@ def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
         with Image.open(path) as picture:
             return picture.convert(mode)
     except Exception as error:  # every decoder of Pillow fails in its own way
-        raise InputError(f"cannot read the image {path.absolute()}: {error}") from error
+        raise _unreadable(path, error) from error
 
 
 def image_files(folder: Path) -> list[str]:
-    """Paths of all pictures below ``folder``, relative to it, sorted."""
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and path.is_file()
-    )
+    """Paths of all pictures below ``folder``, relative to it, sorted.
+
+    Links are followed.  What is hidden (its name begins with a dot, such as ``._a.jpg`` and
+    ``.ipynb_checkpoints``) or lies in ``__MACOSX`` does not count.
+
+    Args:
+        folder: to look through; it need not exist.
+
+    Raises:
+        InputError: a folder cannot be listed, or a link leads nowhere.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(path.relative_to(folder).as_posix() for path in _pictures(folder, ()))
+
+
+def visible_entries(folder: Path) -> list[Path]:
+    """Entries of a folder that count, sorted by name; see :func:`image_files`.
+
+    Args:
+        folder: to list.
+
+    Raises:
+        InputError: it cannot be listed.
+    """
+    try:
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if not path.name.startswith(".") and path.name != "__MACOSX"
+        )
+    except OSError as error:
+        raise InputError(f"cannot list the folder {folder}: {error.strerror}") from error
+
+
+def _pictures(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:  # a link to a folder that it lies in
+        return
+    for path in visible_entries(folder):
+        is_picture = path.suffix.lower() in EXTENSIONS
+        if path.is_dir():
+            yield from _pictures(path, (*above, real))
+        elif is_picture and (path.is_file() or path.is_symlink()):
+            yield path  # a link to a picture that is gone fails when it is read
+        elif path.is_symlink() and not path.exists():
+            raise InputError(
+                f"the link {path} leads to {path.readlink()}, which is not there; mend or remove it"
+            )
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"cannot read the image {path.absolute()}: {error}")

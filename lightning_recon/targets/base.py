@@ -50,7 +50,7 @@ class Target(nn.Module):
             size = "x".join(str(n) for n in image_shape)
             raise InputError(
                 f"the target {self.name} does not take images of {size}: {_first_line(error)}; set "
-                "image_size in the data, or choose another target"
+                "channels or image_size in the data, or choose another target"
             ) from error
 
 

@@ -1,12 +1,14 @@
 """Networks without pooling, normalisation or shortcuts, from which closed forms read the input."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
+from lightning_recon.functional.image_size import height_width
 from lightning_recon.targets.base import Target, load_weights, seeded
 
 Activation = Literal["leaky_relu", "relu", "sigmoid", "tanh"]
@@ -26,7 +28,7 @@ class MLP(Target):
 
     Args:
         num_classes: length of the output.
-        image_size: height and width of the images.
+        image_size: height and width of the images, one number or ``[H, W]``.
         hidden: widths of the hidden layers.
         activation: behind each hidden layer.
         in_channels: channels of the images.
@@ -40,7 +42,7 @@ class MLP(Target):
     def __init__(
         self,
         num_classes: int = 10,
-        image_size: int = 32,
+        image_size: int | list[int] = 32,
         hidden: Sequence[int] = (1000, 100),
         activation: Activation = "relu",
         in_channels: int = 3,
@@ -52,7 +54,7 @@ class MLP(Target):
             raise InputError("MLP: hidden must hold at least one width")
         with seeded(seed):
             layers: list[nn.Module] = [nn.Flatten()]
-            width = in_channels * image_size**2
+            width = in_channels * prod(height_width(image_size))
             for next_width in hidden:
                 layers += [nn.Linear(width, next_width), _activation(activation)]
                 width = next_width
@@ -74,7 +76,8 @@ class PlainConvNet(Target):
 
     Args:
         num_classes: length of the output.
-        image_size: height and width of the images; the linear layer depends on it.
+        image_size: height and width of the images, one number or ``[H, W]``; the linear layer
+            depends on it.
         channels: of each convolution.
         strides: of each convolution.
         activation: behind each convolution.
@@ -89,7 +92,7 @@ class PlainConvNet(Target):
     def __init__(
         self,
         num_classes: int = 10,
-        image_size: int = 32,
+        image_size: int | list[int] = 32,
         channels: Sequence[int] = (12, 36, 36, 64),
         strides: Sequence[int] = (2, 2, 1, 2),
         activation: Activation = "leaky_relu",
@@ -114,7 +117,7 @@ class PlainConvNet(Target):
                 ]
                 width = next_width
             self.features = nn.Sequential(*layers)
-            size = self.features(torch.zeros(1, in_channels, image_size, image_size)).numel()
+            size = self.features(torch.zeros(1, in_channels, *height_width(image_size))).numel()
             self.classifier = nn.Linear(size, num_classes)
         load_weights(self, weights)
 

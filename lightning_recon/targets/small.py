@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_recon.functional.image_size import height_width
 from lightning_recon.targets.base import Target, load_weights, seeded
 
 
@@ -14,7 +15,8 @@ class LeNet(Target):
 
     Args:
         num_classes: length of the output.
-        image_size: height and width of the images; the linear layer depends on it.
+        image_size: height and width of the images, one number or ``[H, W]``; the linear layer
+            depends on it.
         in_channels: channels of the images.
         weights: a file with the tensors, or null for random weights drawn from ``seed``.
         seed: of the random weights.
@@ -23,7 +25,7 @@ class LeNet(Target):
     def __init__(
         self,
         num_classes: int = 10,
-        image_size: int = 32,
+        image_size: int | list[int] = 32,
         in_channels: int = 3,
         weights: str | None = None,
         seed: int = 0,
@@ -40,8 +42,8 @@ class LeNet(Target):
                 nn.Conv2d(12, 12, 5, padding=2),
                 nn.Sigmoid(),
             )
-            side = -(-image_size // 4)
-            self.classifier = nn.Linear(12 * side * side, num_classes)
+            height, width = (-(-side // 4) for side in height_width(image_size))
+            self.classifier = nn.Linear(12 * height * width, num_classes)
             for parameter in self.parameters():
                 nn.init.uniform_(parameter, -0.5, 0.5)
         load_weights(self, weights)

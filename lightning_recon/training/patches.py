@@ -5,16 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import numpy as np
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
-from PIL import Image
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_recon.data.photographs import PhotographSource
-from lightning_recon.data.sources import FileSource, ImageSource, image_files
+from lightning_recon.data.masked_images import MaskedImages
+from lightning_recon.data.opening import open_or_samples
+from lightning_recon.data.reading import Reading
+from lightning_recon.data.sources import FileSource, ImageSource, image_files, visible_entries
 from lightning_recon.errors import InputError
 from lightning_recon.randomness import make_generator
 
@@ -171,28 +170,23 @@ class PatchDataModule(LightningDataModule):
         if not isinstance(self.source, FileSource):
             return [self.source.label(place) for place in places]
         root = self.source.root
-        folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+        folders = sorted(path.name for path in visible_entries(root) if path.is_dir())
         numbers = {name: label for label, name in enumerate(folders)}
         return [numbers.get(self.source.key(place).split("/")[0], 0) for place in places]
 
     def _open(self) -> ImageSource:
-        root = None if self.root is None else Path(self.root).absolute()
-        files = [] if root is None else image_files(root)
-        if root is not None and files:
-            return FileSource(root, [(file, number) for number, file in enumerate(files)])
-        problem = f"{self.name}: no pictures at {root}; expected {self.expected}"
-        if root is None:
-            problem = f"{self.name}: no root given; expected {self.expected}"
-        if self.on_missing == "error":
-            raise InputError(f"{problem}; or set on_missing: samples")
-        rank_zero_warn(f"{problem}; the sample photographs are used instead")
-        return PhotographSource()
+        opened = self.root, _open_folder, self.on_missing, self.name, lambda: self.expected
+        return open_or_samples(*opened)
 
     def _place(self) -> tuple[int, int]:
         """Rank and world size; 0 and 1 without a Trainer."""
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
+
+
+def _open_folder(root: Path) -> ImageSource:
+    return FileSource(root, [(file, number) for number, file in enumerate(image_files(root))])
 
 
 class _Numbers(Sampler[int]):
@@ -242,9 +236,9 @@ class _Patches(Dataset[_Item]):
         path: tuple[int, str],
         labels: list[int] | None,
     ) -> None:
-        self.source = source
+        image_size, self.patch_size, self.patches_per_image = sizes
+        self.images = MaskedImages(source, (image_size, image_size), None, Reading(), None)
         self.places = places
-        self.image_size, self.patch_size, self.patches_per_image = sizes
         self.path = path
         self.labels = labels
 
@@ -257,16 +251,13 @@ class _Patches(Dataset[_Item]):
         return patches if self.labels is None else (patches, self.labels[place])
 
     def _image(self, generator: torch.Generator) -> tuple[int, Tensor]:
-        """A random picture that can be read: its place, and 3 H W, uint8."""
+        """A random picture that can be read: its place, and 3 H W in [0, 1]."""
         for _ in range(_MAX_UNREADABLE):
             place = self.places[_below(len(self.places), generator)]
             try:
-                picture = self.source.image(place)
+                return place, self.images.load([place])[0][0]
             except InputError as error:
                 warnings.warn(f"skipped: {error}", stacklevel=2)
-                continue
-            picture = self.source.crop(picture, self.image_size, Image.Resampling.BILINEAR)
-            return place, torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         raise InputError(f"{_MAX_UNREADABLE} pictures in a row cannot be decoded; is root right?")
 
     def _patch(self, image: Tensor, generator: torch.Generator) -> Tensor:
@@ -274,7 +265,7 @@ class _Patches(Dataset[_Item]):
         top, left = (_below(side - self.patch_size + 1, generator) for side in image.shape[1:])
         patch = image[:, top : top + self.patch_size, left : left + self.patch_size]
         patch = torch.rot90(patch, _below(4, generator), (1, 2))
-        return (patch.flip(2) if _below(2, generator) else patch) / 255
+        return patch.flip(2) if _below(2, generator) else patch
 
 
 def _below(end: int, generator: torch.Generator) -> int:

@@ -1,0 +1,23 @@
+"""The size of images, as a configuration gives it."""
+
+from collections.abc import Sequence
+
+from lightning_recon.errors import InputError
+
+
+def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width, in pixels.
+
+    Args:
+        image_size: one number for square images, or height and width.
+
+    Raises:
+        InputError: there are not one or two numbers, or one is below 1.
+    """
+    sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    if len(sides) != 2:
+        raise InputError(f"image_size must be one number or [height, width], not {sides}")
+    for side in sides:
+        if side < 1:
+            raise InputError(f"image_size must be at least 1, not {side}")
+    return sides[0], sides[1]
