@@ -60,12 +60,14 @@ def reconstruct(
         True
     """
     known = None if labels is None else _checked(labels, attack.target.num_classes)
-    count = num_samples or (1 if known is None else len(known))
+    count = (1 if known is None else len(known)) if num_samples is None else num_samples
+    if count < 1:
+        raise InputError(f"num_samples must be at least 1, not {count}")
     if known is not None and len(known) != count:
         raise InputError(f"{len(known)} labels, but num_samples is {count}; give one per sample")
     if public_images is None:
         public_images = torch.empty(0, *image_shape)
-    attack.bind(DataSpec(image_shape, None, count), public_images)
+    attack.bind(DataSpec((*image_shape,), None, count), public_images)
     payload = attack.federation.payload
     found = _named(sent, payload, "sent")
     captured: dict[str, Any] = {"update": _update(attack, found, before)}
@@ -122,7 +124,7 @@ def _named(given: Tensors, payload: nn.Module, what: str) -> dict[str, Tensor]:
                 f"{what} holds {len(given)} tensors, but the model has {len(names)} parameters "
                 f"and {len(stored)} entries in its state_dict; give them by name"
             )
-        zeros = (0 * known[name].detach() for name in names)  # a parameter that plays no part
+        zeros = (torch.zeros_like(known[name]) for name in names)  # a parameter that plays no part
         pairs = zip(names, given, zeros, strict=True)
         given = {name: zero if value is None else value for name, value, zero in pairs}
     found = {

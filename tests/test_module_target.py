@@ -234,6 +234,23 @@ def test_what_are_no_logits_is_refused(change, words):
     assert words in line(error)
 
 
+class TwoInputs(Net):
+    def forward(self, images, lengths):
+        return super().forward(images)
+
+
+class OfAnotherSize(Net):
+    def forward(self, images):
+        return super().forward({8: images}[images.shape[-1]])
+
+
+@pytest.mark.parametrize(("kind", "words"), [(TwoInputs, "lengths"), (OfAnotherSize, "9")])
+def test_what_takes_no_images_is_told_in_one_line(kind, words):
+    with pytest.raises(InputError, match="does not take images of 3x9x9") as error:
+        ModuleTarget(kind, 5).check_input((3, 9, 9))
+    assert words in line(error)
+
+
 def test_a_second_output_of_training_is_refused():
     """An auxiliary head, which shows in the client's mode alone."""
     target = ModuleTarget(Changed(lambda net, x: (x, x) if net.training else x), 5)

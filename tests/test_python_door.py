@@ -194,6 +194,8 @@ WRONG = {
     "labels of other classes": (lambda g: g, {"labels": [1, 10]}, "from 0 to 9, not"),
     "labels that are shares": (lambda g: g, {"labels": torch.rand(2)}, "from 0 to 9, not"),
     "a count": (lambda g: g, {"num_samples": 3}, "2 labels, but num_samples is 3"),
+    "no samples": (lambda g: g, {"num_samples": 0, "labels": None}, "at least 1, not 0"),
+    "channels last": (lambda g: g, {"image_shape": (16, 16, 3)}, "images of 16x16x3"),
     "of FedSGD": (lambda g: g, {"before": {}}, "FedAvg(learning_rate=...)"),
     "NaN": (lambda g: {**g, "fc.bias": g["fc.bias"] * torch.nan}, {}, "NaN"),
 }  # fmt: skip

@@ -14,6 +14,9 @@ from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.randomness import derive_seed
 from lightning_recon.targets.names import misfit, under_wanted_names, weights_in
 
+_REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a module raises where it does not take what it is given."""
+
 
 class Target(nn.Module):
     """A classifier that a federation trains: B C H W in [0, 1] -> B num_classes logits.
@@ -46,7 +49,7 @@ class Target(nn.Module):
         try:
             with left_as_found(self, training=False, keeps_buffers=True):
                 output = self._try(2, image_shape)
-        except (RuntimeError, AssertionError, ValueError) as error:
+        except _REFUSALS as error:
             raise InputError(
                 f"the target {self.name} does not take images of {_size(image_shape)}: "
                 f"{_first_line(error)}; set image_size in the data, or choose another target"
@@ -67,7 +70,7 @@ class Target(nn.Module):
         try:
             with left_as_found(self, keeps_buffers=True):
                 output = self._try(num_samples, image_shape)
-        except (RuntimeError, AssertionError, ValueError) as error:
+        except _REFUSALS as error:
             batch = "a single image" if num_samples == 1 else "images"
             larger = ", or take larger images or batches" if num_samples == 1 else ""
             raise InputError(
