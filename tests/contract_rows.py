@@ -134,6 +134,12 @@ TARGETS = {  # by seed
     "EfficientNetLite0": lambda seed: targets.EfficientNetLite0(),
     "LeNet": lambda seed: lenet(seed=seed),
     "MLP": lambda seed: targets.MLP(5, SIZE, (8,), seed=seed),
+    "ModuleTarget": lambda seed: targets.ModuleTarget(
+        lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE**2, 5)),
+        5,
+        mean=0.5,
+        seed=seed,
+    ),
     "NormFreeResNet18": lambda seed: targets.NormFreeResNet18(5, seed=seed),
     "PlainConvNet": lambda seed: targets.PlainConvNet(5, SIZE, (4, 8), (2, 1), seed=seed),
     "ROGLeNet": lambda seed: targets.ROGLeNet(5, SIZE, num_features=8, seed=seed),

@@ -124,6 +124,10 @@ class Attack(LightningModule, ABC):
 
     def _check(self, spec: DataSpec) -> None:
         self.target.check_input(spec.image_shape)
+        if self.client.mode == "train":
+            with self.client.working(self.target):
+                fewest = self.client.fewest_samples(spec.max_batch_size)
+                self.target.check_batch(spec.image_shape, fewest)
         if spec.num_classes is not None and spec.num_classes > self.target.num_classes:
             raise InputError(
                 f"the data has {spec.num_classes} classes, but the target knows "

@@ -38,6 +38,10 @@ class Aggregate(WrappedClient):
         """Return how often each gradient counts in the update of one client with its share."""
         return self.client.gradient_weights(-(-num_samples // self.num_clients))
 
+    def fewest_samples(self, num_samples: int) -> int:
+        """Return how many samples the payload of one client sees together at the least."""
+        return self.client.fewest_samples(-(-num_samples // self.num_clients))
+
     def local_update(
         self,
         loss: LocalLoss,

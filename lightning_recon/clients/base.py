@@ -65,6 +65,10 @@ class Client(ABC):
         """
         return [1.0]
 
+    def fewest_samples(self, num_samples: int) -> int:
+        """Return how many samples of a batch the payload sees together at the least."""
+        return num_samples
+
     def num_gradients(self, num_samples: int) -> float:
         """Return how many mean gradients of a batch an update is the sum of, about."""
         return sum(self.gradient_weights(num_samples))

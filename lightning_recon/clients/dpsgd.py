@@ -47,6 +47,10 @@ class DPSGD(FedSGD):
         self.clip_norm = clip_norm
         self.num_parallel = num_parallel
 
+    def fewest_samples(self, num_samples: int) -> int:
+        """Return one: every sample is differentiated by itself."""
+        return 1
+
     def run(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> tuple[Update, Buffers]:
         """Return the mean of the clipped gradients, and the payload's buffers as they were.
 

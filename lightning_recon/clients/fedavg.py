@@ -78,6 +78,11 @@ class FedAvg(Client):
         """Return the number of local steps on so many samples."""
         return self.epochs * -(-num_samples // (self.minibatch_size or num_samples))
 
+    def fewest_samples(self, num_samples: int) -> int:
+        """Return the samples of the smallest minibatch."""
+        size = self.minibatch_size or num_samples
+        return num_samples % size or size
+
     def gradient_weights(self, num_samples: int) -> list[float]:
         """Return for each local step 1 + momentum + momentum^2 + ..., a term a step to the end."""
         left = range(self.num_steps(num_samples), 0, -1)

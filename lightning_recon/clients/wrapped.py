@@ -34,6 +34,10 @@ class WrappedClient(Client):
         """Return how often each gradient counts in the inner client's update."""
         return self.client.gradient_weights(num_samples)
 
+    def fewest_samples(self, num_samples: int) -> int:
+        """Return how many samples the payload sees together at the least."""
+        return self.client.fewest_samples(num_samples)
+
     def local_update(
         self,
         loss: LocalLoss,

@@ -98,6 +98,11 @@ def _misnamed(text: str) -> str | None:
         return None
     words = re.findall(r"\b[A-Z]\w+", " ".join(bases for _, bases in found))
     kinds = " or ".join(dict.fromkeys(word for word in words if word != "Union"))
+    if kinds == "Target":
+        return (
+            f"{path} is no class below Target; name one of these, or give a torch.nn.Module to "
+            "ModuleTarget as its module (docs/python.md)"
+        )
     return f"{path} is no class below {kinds}; name one of these, or leave it out"
 
 

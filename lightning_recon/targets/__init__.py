@@ -3,6 +3,7 @@
 from lightning_recon.targets.base import Target
 from lightning_recon.targets.dropout import Dropout
 from lightning_recon.targets.efficientnet_lite import EfficientNetLite0
+from lightning_recon.targets.module import ModuleTarget
 from lightning_recon.targets.plain import MLP, PlainConvNet
 from lightning_recon.targets.precode import VariationalBottleneck
 from lightning_recon.targets.rog import VGG7, NormFreeResNet18, ResNet9, ROGLeNet
@@ -18,6 +19,7 @@ __all__ = [
     "Dropout",
     "EfficientNetLite0",
     "LeNet",
+    "ModuleTarget",
     "NormFreeResNet18",
     "PlainConvNet",
     "ROGLeNet",

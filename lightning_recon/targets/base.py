@@ -4,13 +4,18 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
 from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.randomness import derive_seed
+from lightning_recon.targets.names import misfit, under_wanted_names, weights_in
+
+_REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a module raises where it does not take what it is given."""
 
 
 class Target(nn.Module):
@@ -33,7 +38,7 @@ class Target(nn.Module):
         self.num_classes = num_classes
 
     def check_input(self, image_shape: tuple[int, int, int]) -> None:
-        """Make sure that images of this shape pass through.
+        """Make sure that images of this shape give logits.
 
         Args:
             image_shape: C, H, W.
@@ -41,17 +46,66 @@ class Target(nn.Module):
         Raises:
             InputError: if they do not.
         """
-        parameter = next(self.parameters())
-        images = torch.zeros(2, *image_shape, device=parameter.device, dtype=parameter.dtype)
         try:
-            with left_as_found(self, training=False, keeps_buffers=True), torch.no_grad():
-                self(images)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            size = "x".join(str(n) for n in image_shape)
+            with left_as_found(self, training=False, keeps_buffers=True):
+                output = self._try(2, image_shape)
+        except _REFUSALS as error:
             raise InputError(
-                f"the target {self.name} does not take images of {size}: {_first_line(error)}; set "
-                "channels or image_size in the data, or choose another target"
+                f"the target {self.name} does not take images of {_size(image_shape)}: "
+                f"{_first_line(error)}; set channels or image_size in the data, or choose another "
+                "target"
             ) from error
+        self._check_logits(output, 2)
+
+    def check_batch(self, image_shape: tuple[int, int, int], num_samples: int) -> None:
+        """Make sure that a batch gives logits in the mode in which the target is.
+
+        Args:
+            image_shape: C, H, W.
+            num_samples: of the batch; more than two are tried as two.
+
+        Raises:
+            InputError: if it does not, above all a single image where batch norm needs several.
+        """
+        num_samples = min(num_samples, 2)
+        try:
+            with left_as_found(self, keeps_buffers=True):
+                output = self._try(num_samples, image_shape)
+        except _REFUSALS as error:
+            batch = "a single image" if num_samples == 1 else "images"
+            larger = ", or take larger images or batches" if num_samples == 1 else ""
+            raise InputError(
+                f"the target {self.name} cannot be trained on {batch} of {_size(image_shape)}: "
+                f"{_first_line(error)}; set the client's mode to eval{larger}"
+            ) from error
+        self._check_logits(output, num_samples, "in the client's mode ")
+
+    def _try(self, num_samples: int, image_shape: tuple[int, int, int]) -> Any:
+        """Return what grey images give; the global random state stays as it was."""
+        parameter = next(self.parameters())
+        kind = {"device": parameter.device, "dtype": parameter.dtype}
+        images = torch.zeros(num_samples, *image_shape, **kind)  # type: ignore[call-overload]
+        devices = [parameter.device] if parameter.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            return self(images)
+
+    def _check_logits(self, output: Any, num_samples: int, when: str = "") -> None:
+        """Raise InputError unless an output is of the shape of logits."""
+        if not isinstance(output, Tensor):
+            raise InputError(
+                f"the target {self.name} {when}gives a {type(output).__name__}, not a tensor of "
+                "logits; let its forward return the logits alone (docs/python.md)"
+            )
+        if tuple(output.shape) == (num_samples, self.num_classes):
+            return
+        shape = "x".join(str(length) for length in output.shape) or "a number"
+        is_flat = output.ndim == 2 and len(output) == num_samples
+        remedy = f"set num_classes to {output.shape[1]}" if is_flat else "flatten its output"
+        raise InputError(
+            f"the target {self.name} {when}gives {shape} for a batch of {num_samples}, not "
+            f"{num_samples}x{self.num_classes}, the logits of num_classes; {remedy}, or change the "
+            "model's last layer"
+        )
 
 
 @contextmanager
@@ -65,8 +119,9 @@ def seeded(seed: int) -> Iterator[None]:
 def load_weights(model: nn.Module, path: str | None, rename: Callable[[str], str] = str) -> None:
     """Fill ``model`` from a file of tensors by name.
 
-    Takes a plain ``state_dict``, one under the key ``state_dict``, and names that begin with
-    ``module.`` (as DataParallel writes them).
+    Takes a plain ``state_dict`` and checkpoints that keep one under a key (``state_dict``,
+    ``model``, ``model_state_dict``, ``net``), with the names that DataParallel, torch.compile,
+    Opacus, FSDP and Lightning write: see :func:`.under_wanted_names`.
 
     Args:
         model: what is filled.
@@ -84,19 +139,25 @@ def load_weights(model: nn.Module, path: str | None, rename: Callable[[str], str
     try:
         state = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises many types for a broken file
-        raise InputError(f"{file} is no readable file of weights: {_first_line(error)}") from error
-    if isinstance(state, dict):
-        state = state.get("state_dict", state)
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        reason = _first_line(error)
+        if "GLOBAL" in str(error):  # of a pickled class, with advice to load it all the same
+            reason = "it holds more than tensors, and is not unpickled; save the state_dict() alone"
+        raise InputError(f"{file} is no readable file of weights: {reason}") from error
+    found = weights_in(state)
+    if found is None:
         raise InputError(f"{file} holds no weights by name; save the model's state_dict() to it")
-    state = {rename(name.removeprefix("module.")): tensor for name, tensor in state.items()}
+    wanted = model.state_dict()
+    found = {rename(name): tensor for name, tensor in found.items()}
+    found = under_wanted_names(found, wanted.keys())
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(found)
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise InputError(
-            f"the weights in {file} do not fit the model: {' '.join(lines[:2])[:300]}"
-        ) from error
+        reason = misfit(found, wanted) or _first_line(error)
+        raise InputError(f"the weights in {file} do not fit the model: {reason}") from error
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(str(length) for length in shape)
 
 
 def _first_line(error: Exception) -> str:

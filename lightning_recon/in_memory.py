@@ -1,0 +1,137 @@
+"""From a model and an update in memory to images: without a Trainer, a data module or files."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_recon.attacks.base import Attack
+from lightning_recon.errors import InputError
+from lightning_recon.functional.stateless import sent_buffers
+from lightning_recon.observation import Grant, Reconstruction
+from lightning_recon.targets.names import misfit, under_wanted_names
+from lightning_recon.updates import DataSpec, Update
+
+Tensors = Mapping[str, Any] | Sequence[Any]
+"""Tensors or arrays, by name or in the order of a model's parameters or ``state_dict``."""
+
+
+def reconstruct(
+    attack: Attack,
+    sent: Tensors,
+    *,
+    image_shape: tuple[int, int, int],
+    before: Tensors | None = None,
+    num_samples: int | None = None,
+    labels: Tensor | Sequence[int] | None = None,
+    public_images: Tensor | None = None,
+    client: int = 0,
+) -> Reconstruction:
+    """Return what an attack makes of the update of one client.
+
+    It is what ``test``, ``fit`` and ``predict`` do: the attack is bound, its
+    :class:`~lightning_recon.federation.Federation` gives the observation, the attack reads it.
+
+    Args:
+        attack: whose target has the weights that the client was sent.
+        sent: the client's gradient by parameter name or in the order of the parameters; with
+            ``before``, the ``state_dict`` that it sent back.
+        image_shape: C, H, W of the images.
+        before: the ``state_dict`` that the client was sent; null: ``sent`` is the update.
+        num_samples: of the client's batch; null: as many as labels, or one.
+        labels: B, of the client's batch; null: not known.
+        public_images: N C H W in [0, 1], the server's own; null: none.
+        client: its number, from which the attack's randomness is derived.
+
+    Raises:
+        InputError: if the update does not fit the model, or an argument the others.
+
+    Examples:
+        >>> from lightning_recon.attacks import LinearLayerInversion
+        >>> from lightning_recon.targets import ModuleTarget
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+        >>> image = torch.arange(12.0).reshape(1, 3, 2, 2) / 255
+        >>> loss = nn.functional.cross_entropy(net(image), torch.tensor([1]))
+        >>> gradient = torch.autograd.grad(loss, net.parameters())
+        >>> attack = LinearLayerInversion(ModuleTarget(net, num_classes=2))
+        >>> found = reconstruct(attack, gradient, image_shape=(3, 2, 2))
+        >>> torch.allclose(found.images, image, atol=1e-5)
+        True
+    """
+    known = None if labels is None else _checked(labels, attack.target.num_classes)
+    count = (1 if known is None else len(known)) if num_samples is None else num_samples
+    if count < 1:
+        raise InputError(f"num_samples must be at least 1, not {count}")
+    if known is not None and len(known) != count:
+        raise InputError(f"{len(known)} labels, but num_samples is {count}; give one per sample")
+    if public_images is None:
+        public_images = torch.empty(0, *image_shape)
+    attack.bind(DataSpec((*image_shape,), None, count), public_images)
+    payload = attack.federation.payload
+    found = _named(sent, payload, "sent")
+    captured: dict[str, Any] = {"update": _update(attack, found, before)}
+    captured |= {"labels": known, "num_samples": count}
+    if Grant.BUFFERS in attack.oracles:
+        buffers = sent_buffers(payload)
+        captured["buffers"] = {name: found[name] for name in buffers if name in found} or None
+    observation = attack.federation.receive(captured, client)
+    with attack.computing():
+        return attack.reconstruct(observation)
+
+
+def _checked(labels: Tensor | Sequence[int], num_classes: int) -> Tensor:
+    known = torch.as_tensor(labels)
+    is_vector = not known.is_floating_point() and known.ndim == 1 and len(known) > 0
+    if not is_vector or not 0 <= int(known.min()) <= int(known.max()) < num_classes:
+        raise InputError(
+            f"labels must be a vector of whole numbers from 0 to {num_classes - 1}, not "
+            f"{known.tolist()}"
+        )
+    return known.to(torch.int64)
+
+
+def _update(attack: Attack, found: dict[str, Tensor], before: Tensors | None) -> Update:
+    """Return the update by the names of the payload's parameters."""
+    payload = attack.federation.payload
+    parameters = dict(payload.named_parameters())
+    if before is None:
+        return {name: found[name] for name in parameters}
+    if attack.client.protocol != "fedavg":
+        raise InputError(
+            "two state dicts are a change of weights by local training; give the attack "
+            f"client=FedAvg(learning_rate=...), which is {type(attack.client).__name__} now"
+        )
+    known = _named(before, payload, "before")
+    for name, parameter in parameters.items():
+        if not torch.allclose(known[name], parameter.detach(), rtol=1e-3, atol=1e-6):
+            raise InputError(
+                f"before is not what the target holds: {name} differs; load_state_dict(before) "
+                "into the model before the target is made of it"
+            )
+    return {name: found[name] - known[name] for name in parameters}
+
+
+def _named(given: Tensors, payload: nn.Module, what: str) -> dict[str, Tensor]:
+    """Return tensors by the payload's names, on its device and of its type."""
+    parameters = dict(payload.named_parameters())
+    known = {**parameters, **sent_buffers(payload)}
+    if not isinstance(given, Mapping):
+        stored = list(payload.state_dict())
+        names = stored if len(given) == len(stored) else list(parameters)
+        if len(given) != len(names):
+            raise InputError(
+                f"{what} holds {len(given)} tensors, but the model has {len(names)} parameters "
+                f"and {len(stored)} entries in its state_dict; give them by name"
+            )
+        zeros = (torch.zeros_like(known[name]) for name in names)  # a parameter that plays no part
+        pairs = zip(names, given, zeros, strict=True)
+        given = {name: zero if value is None else value for name, value, zero in pairs}
+    found = {
+        name: torch.as_tensor(value).detach()
+        for name, value in under_wanted_names(given, known.keys()).items()
+    }
+    wanted = {name: tensor for name, tensor in known.items() if name in parameters or name in found}
+    if problem := misfit(found, wanted):
+        raise InputError(f"{what} does not fit the model: {problem}")
+    return {name: tensor.to(known[name]) for name, tensor in found.items()}

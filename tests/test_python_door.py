@@ -1,0 +1,242 @@
+"""From a model and an update in memory to images, by the door that the command line uses."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from attack_helpers import bind
+from contract_rows import random, random_batch
+from pytorch_lightning import Trainer
+from torch import nn
+
+import lightning_recon
+from lightning_recon import reconstruct
+from lightning_recon.attacks import InvertingGradients, LinearLayerInversion, RobbingTheFed
+from lightning_recon.clients import FedAvg, FedSGD
+from lightning_recon.data import CapturedUpdatesDataModule
+from lightning_recon.errors import InputError
+from lightning_recon.targets import ConvNet, LeNet, ModuleTarget
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DOCS = Path(__file__).parents[1] / "docs/python.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+SHAPE = (3, 16, 16)
+LABELS = torch.tensor([1, 4])
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int = 10):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.fc = nn.LazyLinear(num_classes)
+
+    def forward(self, images):
+        return self.fc(F.relu(self.norm(self.conv(images))).flatten(1))
+
+
+def net_of(size=16):
+    net = Net()
+    net.eval()(torch.zeros(1, 3, size, size))
+    return net.train()
+
+
+def matching(net, **settings):
+    return InvertingGradients(ModuleTarget(net, 10), iterations=2, **settings)
+
+
+def gradient_of(net):
+    loss = F.cross_entropy(net(random(2, *SHAPE)), LABELS)
+    names = [name for name, _ in net.named_parameters()]
+    return dict(zip(names, torch.autograd.grad(loss, net.parameters()), strict=True))
+
+
+def trained(net):
+    """The state dicts before and after two steps, as a client would do them."""
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(net(random(2, *SHAPE)), LABELS).backward()
+        optimizer.step()
+    after = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    net.load_state_dict(before)
+    return before, after
+
+
+@pytest.mark.parametrize("place", range(len(BLOCKS)))
+def test_what_the_documentation_says_runs(place):
+    """At most ten lines, and what it says is there is there."""
+    block = re.sub(r"iterations=\d+", "iterations=2", BLOCKS[place])
+    assert len(block.strip().splitlines()) <= 10
+    net = net_of(32)
+    images = random(2, 3, 32, 32)
+    before = net.state_dict()
+    after = {name: tensor + 0.001 for name, tensor in before.items()}
+    given = {"net": net, "images": images, "labels": LABELS, "before": before, "after": after}
+    given |= {"Net": LeNet, "public_images": images}
+    exec(block, given)
+    if "found" in given:
+        assert given["found"].images.shape == images.shape
+        assert 0 <= given["found"].images.min() <= given["found"].images.max() <= 1
+
+
+def test_an_image_is_found():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(768, 10))
+    image = random(1, *SHAPE)
+    gradient = torch.autograd.grad(F.cross_entropy(net(image), LABELS[:1]), net.parameters())
+    found = reconstruct(LinearLayerInversion(ModuleTarget(net, 10)), gradient, image_shape=SHAPE)
+    assert torch.allclose(found.images, image, atol=1e-4)
+
+
+@pytest.mark.parametrize("labels", [LABELS, None])
+def test_the_trainer_finds_the_same_bits(tmp_path, labels):
+    """``predict`` on a file, and the door on what is in memory."""
+    net = net_of()
+    gradient = gradient_of(net)
+    captured = {"update": gradient, "num_samples": 2, "labels": labels, "image_shape": SHAPE}
+    torch.save(captured, tmp_path / "one.pt")
+    trainer = Trainer(
+        logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu"
+    )
+    data = CapturedUpdatesDataModule(str(tmp_path))
+    (expected,) = trainer.predict(matching(net), datamodule=data)
+    found = reconstruct(matching(net), gradient, image_shape=SHAPE, num_samples=2, labels=labels)
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.labels, expected.labels)
+
+
+def test_a_played_round_gives_the_same_bits():
+    """What ``fit`` and ``test`` play, handed over from outside."""
+    attack = bind(matching(net_of()), torch.empty(0, *SHAPE), batch_size=2)
+    observation = attack.federation.play(random_batch(2), 3)
+    with attack.computing():
+        expected = attack.reconstruct(observation)
+    found = reconstruct(
+        attack, observation.update, image_shape=SHAPE, labels=observation.labels, client=3
+    )
+    assert torch.equal(found.images, expected.images)
+
+
+FORMS = {
+    "list": lambda update: list(update.values()),
+    "numpy": lambda update: [tensor.numpy() for tensor in update.values()],
+    "double": lambda update: {name: tensor.double() for name, tensor in update.items()},
+    "data parallel": lambda update: {f"module.{name}": part for name, part in update.items()},
+    "compiled": lambda update: {f"_orig_mod.{name}": part for name, part in update.items()},
+    "of Lightning": lambda update: {f"model.{name}": part for name, part in update.items()},
+    "inside": lambda update: {name.replace(".", "._orig_mod."): p for name, p in update.items()},
+    "parameters": lambda update: {name: nn.Parameter(part) for name, part in update.items()},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_gradient(form):
+    net = net_of()
+    gradient = gradient_of(net)
+    expected = reconstruct(matching(net), gradient, image_shape=SHAPE, labels=LABELS)
+    found = reconstruct(
+        matching(net), FORMS[form](gradient), image_shape=SHAPE, labels=LABELS.tolist()
+    )
+    assert torch.equal(found.images, expected.images)
+
+
+@pytest.mark.parametrize("kind", [dict, lambda state: [part.numpy() for part in state.values()]])
+def test_two_state_dicts(kind):
+    net = net_of()
+    before, after = trained(net)
+    client = FedAvg(0.1, epochs=2)
+    attack = matching(net, client=client, known=["labels", "num_samples", "client", "buffers"])
+    found = reconstruct(attack, kind(after), before=kind(before), image_shape=SHAPE, labels=LABELS)
+    change = {name: after[name] - before[name] for name, _ in net.named_parameters()}
+    expected = reconstruct(matching(net, client=client), change, image_shape=SHAPE, labels=LABELS)
+    assert torch.equal(found.images, expected.images)
+
+
+def test_a_parameter_that_plays_no_part():
+    net = net_of()
+    gradient = gradient_of(net)
+    values = [None if name == "norm.bias" else part for name, part in gradient.items()]
+    found = reconstruct(matching(net), values, image_shape=SHAPE, labels=LABELS)
+    assert found.images.isfinite().all()
+
+
+def test_the_payload_of_a_malicious_server():
+    public = random(8, *SHAPE, seed=1)
+    attack = RobbingTheFed(LeNet(5, 16), num_bins=16)
+    payload = bind(attack, public).federation.payload
+    update = FedSGD()(payload, random_batch(1), seed=0)
+    found = reconstruct(attack, update, image_shape=SHAPE, public_images=public)
+    assert torch.allclose(found.images, random_batch(1).images, atol=1e-3)
+
+
+def without(update, name):
+    return {other: part for other, part in update.items() if other != name}
+
+
+WRONG = {
+    "one is missing": (lambda g: without(g, "fc.bias"), {}, "such as fc.bias"),
+    "another name": (
+        lambda g: {**without(g, "fc.bias"), "head.bias": g["fc.bias"]},
+        {},
+        "such as fc.bias, and the nearest found is head.bias",
+    ),
+    "one too many": (lambda g: {**g, "extra": torch.zeros(1)}, {}, "nothing takes extra"),
+    "another shape": (
+        lambda g: {**g, "fc.bias": torch.zeros(3)}, {}, "fc.bias is 3, not 10"
+    ),
+    "a list too short": (lambda g: list(g.values())[1:], {}, "5 tensors"),
+    "labels of other classes": (lambda g: g, {"labels": [1, 10]}, "from 0 to 9, not"),
+    "labels that are shares": (lambda g: g, {"labels": torch.rand(2)}, "from 0 to 9, not"),
+    "a count": (lambda g: g, {"num_samples": 3}, "2 labels, but num_samples is 3"),
+    "no samples": (lambda g: g, {"num_samples": 0, "labels": None}, "at least 1, not 0"),
+    "channels last": (lambda g: g, {"image_shape": (16, 16, 3)}, "images of 16x16x3"),
+    "of FedSGD": (lambda g: g, {"before": {}}, "FedAvg(learning_rate=...)"),
+    "NaN": (lambda g: {**g, "fc.bias": g["fc.bias"] * torch.nan}, {}, "NaN"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_does_not_fit_is_told_in_one_line(case):
+    change, settings, words = WRONG[case]
+    net = net_of()
+    arguments = {"image_shape": SHAPE, "labels": LABELS, **settings}
+    with pytest.raises(InputError) as error:
+        reconstruct(matching(net), change(gradient_of(net)), **arguments)
+    assert words in str(error.value)
+    assert str(error.value).isprintable()
+
+
+def test_before_must_be_what_the_target_holds():
+    net = net_of()
+    before, after = trained(net)
+    with pytest.raises(InputError, match=r"before is not what the target holds: conv\.weight"):
+        reconstruct(
+            matching(net, client=FedAvg(0.1)),
+            before,
+            before=after,
+            image_shape=SHAPE,
+            num_samples=2,
+        )
+
+
+def test_granted_buffers_must_be_there():
+    with pytest.raises(InputError, match="no buffers"):
+        reconstruct(
+            InvertingGradients(ConvNet(width=2), known=["buffers"], iterations=1),
+            FedSGD()(ConvNet(width=2), random_batch(2), seed=0),
+            image_shape=SHAPE,
+            num_samples=2,
+        )
+
+
+def test_the_package_alone_is_light():
+    program = "import sys, lightning_recon; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = lightning_recon.nothing
