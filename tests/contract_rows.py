@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy
 import torch
 from data_helpers import imagenet_tree
 
@@ -110,11 +111,27 @@ def captured(folder):
     return data.CapturedUpdatesDataModule(str(folder))
 
 
+def arrays(folder):
+    images = (255 * random(NUM_PHOTOGRAPHS, SIZE, SIZE, 3)).byte().numpy()
+    path = folder / "images.npz"
+    numpy.savez(path, x_test=images, y_test=numpy.arange(NUM_PHOTOGRAPHS))
+    return data.ArrayDataModule(root=str(path), batch_size=BATCH, num_public=1)
+
+
+def torchvision_set(folder):
+    return data.TorchvisionDataModule(
+        "FashionMNIST", root=str(folder), on_missing="samples", image_size=SIZE, channels=3,
+        batch_size=BATCH, num_public=1,
+    )  # fmt: skip
+
+
 WITH_FALLBACK = (
     *("CIFAR100DataModule", "CIFAR10DataModule", "Caltech256DataModule", "Flowers102DataModule"),
     *("ImageNetDataModule", "SampleImagesDataModule"),
 )
 DATA = {
+    "ArrayDataModule": arrays,
+    "TorchvisionDataModule": torchvision_set,
     "CapturedUpdatesDataModule": captured,
     "ImageFolderDataModule": pictures,
     **{name: partial(fallback, name) for name in WITH_FALLBACK},
@@ -188,6 +205,7 @@ PARTS = {"WrappedClient"}
 """Concrete classes of the package that are parts of others, and not offered."""
 UNPUBLISHED = {
     *("ClipL2", "GaussianNoise"),
-    *("CapturedUpdatesDataModule", "ImageFolderDataModule", "SampleImagesDataModule"),
+    *("ArrayDataModule", "CapturedUpdatesDataModule", "ImageFolderDataModule"),
+    *("SampleImagesDataModule", "TorchvisionDataModule"),
 }
 """Of "no publication"."""

@@ -744,12 +744,3 @@ def test_stand_in_beyond_the_largest_that_was_seen_has_the_weight_of_a_level(mak
     update, observed = {"w": torch.tensor([3.0, -2.5])}, {"w": torch.tensor([2.0, -2.0])}
     expected = torch.tensor([2 + 3.5**0.5, -2 - 0.5 * 3.5**0.5])
     torch.testing.assert_close(make().stand_in(update, observed)["w"], expected)
-
-
-def test_guarantees_name_what_is_sent():
-    assert QSGD(16).guarantee.startswith("16 levels")
-    assert UniformQuantiser(4).guarantee.startswith("4 levels")
-    assert TernGrad().guarantee.startswith("three levels")
-    assert PowerSGD(3).guarantee.startswith("matrices of rank 3")
-    for defense in (TopK(0.95), RandomK(0.95)):
-        assert defense.guarantee.startswith("0.95 of the entries set to 0")

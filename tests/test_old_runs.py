@@ -20,6 +20,8 @@ DLG = [
     *("--model.init_args.iterations", "3", "--data.init_args.image_size", "16"),
     *("--data.init_args.num_clients", "2"),
 ]
+NEW = ("psnr_noise_only", "recovered_convincing")
+"""Columns of clients.csv that version 0.1.0 did not write."""
 FITS = {
     "dlg": DLG,  # which keeps its best iterate
     "ldp_tiny": ["--config", str(CONF / "ldp_tiny.yaml")],
@@ -38,13 +40,16 @@ def rows(path):
 
 
 def assert_same(found, expected):
-    """The same images; figures but for the rounding of another processor."""
+    """The same images, columns may have come; figures but for the rounding of another processor.
+
+    A record of an early client lacks the columns that came later.
+    """
     found, expected = rows(found), rows(expected)
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        assert list(one) == list(other)
         for name, value in other.items():
-            assert float(one[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-4), name
+            if name not in NEW or one[name]:
+                assert float(one[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-4), name
 
 
 @pytest.mark.parametrize("name", FITS)

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jsonargparse import _completions, capture_parser
 from jsonargparse.typing import register_type
 from pytorch_lightning.strategies import StrategyRegistry
+from torch import nn
 
 from lightning_recon.commands.lightning import command_line
 from lightning_recon.commands.names import LIGHTNING
@@ -31,11 +32,14 @@ complete -o bashdefault -o default -F _lightning_recon_python python python3
 def _one_level_of_wrappers() -> Iterator[None]:
     """Within this context options of wrapped targets and clients are offered to one depth.
 
-    jsonargparse follows a target in a target in a target to the end of Python's stack: 200 MB.
+    jsonargparse follows a target in a target in a target to the end of Python's stack: 200 MB; and
+    where any network may be named, all that torch has, which takes minutes.
     """
     original = _completions.get_typehint_choices
 
     def bounded(typehint: Any, prefix: str | None, *arguments: Any) -> Any:
+        if nn.Module in get_args(typehint):
+            return [], False
         words = (prefix or "").split(".")
         is_repeated = len(words) > 1 and words[-1] == words[-2]
         return original(typehint, None if is_repeated else prefix, *arguments)
