@@ -386,7 +386,7 @@ class TestBadInput:
     )
     def test_a_target_that_cannot_be_read(self, make, words):
         attack = make()
-        bind(attack, torch.zeros(0, 3, 32, 32))
+        bind(attack, torch.zeros(0, 3, 32, 32), 2)
         with pytest.raises(InputError, match=words) as error:
             _ = attack.federation.payload
         assert "\n" not in str(error.value)

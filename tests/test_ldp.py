@@ -35,7 +35,7 @@ def make_attack(public, *, std=STD, clip=CLIP, batch_size=8, target=None, **kwar
         **(settings | kwargs),
     )
     dtype = next(attack.target.parameters()).dtype
-    bind(attack, public.to(dtype))
+    bind(attack, public.to(dtype), batch_size)
     return attack
 
 

@@ -18,8 +18,6 @@ from lightning_recon.functional.stateless import sent_buffers
 from lightning_recon.targets import ModuleTarget
 from lightning_recon.updates import DataSpec, PrivateBatch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Net(nn.Module):
     """Batch norm, a parameter of its own, and dropout that asks for the mode."""

@@ -21,8 +21,6 @@ from lightning_recon.data import CapturedUpdatesDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.targets import ConvNet, LeNet, ModuleTarget
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 DOCS = Path(__file__).parents[1] / "docs/python.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
 SHAPE = (3, 16, 16)

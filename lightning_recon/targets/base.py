@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_recon.errors import InputError
 from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.randomness import derive_seed
-from lightning_recon.targets.names import misfit, under_wanted_names, weights_in
+from lightning_recon.targets.names import misfit, under_wanted_names, unwrapped, weights_in
 
 _REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a module raises where it does not take what it is given."""
@@ -147,12 +147,17 @@ def load_weights(model: nn.Module, path: str | None, rename: Callable[[str], str
     if found is None:
         raise InputError(f"{file} holds no weights by name; save the model's state_dict() to it")
     wanted = model.state_dict()
-    found = {rename(name): tensor for name, tensor in found.items()}
+    forms = [  # the authors' names may stand behind those of a wrapper
+        {rename(form(name)): tensor for name, tensor in found.items()} for form in (str, unwrapped)
+    ]
+    found = max(forms, key=lambda named: len(named.keys() & wanted.keys()))
     found = under_wanted_names(found, wanted.keys())
     try:
         model.load_state_dict(found)
     except RuntimeError as error:
-        reason = misfit(found, wanted) or _first_line(error)
+        said = str(error)  # of several lines by torch, of one by a model that says it better
+        told = misfit(found, wanted) if "\n" in said else said
+        reason = told or _first_line(error)
         raise InputError(f"the weights in {file} do not fit the model: {reason}") from error
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+_KEYS = ("state_dict", "model_state_dict", "gen_state_dict", "model", "net", "network", "weights")
 """Under which trainers keep the weights in a checkpoint, the first that is there."""
 _WRAPPERS = {"module", "_module", "_orig_mod", "_fsdp_wrapped_module"}
 """What DataParallel, Opacus, torch.compile and FSDP put into every name."""
@@ -52,7 +52,7 @@ def under_wanted_names(found: Mapping[str, Any], wanted: Collection[str]) -> dic
 
 
 def _renamings(found: Iterable[str], wanted: Collection[str]) -> Iterator[Callable[[str], str]]:
-    names = {name: _unwrapped(name) for name in found}
+    names = {name: unwrapped(name) for name in found}
     yield names.__getitem__
     for prefix in _prefixes(names.values(), wanted):
         yield lambda name, prefix=prefix: names[name].removeprefix(prefix)  # type: ignore[misc]
@@ -60,7 +60,8 @@ def _renamings(found: Iterable[str], wanted: Collection[str]) -> Iterator[Callab
         yield lambda name, prefix=prefix: prefix + names[name]  # type: ignore[misc]
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """Return a name without what wrappers put into it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
