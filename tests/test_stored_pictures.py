@@ -80,7 +80,7 @@ def test_only_some_fit(tmp_path):
     picture(0, 28, 28).save(tmp_path / "a.png")
     picture(0, 40, 40).save(tmp_path / "b.png")
     data = folder(tmp_path, image_size=28, batch_size=2)
-    assert "centre 28x28 of it (1 images as stored)" in data.describe()
+    assert "centre 28x28 of it (1 image as stored)" in data.describe()
 
 
 @pytest.mark.parametrize(

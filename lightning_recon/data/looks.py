@@ -90,7 +90,8 @@ def _describe_size(are_as_stored: Sequence[bool], size: tuple[int, int], resize:
     else:
         words = f"resized to cover {_times(margin_size(size))}, centre {sides} of it"
     kept = sum(are_as_stored)
-    return f"{words} ({kept} images as stored)" if kept else words
+    stored = "1 image" if kept == 1 else f"{kept} images"
+    return f"{words} ({stored} as stored)" if kept else words
 
 
 def _describe_channels(looks: Iterable[Look], channels: Literal[1, 3]) -> list[str]:
