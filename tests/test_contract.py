@@ -113,6 +113,12 @@ def configured():
 
 
 @every("attacks")
+def test_no_attack_stands_more_than_two_classes_below_attack(name):
+    chain = [kind for kind in getattr(attacks, name).__mro__ if issubclass(kind, attacks.Attack)]
+    assert len(chain) <= 3
+
+
+@every("attacks")
 def test_every_attack_has_a_configuration_and_a_threat_model(name):
     assert name in configured()
     assert getattr(attacks, name).threat_model.strip()

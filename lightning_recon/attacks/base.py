@@ -115,28 +115,12 @@ class Attack(LightningModule, ABC):
             InputError: if the target or what is granted does not fit the data.
         """
         if spec != self._spec:
-            self._check(spec)
+            _check(self, spec)
             self._spec = spec
         if public_images is None:
             return
         self.learn_public(public_images.to(self.device, next(self.target.parameters()).dtype))
         self.federation.start(lambda: self.server_payload(self.target), self.oracles)
-
-    def _check(self, spec: DataSpec) -> None:
-        self.target.check_input(spec.image_shape)
-        if self.client.mode == "train":
-            with self.client.working(self.target):
-                fewest = self.client.fewest_samples(spec.max_batch_size)
-                self.target.check_batch(spec.image_shape, fewest)
-        if spec.num_classes is not None and spec.num_classes > self.target.num_classes:
-            raise InputError(
-                f"the data has {spec.num_classes} classes, but the target knows "
-                f"{self.target.num_classes}; set the target's num_classes"
-            )
-        if Grant.BUFFERS in self.oracles and not sent_buffers(self.target):
-            raise InputError(
-                f"{type(self.target).__name__} has no buffers to grant; take buffers out of known"
-            )
 
     @property
     def spec(self) -> DataSpec:
@@ -298,3 +282,22 @@ class Attack(LightningModule, ABC):
             )
         if self._trainer.world_size > 1:
             raise InputError("fit resumes on one process only; use --trainer.devices 1")
+
+
+def _check(attack: Attack, spec: DataSpec) -> None:
+    """Raise InputError unless target, client and what is granted fit the data."""
+    target, client = attack.target, attack.client
+    target.check_input(spec.image_shape)
+    if client.mode == "train":
+        with client.working(target):
+            fewest = client.fewest_samples(spec.max_batch_size)
+            target.check_batch(spec.image_shape, fewest)
+    if spec.num_classes is not None and spec.num_classes > target.num_classes:
+        raise InputError(
+            f"the data has {spec.num_classes} classes, but the target knows "
+            f"{target.num_classes}; set the target's num_classes"
+        )
+    if Grant.BUFFERS in attack.oracles and not sent_buffers(target):
+        raise InputError(
+            f"{type(target).__name__} has no buffers to grant; take buffers out of known"
+        )
