@@ -58,11 +58,8 @@ def check_early(words: Sequence[str]) -> None:
         for name in content:
             if name not in SECTIONS:
                 raise InputError(f"{path}: there is no section {name}{_nearest(name, SECTIONS)}")
-        _check_class_paths(content, "", path)
-        for key, name, rooms in _named(content, ""):
-            known = {one for room in rooms for one in known_names(room)}
-            if name not in known:
-                raise InputError(f"{path}: {key}: there is no class {name}{_nearest(name, known)}")
+        for name, key, value in _entries(content, ""):
+            _check_entry(name, value, f"{path}: {key}")
 
 
 def _files(words: Sequence[str]) -> Iterator[Path]:
@@ -104,35 +101,34 @@ def _check_keys(node: Any, path: Path) -> None:
             _check_keys(entry, path)
 
 
-def _check_class_paths(content: Any, key: str, path: Path) -> None:
-    """Raise InputError for a list where one class belongs, or a key that none has beside it."""
+def _entries(content: Any, key: str) -> Iterator[tuple[str, str, Any]]:
+    """Yield all values of a configuration, lists and then their items, with name and place."""
     for name, value in content.items() if isinstance(content, dict) else ():
         where = f"{key}.{name}" if key else str(name)
-        if name in _ONE and isinstance(value, list):
-            raise InputError(f"{path}: {where} takes one class, not a list; leave out the dash")
-        for place, entry in enumerate(value if isinstance(value, list) else [value]):
-            inner = f"{where}.{place}" if isinstance(value, list) else where
-            if isinstance(entry, dict) and "class_path" in entry:
-                for other in entry:
-                    if other not in _BESIDE:
-                        raise InputError(
-                            f"{path}: {inner}: no key {other} beside class_path"
-                            f"{_nearest(other, _BESIDE)}"
-                        )
-            _check_class_paths(entry, inner, path)
+        yield str(name), where, value
+        if not isinstance(value, list):
+            yield from _entries(value, where)
+            continue
+        for place, entry in enumerate(value):
+            yield str(name), f"{where}.{place}", entry
+            yield from _entries(entry, f"{where}.{place}")
 
 
-def _named(content: Any, key: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Yield the options of known rooms that name a class without its module, with the name."""
-    for name, value in content.items() if isinstance(content, dict) else ():
-        path = f"{key}.{name}" if key else str(name)
-        rooms = _ROOMS.get(str(name), ())
-        for place, entry in enumerate(value if isinstance(value, list) else [value]):
-            where = f"{path}.{place}" if isinstance(value, list) else path
-            named = entry.get("class_path") if isinstance(entry, dict) else entry
-            if rooms and isinstance(named, str) and "." not in named:
-                yield where, named, rooms
-            yield from _named(entry, where)
+def _check_entry(name: str, value: Any, where: str) -> None:
+    """Raise InputError for a list where one class belongs, and what is wrong about a class."""
+    if isinstance(value, list) and name in _ONE:
+        raise InputError(f"{where} takes one class, not a list; leave out the dash")
+    named = value
+    if isinstance(value, dict):
+        named = value.get("class_path")
+        for other in value if "class_path" in value else ():
+            if other not in _BESIDE:
+                near = _nearest(other, _BESIDE)
+                raise InputError(f"{where}: no key {other} beside class_path{near}")
+    if name in _ROOMS and isinstance(named, str) and "." not in named:
+        known = {one for room in _ROOMS[name] for one in known_names(room)}
+        if named not in known:
+            raise InputError(f"{where}: there is no class {named}{_nearest(named, known)}")
 
 
 def _nearest(name: object, known: Sequence[str] | set[str]) -> str:
