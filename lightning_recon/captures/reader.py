@@ -1,0 +1,170 @@
+"""Reads a capture; what cannot be read is told in a line, and the rest is read."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_recon.captures.format import (
+    FEDERATION,
+    FORMAT,
+    KINDS,
+    VERSION,
+    FederationJson,
+    ReplyJson,
+    payload_file,
+    truth_file,
+)
+from lightning_recon.captures.tensors import read_tensors
+from lightning_recon.errors import InputError
+
+Tensors = dict[str, Tensor]
+
+
+class Truth(NamedTuple):
+    """What a client trained on."""
+
+    images: Tensor
+    """B C H W in [0, 1]."""
+    labels: Tensor
+    """B, int64."""
+
+
+class Reply(NamedTuple):
+    """What one client returned in one round."""
+
+    round: int
+    client: str
+    tensors: Tensors
+    """As returned, by name, of any type."""
+    payload: Tensors | None
+    """What the server had sent; None: not captured."""
+    facts: ReplyJson
+    """All that its JSON says."""
+
+    @property
+    def name(self) -> str:
+        """For people: which client in which round."""
+        return f"client {self.client}, round {self.round}"
+
+
+class Capture:
+    """A capture that was written before.
+
+    Args:
+        folder: of the capture.
+
+    Raises:
+        InputError: if the folder is none, is of a later version, or holds no reply.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser().absolute()
+        path = self.folder / FEDERATION
+        if not path.is_file():
+            raise InputError(
+                f"{self.folder} is no capture: it has no {FEDERATION}; see docs/update-format.md, "
+                "or python cli.py import for state dicts"
+            )
+        content = _json(path)
+        if content.get("format") != FORMAT:
+            raise InputError(f'{path}: format should be "{FORMAT}", not {content.get("format")!r}')
+        check_version(path, content)
+        self.facts: FederationJson = content  # type: ignore[assignment]
+        self.files = sorted(self.folder.glob("rounds/*/*.json"))
+        """Of the replies, in the order of rounds and clients."""
+        if not self.files:
+            raise InputError(f"{self.folder} holds no reply below rounds/")
+
+    def read(self, path: Path) -> Reply:
+        """Return one of the replies.
+
+        Args:
+            path: one of :attr:`files`.
+
+        Raises:
+            InputError: if it cannot be used, in one line.
+        """
+        facts = _json(path)
+        check_version(path, facts)
+        if facts.get("kind") not in KINDS:
+            raise InputError(
+                f"{path}: kind should be one of {', '.join(KINDS)}, not {facts.get('kind')!r}"
+            )
+        tensors = read_tensors(path.with_suffix(".safetensors"))
+        if not tensors:
+            raise InputError(f"{path.with_suffix('.safetensors')} holds no tensor")
+        digest = facts.get("payload")
+        payload = None if digest is None else self._payload(str(digest))
+        number = facts.get("round")
+        if not isinstance(number, int):
+            raise InputError(f"{path}: round should be a number, not {number!r}")
+        client = str(facts.get("client", path.stem))
+        return Reply(number, client, tensors, payload, facts)  # type: ignore[arg-type]
+
+    def replies(self) -> Iterator[Reply | InputError]:
+        """Give every reply, or what is wrong with it."""
+        return map(self._attempt, self.files)
+
+    def _attempt(self, path: Path) -> Reply | InputError:
+        try:
+            return self.read(path)
+        except InputError as error:
+            return error
+
+    def _payload(self, digest: str) -> Tensors:
+        return dict(_payload(payload_file(self.folder, digest), digest))
+
+
+@lru_cache(maxsize=2)
+def _payload(path: Path, digest: str) -> Tensors:
+    """Return a payload whose bytes are those that its name says; replies of a round share one."""
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise InputError(f"{path} is truncated or was changed: its SHA-256 is not its name")
+    return read_tensors(path)
+
+
+def check_version(path: Path, content: dict[str, Any]) -> None:
+    """Raise InputError for a file from the future."""
+    version = content.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise InputError(f"{path}: version should be a number from 1, not {version!r}")
+    if version > VERSION:
+        raise InputError(
+            f"{path} is of version {version} of the format, and this program knows {VERSION}; "
+            "update it"
+        )
+
+
+def read_truth(folder: str | Path, reply: Reply) -> Truth | None:
+    """Return what the client of a reply trained on; None where the folder does not say.
+
+    Args:
+        folder: of the truth, as :func:`.write_truth` wrote it.
+        reply: of the client.
+
+    Raises:
+        InputError: if the file cannot be used.
+    """
+    path = truth_file(Path(folder).expanduser().absolute(), reply.round, reply.client)
+    if not path.is_file():
+        return None
+    found = read_tensors(path)
+    if found.keys() < {"images", "labels"} or len(found["images"]) != len(found["labels"]):
+        raise InputError(f"{path} should hold images, B C H W, and labels, B")
+    return Truth(found["images"].float(), found["labels"].to(torch.int64))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is truncated or no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} should hold a JSON object, not a {type(content).__name__}")
+    return content
