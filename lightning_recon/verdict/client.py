@@ -14,6 +14,7 @@ from lightning_recon.verdict.confidence import LIKELY, SURE, confidence
 from lightning_recon.verdict.evidence import (
     Features,
     Rehearsal,
+    best_psnr,
     look,
     rehearse,
     shuffled,
@@ -21,7 +22,7 @@ from lightning_recon.verdict.evidence import (
 )
 from lightning_recon.verdict.finding import Finding
 from lightning_recon.verdict.numbers import Numbers, read_numbers
-from lightning_recon.verdict.plan import Setting, Training, plan_attacks
+from lightning_recon.verdict.plan import Plan, Setting, Training, plan_attacks
 from lightning_recon.verdict.preflight import (
     fingerprint,
     preflight,
@@ -106,7 +107,7 @@ class Auditor:
         self.target: Target = (
             model
             if isinstance(model, Target)
-            else ModuleTarget(model, num_classes=num_classes, mean=mean, std=std)  # type: ignore[arg-type]
+            else ModuleTarget(model, num_classes=num_classes, mean=mean, std=std)
         )
         self.target.requires_grad_(True)
         self.target.check_input(setting.image_shape)
@@ -179,7 +180,7 @@ class Auditor:
                 found = look(plan.make(seed + again), sent.update, training, self.setting)
                 looks.append((plan.name, found))
             controls[plan.name] = look(plan.make(seed), mixed, training, self.setting)
-            rehearsals[plan.name] = self._rehearse(plan.name, plan, sent, numbers, training)
+            rehearsals[plan.name] = self._rehearse(plan, sent, numbers, training)
             attacks[plan.name] = _outcome(looks[-1][1], rehearsals[plan.name])
         pictures = [
             Picture(
@@ -196,21 +197,17 @@ class Auditor:
         images = [found.images for found in controls.values()]
         return _distinct(pictures, training.num_samples), torch.cat([nothing, *images]), attacks
 
-    def _rehearse(
-        self, name: str, plan: object, sent: Sent, numbers: Numbers, training: Training
-    ) -> Rehearsal:
+    def _rehearse(self, plan: Plan, sent: Sent, numbers: Numbers, training: Training) -> Rehearsal:
         noise = 0.0 if not numbers.noise_std else round(numbers.noise_std / numbers.norm, 4)
         first = next(iter(sent.state.values()))
-        key = (name, float(first.double().sum()), training, numbers.reading.kind, noise)
+        key = (plan.name, float(first.double().sum()), training, numbers.reading.kind, noise)
         if key not in self._rehearsals:
-            self._rehearsals[key] = rehearse(plan, sent, numbers, training, self.setting)  # type: ignore[arg-type]
+            self._rehearsals[key] = rehearse(plan, sent, numbers, training, self.setting)
         return self._rehearsals[key]
 
 
 def _distinct(pictures: list[Picture], number: int) -> list[Picture]:
     """Return the surest pictures, each image once."""
-    from lightning_recon.verdict.evidence import best_psnr
-
     kept: list[Picture] = []
     for picture in pictures:
         if len(kept) == number:

@@ -37,7 +37,8 @@ class Numbers(NamedTuple):
     noise_std: float | None
     """Of noise on every entry; 0: none is to be seen; None: it cannot be told."""
     rank: int | None
-    """Of the linear layers' gradients, at most as many as samples; None: it cannot be told."""
+    """Of the largest linear layer's change, in one step at most as many as samples; None: it
+    cannot be told."""
 
 
 def read_numbers(update: Mapping[str, Tensor], rounding: Mapping[str, float]) -> Numbers:
@@ -61,19 +62,16 @@ def read_numbers(update: Mapping[str, Tensor], rounding: Mapping[str, float]) ->
     if reading.kind != "exact":
         return Numbers(norm, zeros, reading, None, None)
     noises: list[float] = []
-    ranks: list[int] = []
-    for name, part in matrices.items():
-        noise, rank = _spectrum(part, rounding.get(name, 0.0))
+    rank: int | None = None
+    for name in sorted(matrices, key=lambda name: -matrices[name].numel()):
+        noise, own = _spectrum(matrices[name], rounding.get(name, 0.0))
         if noise is not None:
             noises.append(noise)
-        if rank is not None:
-            ranks.append(rank)
+        rank = rank or own  # of the largest, which sees most of an image
     noise_std = sorted(noises)[len(noises) // 2] if noises else None
     if noise_std is None and zeros > _DENSE:
         noise_std = 0.0
-    if noise_std:
-        ranks = []
-    return Numbers(norm, zeros, reading, noise_std, max(ranks, default=None))
+    return Numbers(norm, zeros, reading, noise_std, None if noise_std else rank)
 
 
 def _spectrum(matrix: Tensor, rounding: float) -> tuple[float | None, int | None]:

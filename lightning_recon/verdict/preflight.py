@@ -165,7 +165,7 @@ def _noise_findings(declared: Declared, numbers: Numbers) -> list[Finding]:
         return [
             Finding(
                 "contradiction",
-                f"no noise is declared, but the update shows a standard deviation of {measured:.3g}",
+                f"no noise is declared, but the update shows one of std {measured:.3g}",
             )
         ]
     return []
