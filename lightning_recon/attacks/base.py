@@ -257,7 +257,7 @@ class Attack(LightningModule, ABC):
         """Do one iteration on a client; ``batch`` is its number."""
         trainer = self.trainer
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        is_logged = every > 0 and trainer.global_step % every == 0
+        is_logged = every > 0 and (trainer.global_step + 1) % every == 0  # as Lightning counts
         has_bar = trainer.progress_bar_callback is not None
         self.loop.step(int(batch), batch_idx, is_logged=is_logged, has_bar=has_bar)
 

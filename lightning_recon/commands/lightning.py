@@ -307,7 +307,7 @@ def _cli_options(args: Sequence[str] | None, commands: dict[str, Any]) -> dict[s
         "load_from_checkpoint_support": False,
         "seed_everything_default": 0,
         "save_config_callback": RunConfig,
-        "save_config_kwargs": {"overwrite": True, "save_to_log_dir": False},
+        "save_config_kwargs": {"overwrite": True},
         "parser_kwargs": {
             "prog": "cli.py",
             "exit_on_error": False,

@@ -1,6 +1,6 @@
 """What loggers get beside the scalars that the attack logs itself, of a run's first process."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,8 +31,8 @@ def add_images(
         step: of the run.
     """
     columns = torch.cat([truth, shown], dim=2)[:MAX_GRID_IMAGES]
-    grid = torch.cat(list(columns), dim=2)
-    name = f"client_{client}/truth_above_reconstruction"
+    grid = torch.cat(list(columns), dim=2).nan_to_num()  # black where nothing was recovered
+    name = f"pictures/client_{client}_truth_above_reconstruction"
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             _experiment(logger).add_image(name, grid, step)
@@ -42,17 +42,17 @@ def add_images(
             _image_logger(logger).log_image(key=name, images=[as_picture(grid)], step=step)
 
 
-def scores_of(record: ClientRecord) -> dict[str, float]:
-    """Return the scores of a client that loggers get, means over its images."""
-    rows = record.rows
-    return {f"client/{name}": sum(row[name] for row in rows) / len(rows) for name in _LOGGED}
+def add_figures(loggers: Sequence[Logger], figures: Mapping[str, float], step: int) -> None:
+    """Add figures at the step that they are of; what Lightning logs waits for the next one."""
+    for logger in loggers:
+        logger.log_metrics(dict(figures), step=step)
 
 
 def add_scores(loggers: Sequence[Logger], record: ClientRecord) -> None:
-    """Add the scores of a client that ``test`` attacked; the step is its number."""
-    if record.rows:
-        for logger in loggers:
-            logger.log_metrics(scores_of(record), step=record.client)
+    """Add the scores of a client, means over its images; the step is its number."""
+    if rows := record.rows:
+        means = {f"client/{name}": sum(row[name] for row in rows) / len(rows) for name in _LOGGED}
+        add_figures(loggers, means, record.client)
 
 
 def add_summary(loggers: Sequence[Logger], results: Results, rows: Sequence[Row]) -> None:
@@ -72,7 +72,7 @@ def add_summary(loggers: Sequence[Logger], results: Results, rows: Sequence[Row]
             _add_to_tensorboard(logger, results, rows)
         else:
             logger.log_hyperparams(_hyperparameters(results))
-            logger.log_metrics(_figures(results), step=results.num_clients)
+            logger.log_metrics(_figures(results), step=0)
 
 
 def _add_to_tensorboard(logger: TensorBoardLogger, results: Results, rows: Sequence[Row]) -> None:

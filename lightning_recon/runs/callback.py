@@ -164,7 +164,7 @@ class Audit(Callback):
                 board.add_images(trainer.loggers, client, truth, aligned, client)
         # last, so that what has a record is complete
         append_record(self._folder, trainer.global_rank, record)
-        if trainer.state.fn != TrainerFn.FITTING and trainer.is_global_zero:
+        if trainer.is_global_zero:
             board.add_scores(trainer.loggers, record)
         self._client_started = time.monotonic()
         return record
@@ -174,8 +174,13 @@ class Audit(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where the outputs go; write again what a resumed run had scored."""
         self._begin(trainer)
+        assert isinstance(pl_module, Attack)
         for record in self._fitted:
             append_record(self._folder, trainer.global_rank, record)
+            board.add_scores(trainer.loggers, record)
+        # else a client of few iterations would pass without a figure
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        trainer.log_every_n_steps = min(every, pl_module.loop.num_steps)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the time of the client that a resumed run goes on with."""
@@ -199,29 +204,31 @@ class Audit(Callback):
         is_last = iteration == trainer.num_training_batches
         show_images = iteration % self.images_every == 0 or iteration == 1
         if is_last or show_images or iteration % self.psnr_every == 0:
-            self._show(trainer, pl_module, with_images=is_last or show_images)
+            step = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
+            self._show(trainer, pl_module, step, with_images=is_last or show_images)
         if is_last:
             # here and not at the end of the epoch: the checkpoint of this step holds the scores
             self._score_fitted(trainer, pl_module)
 
-    def _show(self, trainer: Trainer, attack: Attack, *, with_images: bool) -> None:
+    def _show(self, trainer: Trainer, attack: Attack, step: int, *, with_images: bool) -> None:
         assert attack.client_index is not None
         assert self._auditor is not None
         if self._truth is None:
             self._truth = self._auditor.data.client(attack.client_index).images
         images = attack.current.images.detach().cpu().float()
         shown = self._auditor.shown(images, self._truth)
-        attack.log("psnr", psnr(shown, self._truth).mean(), prog_bar=True, rank_zero_only=True)
-        if with_images and trainer.is_global_zero:
-            step = trainer.global_step
-            board.add_images(trainer.loggers, attack.client_index, self._truth, shown, step)
+        figure = psnr(shown, self._truth).mean()
+        attack.log("psnr", figure, prog_bar=True, logger=False, rank_zero_only=True)
+        if trainer.is_global_zero:
+            board.add_figures(trainer.loggers, {"psnr": float(figure)}, step)
+            if with_images:
+                client = attack.client_index
+                board.add_images(trainer.loggers, client, self._truth, shown, step)
 
     def _score_fitted(self, trainer: Trainer, attack: Attack) -> None:
         assert attack.client_index is not None
         self._truth = None
-        record = self._record(trainer, attack, attack.client_index, attack.current)
-        self._fitted.append(record)
-        attack.log_dict(board.scores_of(record), rank_zero_only=True)
+        self._fitted.append(self._record(trainer, attack, attack.client_index, attack.current))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the outputs."""

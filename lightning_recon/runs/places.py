@@ -1,8 +1,8 @@
 """Where a run of the command line writes: everything below ``lightning_logs``.
 
 The outputs of a run stand in one folder, ``lightning_logs/version_N``
-(:func:`~lightning_recon.files.run_folder`).  Without a logger, and with those that keep no folder for
-each run, Lightning would scatter them over the current directory.
+(:func:`~lightning_recon.files.run_folder`).  Without a logger, and with those that keep no folder
+for each run, Lightning would scatter them over the current directory.
 """
 
 from collections.abc import Mapping
