@@ -89,7 +89,8 @@ LOGGERS = {
     "tensorboard": ("true", {"events"}),
     "folderless": (f"{__name__}.Recorder", set()),
     "folderless first": (
-        f"[{{class_path: {__name__}.Recorder}}, {{class_path: CSVLogger, init_args: {{save_dir: .}}}}, "
+        f"[{{class_path: {__name__}.Recorder}}, "
+        "{class_path: CSVLogger, init_args: {save_dir: .}}, "
         "{class_path: TensorBoardLogger, init_args: {save_dir: .}}]",
         {"metrics.csv", "events"},
     ),
