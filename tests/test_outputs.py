@@ -85,7 +85,7 @@ def recorder(monkeypatch):
 
 LOGGERS = {
     "none": ("false", set()),
-    "csv": ("{class_path: CSVLogger, init_args: {save_dir: .}}", {"metrics.csv"}),
+    "csv": ("CSVLogger", {"metrics.csv"}),
     "tensorboard": ("true", {"events"}),
     "folderless": (f"{__name__}.Recorder", set()),
     "folderless first": (

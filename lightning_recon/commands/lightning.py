@@ -28,7 +28,7 @@ from lightning_recon.errors import InputError
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
 from lightning_recon.runs.making import check_optimizers, making
-from lightning_recon.runs.places import place_checkpoints, place_loggers, placed
+from lightning_recon.runs.places import place_checkpoints, place_loggers, placed, with_save_dir
 from lightning_recon.runs.progress import with_progress
 from lightning_recon.runs.resume import check_same, folder_to_resume, header
 from lightning_recon.runs.run_config import RunConfig
@@ -98,7 +98,7 @@ class _CheckedCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a list that is given later replaces the first one."""
-        self.config = parser.parse_args(replacing_lists(_words(args)))
+        self.config = parser.parse_args(replacing_lists(with_save_dir(_words(args))))
         config = self.config.get(self.config.get("subcommand") or "", self.config)
         seed = config.get("seed_everything")
         if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:

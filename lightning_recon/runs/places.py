@@ -5,7 +5,8 @@ The outputs of a run stand in one folder, ``lightning_logs/version_N``
 for each run, Lightning would scatter them over the current directory.
 """
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,24 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 _PLACE = "lightning_logs"
+
+
+def with_save_dir(words: Sequence[str]) -> list[str]:
+    """Return a command line whose CSV or TensorBoard logger writes where the default one would.
+
+    Args:
+        words: the command and its options.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--trainer.logger", dest="logger", default="")
+    finder.add_argument("--trainer.default_root_dir", dest="root", default=".")
+    for option in ("--trainer.logger.save_dir", "--trainer.logger.init_args.save_dir"):
+        finder.add_argument(option, dest="save_dir")
+    found = finder.parse_known_args(list(words))[0]
+    name = found.logger.rpartition(".")[2]
+    if name not in ("CSVLogger", "TensorBoardLogger") or found.save_dir is not None:
+        return list(words)
+    return [*words, "--trainer.logger.save_dir", found.root]
 
 
 def place_loggers(trainer: Namespace) -> None:
