@@ -190,8 +190,7 @@ class Attack(LightningModule, ABC):
         A trial run (fast_dev_run) does few iterations, in ``test`` and in controls too.
         """
         self.bind(self.trainer.datamodule.spec)  # type: ignore[attr-defined]
-        if trial := self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.loop.limit = int(trial)
+        self.loop.limit = int(self.trainer.fast_dev_run) or None  # type: ignore[attr-defined]
 
     def _start_run(self) -> None:
         """Fit on public images; the device is known by now."""

@@ -174,17 +174,17 @@ class Audit(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where the outputs go; write again what a resumed run had scored."""
         self._begin(trainer)
-        assert isinstance(pl_module, Attack)
         for record in self._fitted:
             append_record(self._folder, trainer.global_rank, record)
             board.add_scores(trainer.loggers, record)
-        # else a client of few iterations would pass without a figure
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        trainer.log_every_n_steps = min(every, pl_module.loop.num_steps)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the time of the client that a resumed run goes on with."""
         self._client_started = time.monotonic() - self._client_seconds_before
+        # else a client of few iterations would pass without a figure
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        steps = int(trainer.num_training_batches)
+        trainer.log_every_n_steps = min(every, steps)  # type: ignore[attr-defined]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the time of the next client."""

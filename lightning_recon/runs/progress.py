@@ -162,7 +162,9 @@ class ClientBar(_Paced, TQDMProgressBar):
         if now - self.shown < _BAR_EVERY:
             return
         self.shown = now
-        bar = self._test_progress_bar or self._train_progress_bar
+        bar = (
+            self._train_progress_bar if self._test_progress_bar is None else self._test_progress_bar
+        )
         if bar is not None and not bar.disable:
             where = getattr(self.module, "doing", "")
             bar.set_postfix_str(", ".join(filter(None, (where, self.pace.within_client()))))
@@ -198,15 +200,16 @@ class Lines(_Paced):
             return
         self.shown = now
         pace = self.pace
-        where = getattr(self.module, "doing", "") or f"client {pace.done + 1} of {pace.total}"
+        noun = "client" if getattr(self.module, "clients_at_once", 1) == 1 else "group"
+        where = getattr(self.module, "doing", "") or f"{noun} {pace.done + 1} of {pace.total}"
         within, left = pace.within_client(), pace.left()
         all_left = f"about {duration(left)} left in all" if left is not None else ""
         line = where + (f": {within}" if within else "") + (f"; {all_left}" if all_left else "")
         self.print(line, flush=True)
 
-    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Say where the run is, where attacks do not iterate."""
-        super().on_test_batch_start(*args, **kwargs)
+        super().on_test_batch_end(*args, **kwargs)
         self.show()
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:

@@ -152,6 +152,7 @@ class Sweep(LightningModule):
             auditor = audit.auditor(data)
         attack.trainer = self.trainer
         attack.records_failures = True
+        attack.loop.limit = int(self.trainer.fast_dev_run) or None  # type: ignore[attr-defined]
         attack.to(self.device)
         attack.bind(data.spec, data.public_images())
         self._built = number, fingerprint, BuiltCell(attack, data, auditor)
@@ -274,12 +275,25 @@ def run_sweep(
     if is_dry_run:
         _list_cells(sweep, trainer)
         return None
-    trainer.test(sweep, _Items(sweep, completed), verbose=False)
+    try:
+        trainer.test(sweep, _Items(sweep, completed), verbose=False)
+    except SystemExit:  # Ctrl-C
+        if trainer.is_global_zero and (sweep.folder / "records").is_dir():
+            words = ["--config", str(config), "--resume", str(sweep.folder)]
+            line = shlex.join(["python", "cli.py", "sweep", *words])
+            Console(markup=False, soft_wrap=True).print(f"go on with: {line}")
+        raise
     trainer.strategy.barrier()
     if trainer.is_global_zero:
-        table = write_results(sweep, read_records(sweep.folder))
-        command = shlex.join(["python", *sys.argv])
-        write_json(sweep.folder / "run.json", {"command": command, "versions": versions()})
+        records = read_records(sweep.folder)
+        table = write_results(sweep, records)
+        about = {
+            "command": shlex.join(["python", *sys.argv]),
+            "versions": versions(),
+            "num_clients": len(records),
+            "num_clients_planned": len(sweep.items),
+        }
+        write_json(sweep.folder / "run.json", about)
         write_sweep_report(sweep.folder)
         write_sweep_figure(sweep.folder / "figure.png", table, list(cells[0].labels))
         _print_table(sweep, table)
