@@ -33,6 +33,21 @@ def expanded(path: str) -> Path:
         raise InputError(f"there is no such user in the path {path}") from error
 
 
+def run_folder(trainer: Any) -> Path:
+    """Return the one folder of a run's outputs, be it logged by whom it may.
+
+    That of its TensorBoard or CSV logger; other loggers keep no folder for each run, and then it is
+    the trainer's root.  All processes ask at once, and are told the first one's.
+
+    Args:
+        trainer: of Lightning.
+    """
+    from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger  # no command waits for it
+
+    own = [log.log_dir for log in trainer.loggers if isinstance(log, TensorBoardLogger | CSVLogger)]
+    return Path(trainer.strategy.broadcast(str(own[0] if own else trainer.default_root_dir)))
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name beside it, then rename it.
 

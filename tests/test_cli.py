@@ -105,7 +105,7 @@ class TestFit:
         assert {"objective", "psnr", "rows", "total_variation", "client/psnr"} <= set(
             events.Tags()["scalars"]
         )
-        assert "client_0/truth_above_reconstruction" in events.Tags()["images"]
+        assert "pictures/client_0_truth_above_reconstruction" in events.Tags()["images"]
         assert "config/text_summary" in events.Tags()["tensors"]
 
     def test_the_written_config_makes_the_same_run(self, run):

@@ -45,6 +45,21 @@ def listed(names: Sequence[str], comma: str = ", ", rest: str = "") -> str:
     return f"{comma.join(names[:MAX_NAMED])} and {left:,} more{rest}"
 
 
+def _partial(results: Results) -> Iterator[str]:
+    clients, planned = results.num_clients, results.num_clients_planned
+    if clients is not None and planned is not None and clients < planned:
+        yield (
+            f"Partial run: {clients:,} of {count(planned, 'client')}. The figures speak of these "
+            "alone."
+        )
+    steps, whole = results.iterations, results.iterations_planned
+    if steps is not None and whole is not None and steps < whole:
+        yield (
+            f"Partial run: {steps:,} of {count(whole, 'iteration')} a client. The whole attack may "
+            "recover more."
+        )
+
+
 def _failures(results: Results) -> Iterator[str]:
     if not results.failures:
         return
@@ -127,6 +142,7 @@ def _unrecovered(results: Results) -> Iterator[str]:
 
 _REST = ", all in results.json"
 _CHECKS: tuple[tuple[Literal["alarm", "note"], Callable[[Results], Iterator[str]]], ...] = (
+    ("alarm", _partial),
     ("alarm", _failures),
     ("alarm", _prior_alone),
     ("alarm", _no_better),

@@ -4,7 +4,7 @@ import csv
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def write_sweep_report(folder: Path) -> Path:
             "Intervals are at 95 %, with whole clients resampled. An attack that fails does not "
             "prove that nothing leaked; a stronger one may not fail."
         ),
-        "warnings": texts(_findings(cells, axes, text)),
+        "warnings": texts(_findings(cells, axes, text, record)),
         "sections": {
             "axes": "Leakage along the axes",
             "privacy": "Privacy against leakage",
@@ -203,11 +203,17 @@ def sweep_findings(folder: Path) -> list[Finding]:
         InputError: see :func:`write_sweep_report`.
     """
     cells, axes = _read(folder / "results.csv")
-    return _findings(cells, axes, _plan(folder))
+    return _findings(cells, axes, _plan(folder), _record(folder / "run.json"))
 
 
-def _findings(cells: Sequence[Cell], axes: Sequence[str], plan: str) -> list[Finding]:
+def _findings(
+    cells: Sequence[Cell], axes: Sequence[str], plan: str, record: Mapping[str, Any]
+) -> list[Finding]:
     found = []
+    done, whole = (record.get(name) for name in ("num_clients", "num_clients_planned"))
+    if isinstance(done, int) and isinstance(whole, int) and done < whole:
+        text = f"Partial sweep: {done:,} of {count(whole, 'client')} of all cells."
+        found.append(Finding("alarm", text))
     if failed := _with(cells, "num_failed"):
         total = sum(int(_value(cell, "num_failed") or 0) for cell in failed)
         text = (
@@ -225,8 +231,10 @@ def _findings(cells: Sequence[Cell], axes: Sequence[str], plan: str) -> list[Fin
     if nothing := [cell for cell in cells if _value(cell, "recovered") == 0]:
         found.append(Finding("note", f"No image was recovered in {_cells(nothing, axes)}."))
     planned = _planned(plan)
-    done = {tuple(cell[axis] for axis in axes) for cell in cells}
-    missing = [labels for labels in planned if tuple(labels.get(axis) for axis in axes) not in done]
+    there = {tuple(cell[axis] for axis in axes) for cell in cells}
+    missing = [
+        labels for labels in planned if tuple(labels.get(axis) for axis in axes) not in there
+    ]
     if missing:
         names = [
             ", ".join(f"{axis} {labels.get(axis, DASH)}" for axis in axes) for labels in missing

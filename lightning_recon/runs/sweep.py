@@ -9,7 +9,7 @@ import copy
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
 from lightning_recon.runs.cells import SECTIONS, Cell, read_cells, read_yaml
 from lightning_recon.runs.making import check_optimizers, making
+from lightning_recon.runs.progress import with_progress
 from lightning_recon.runs.results import summarise, versions
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -114,6 +115,10 @@ class Sweep(LightningModule):
             for client in range(parsed.data.init_args.num_clients)
         ]
         self._built: tuple[int, str, BuiltCell] | None = None
+        self.watch: Callable[[int, int], None] | None = None
+        """Told how far the attack is; set by who shows progress."""
+        self.doing = ""
+        """Cell and client in hand, for people."""
 
     def on_test_start(self) -> None:
         """Agree on the folder: processes that started at different times would not."""
@@ -147,6 +152,7 @@ class Sweep(LightningModule):
             auditor = audit.auditor(data)
         attack.trainer = self.trainer
         attack.records_failures = True
+        attack.loop.limit = int(self.trainer.fast_dev_run) or None  # type: ignore[attr-defined]
         attack.to(self.device)
         attack.bind(data.spec, data.public_images())
         self._built = number, fingerprint, BuiltCell(attack, data, auditor)
@@ -162,7 +168,10 @@ class Sweep(LightningModule):
         """Attack one client of one cell; ``batch`` is the item's number."""
         item = int(batch)
         number, client = self.items[item]
+        clients = self.parsed[number].data.init_args.num_clients
+        self.doing = f"cell {number + 1} of {len(self.cells)}, client {client + 1} of {clients}"
         attack, _, auditor = self.build(number)
+        attack.watch = self.watch
         started = time.monotonic()
         outcome = attack.attempt(attack.attack_client, client)
         record, _ = auditor.audit(attack, client, outcome, time.monotonic() - started)
@@ -266,12 +275,25 @@ def run_sweep(
     if is_dry_run:
         _list_cells(sweep, trainer)
         return None
-    trainer.test(sweep, _Items(sweep, completed), verbose=False)
+    try:
+        trainer.test(sweep, _Items(sweep, completed), verbose=False)
+    except SystemExit:  # Ctrl-C
+        if trainer.is_global_zero and (sweep.folder / "records").is_dir():
+            words = ["--config", str(config), "--resume", str(sweep.folder)]
+            line = shlex.join(["python", "cli.py", "sweep", *words])
+            Console(markup=False, soft_wrap=True).print(f"go on with: {line}")
+        raise
     trainer.strategy.barrier()
     if trainer.is_global_zero:
-        table = write_results(sweep, read_records(sweep.folder))
-        command = shlex.join(["python", *sys.argv])
-        write_json(sweep.folder / "run.json", {"command": command, "versions": versions()})
+        records = read_records(sweep.folder)
+        table = write_results(sweep, records)
+        about = {
+            "command": shlex.join(["python", *sys.argv]),
+            "versions": versions(),
+            "num_clients": len(records),
+            "num_clients_planned": len(sweep.items),
+        }
+        write_json(sweep.folder / "run.json", about)
         write_sweep_report(sweep.folder)
         write_sweep_figure(sweep.folder / "figure.png", table, list(cells[0].labels))
         _print_table(sweep, table)
@@ -362,6 +384,7 @@ def main(args: Sequence[str]) -> int:
     config = parser.parse_args(list(args))
     check_named(config, Attack, ClientDataModule)
     with making("trainer"):
-        trainer = Trainer(**parser.instantiate_classes(config).trainer.as_dict())
+        options = parser.instantiate_classes(config).trainer.as_dict()
+        trainer = Trainer(**{**options, "callbacks": with_progress(options)})
     run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run)
     return 0
