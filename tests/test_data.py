@@ -720,7 +720,7 @@ def test_unusable_captured_folder(tmp_path):
     with pytest.raises(InputError, match=rf"\*\.pt files in {tmp_path}"):
         CapturedUpdatesDataModule(str(tmp_path)).setup()
     (tmp_path / "a.pt").write_bytes(b"noise")
-    with pytest.raises(InputError, match=r"cannot read the captured update .*a\.pt") as caught:
+    with pytest.raises(InputError, match=r"the captured update .*a\.pt ") as caught:
         CapturedUpdatesDataModule(str(tmp_path)).setup()
     assert "\n" not in str(caught.value)
     (tmp_path / "a.pt").write_bytes(b"")

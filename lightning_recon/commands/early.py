@@ -4,7 +4,6 @@ Syntax, a key that stands twice, a section that does not exist, a class that doe
 needs no more than the file and the names of the package's classes.  All else is the parser's.
 """
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import yaml
 
 from lightning_recon.commands.names import LISTS
-from lightning_recon.commands.sources import known_names
-from lightning_recon.errors import InputError
+from lightning_recon.commands.sources import known_names, offered_classes
+from lightning_recon.errors import InputError, instead, missing_file
+from lightning_recon.runs.refusals import config_files
 
 SECTIONS = (
     *("seed_everything", "trainer", "model", "data", "audit", "checkpoint", "ckpt_path"),
@@ -45,7 +45,9 @@ def check_early(words: Sequence[str]) -> None:
         InputError: naming the file, the place and what is wrong.  A file that cannot be read is
             left to the parser.
     """
-    for path in _files(words):
+    for path in config_files(words):
+        if path.name and not path.exists():
+            raise InputError(missing_file(path))
         try:
             text = path.read_text()
         except (OSError, UnicodeDecodeError):
@@ -57,16 +59,9 @@ def check_early(words: Sequence[str]) -> None:
             continue
         for name in content:
             if name not in SECTIONS:
-                raise InputError(f"{path}: there is no section {name}{_nearest(name, SECTIONS)}")
+                raise InputError(f"{path}: there is no section {name}{instead(name, SECTIONS)}")
         for name, key, value in _entries(content, ""):
             _check_entry(name, value, f"{path}: {key}")
-
-
-def _files(words: Sequence[str]) -> Iterator[Path]:
-    for place, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option in ("--config", "-c"):
-            yield Path(value if equals else "".join(words[place + 1 : place + 2]))
 
 
 def _parsed(text: str, path: Path) -> Any:
@@ -123,18 +118,13 @@ def _check_entry(name: str, value: Any, where: str) -> None:
         named = value.get("class_path")
         for other in value if "class_path" in value else ():
             if other not in _BESIDE:
-                near = _nearest(other, _BESIDE)
-                raise InputError(f"{where}: no key {other} beside class_path{near}")
+                meant = instead(other, _BESIDE)
+                raise InputError(f"{where}: no key {other} beside class_path{meant}")
     if name in _ROOMS and isinstance(named, str) and "." not in named:
         known = {one for room in _ROOMS[name] for one in known_names(room)}
         if named not in known:
-            raise InputError(f"{where}: there is no class {named}{_nearest(named, known)}")
-
-
-def _nearest(name: object, known: Sequence[str] | set[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    listed = ", ".join(sorted(known)) if len(known) <= len(SECTIONS) else ""
-    lists = ", ".join(LISTS)
-    return f"; there are {listed}" if listed else f"; see the lists of {lists}, or give its module"
+            room = _ROOMS[name][0]
+            bases = ("MaskSource",) if name == "masks" else LISTS[room]
+            meant = instead(named, [found.name for found in offered_classes(room, bases)])
+            see = "" if name == "masks" else f" (python cli.py {room} lists all)"
+            raise InputError(f"{where}: there is no class {named}{meant}{see}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -27,7 +27,8 @@ from lightning_recon.data import AuditDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
-from lightning_recon.runs.making import check_optimizers, making
+from lightning_recon.runs.making import RunParser, making
+from lightning_recon.runs.refusals import explained
 from lightning_recon.runs.resume import check_same, folder_to_resume, header
 from lightning_recon.runs.run_config import RunConfig
 
@@ -79,21 +80,14 @@ _RESUME = """\
 """
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of descriptions."""
-
-
 class _CheckedCLI(LightningCLI):
     """Lightning's command line, with a line on what cannot be made from the options."""
 
-    def setup_parser(self, *args: Any) -> None:
-        """Look at optimizers too, which attacks make later, one for each client."""
-        super().setup_parser(*args)
-        check_optimizers(self.parser)
-
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a list that is given later replaces the first one."""
-        self.config = parser.parse_args(replacing_lists(_words(args)))
+        words = _words(args)
+        with explained(words):
+            self.config = parser.parse_args(replacing_lists(words))
         config = self.config.get(self.config.get("subcommand") or "", self.config)
         seed = config.get("seed_everything")
         if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
@@ -106,12 +100,12 @@ class _CheckedCLI(LightningCLI):
         """
         config = self.config[self.subcommand] if self.subcommand else self.config
         check_named(config, self._model_class, self._datamodule_class)
-        with making("model or data"):
-            super().instantiate_classes()
+        self.parser.says_where(config)
+        super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer."""
-        with making("trainer"):
+        with making("trainer", vars(self._get(self.config, "trainer", default=Namespace()))):
             return super().instantiate_trainer(**kwargs)
 
 
@@ -293,10 +287,10 @@ def _cli_options(args: Sequence[str] | None, commands: dict[str, Any]) -> dict[s
         "seed_everything_default": 0,
         "save_config_callback": RunConfig,
         "save_config_kwargs": {"overwrite": True},
+        "parser_class": RunParser,
         "parser_kwargs": {
             "prog": "cli.py",
             "exit_on_error": False,
-            "formatter_class": _HelpFormatter,
             **commands,
         },
         "args": None if args is None else list(args),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_recon.data.sharing import AuditDataModule
 from lightning_recon.errors import InputError
+from lightning_recon.files import spoiled
 from lightning_recon.updates import Buffers, Update
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class CapturedUpdatesDataModule(AuditDataModule):
     ``torch.save`` wrote it: a dictionary with the keys of :class:`CapturedUpdate`.
 
     Args:
-        folder: the folder.
+        folder: that holds the files of the updates, one a client.
         assumed_num_samples: batch size where no file says its number of samples.
 
     Raises:
@@ -166,8 +167,9 @@ def _read(path: Path) -> CapturedUpdate:
     try:
         content: Any = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a broken file fails in many ways, all of them the user's to mend
-        reason = str(error).partition("\n")[0] or "it is empty or breaks off"
-        raise InputError(f"cannot read the captured update {path}: {reason}") from error
+        reason = str(error).partition("\n")[0] or "it breaks off"
+        what = spoiled(path) or f"cannot be read: {reason}"
+        raise InputError(f"the captured update {path} {what}") from error
     problem = _problem(content)
     if problem is not None:
         raise InputError(f"{path}: {problem}")

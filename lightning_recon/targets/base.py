@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
+from lightning_recon.files import spoiled
 from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.randomness import derive_seed
 from lightning_recon.targets.names import misfit, under_wanted_names, unwrapped, weights_in
@@ -142,7 +143,8 @@ def load_weights(model: nn.Module, path: str | None, rename: Callable[[str], str
         reason = _first_line(error)
         if "GLOBAL" in str(error):  # of a pickled class, with advice to load it all the same
             reason = "it holds more than tensors, and is not unpickled; save the state_dict() alone"
-        raise InputError(f"{file} is no readable file of weights: {reason}") from error
+        what = spoiled(file) or f"is no readable file of weights: {reason}"
+        raise InputError(f"{file} {what}") from error
     found = weights_in(state)
     if found is None:
         raise InputError(f"{file} holds no weights by name; save the model's state_dict() to it")
