@@ -39,7 +39,7 @@ def instead(
         name: as it was given.
         known: the names that exist.
         is_listed: whether all of them are named, if they are few.
-        written: how one is to be written in the place of the wrong one.
+        written: how one of them is to be written.
 
     Examples:
         >>> instead("tset", ["fit", "test"])
@@ -54,7 +54,9 @@ def instead(
     guess = f"; did you mean {' or '.join(written(names[one]) for one in close)}?" if close else ""
     if not is_listed or not 0 < len(names) <= _FEW:
         return guess
-    return f"{guess}{' There' if guess else '; there'} are {', '.join(names.values())}"
+    return (
+        f"{guess}{' There' if guess else '; there'} are {', '.join(map(written, names.values()))}"
+    )
 
 
 def missing_file(path: Path) -> str:

@@ -62,7 +62,6 @@ def test_a_plain_fault_is_one_line(text, words):
         *(["fit", "--config", str(path)] for path in sorted((ROOT / "configs").glob("*.yaml"))),
         *(["sweep", f"--config={path}"] for path in sorted((ROOT / "configs/sweeps").iterdir())),
         ["fit", "--config"],
-        ["fit", "--config", "missing.yaml"],
         [],
     ],
     ids=lambda words: Path(words[-1]).name if words else "nothing",

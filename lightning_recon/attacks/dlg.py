@@ -33,8 +33,8 @@ class DLG(GradientMatching):
         known: what is granted to the attacker, of ``num_samples`` (which it needs) and ``client``;
             it finds the labels itself.
         iterations: steps on the dummy images of one client; 300 in the paper.
-        optimizer: makes the optimizer of the dummy images; L-BFGS of rate 1 in the paper, which takes up
-            to 20 steps an iteration.
+        optimizer: makes the optimizer of the dummy images; L-BFGS of rate 1 in the paper, which
+            takes up to 20 steps an iteration.
         **kwargs: the options of :class:`GradientMatching`.
 
     Raises:

@@ -45,8 +45,8 @@ class GradInversion(GradientMatching):
     """Matches the update under image fidelity and the consistency of a group of restarts.
 
     Args:
-        known: what is granted to the attacker, of ``num_samples``, ``client`` and ``buffers``; the paper
-            does not grant the labels.
+        known: what is granted to the attacker, of ``num_samples``, ``client`` and ``buffers``; the
+            paper does not grant the labels.
         priors: penalties on the dummy images, added to the distance; null: the paper's, total
             variation of weight 1e-4, length 1e-6, and batch norm's statistics .1.
         label_inference: how the labels are found; ``yin`` in the paper: no label twice.

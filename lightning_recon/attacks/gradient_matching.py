@@ -45,8 +45,8 @@ class GradientMatching(Attack):
             an unknown rate is simulated; without the buffers, a prior that reads statistics
             reads those that the server sent.
         adaptive: whether the attacker knows the defenses, and simulates them.
-        distance: between the simulated update and the observed one: ``squared``, ``relative`` (to the
-            observed one's norm), ``cosine`` or ``absolute``.
+        distance: between the simulated update and the observed one: ``squared``, ``relative`` (to
+            the observed one's norm), ``cosine`` or ``absolute``.
         priors: penalties on the dummy images, added to the distance.
         label_inference: how labels are found that are not known.
         num_restarts: independent starts, at least 1.

@@ -25,12 +25,12 @@ class IDLG(GradientMatching):
     """Reads the label off the update, then optimises the image until its update is the observed.
 
     Args:
-        known: what is granted to the attacker, of ``num_samples``, ``client`` and ``buffers``; the paper
-            does not grant the label.
+        known: what is granted to the attacker, of ``num_samples``, ``client`` and ``buffers``; the
+            paper does not grant the label.
         label_inference: how the labels are found; ``idlg`` in the paper, for a single image.
         iterations: steps on the dummy images of one client; 300 in the paper.
-        optimizer: makes the optimizer of the dummy images; L-BFGS of rate 1 in the paper, which takes up
-            to 20 steps an iteration.
+        optimizer: makes the optimizer of the dummy images; L-BFGS of rate 1 in the paper, which
+            takes up to 20 steps an iteration.
         **kwargs: the options of :class:`GradientMatching`.
 
     Raises:

@@ -48,7 +48,8 @@ class InvertingGradients(GradientMatching):
         signed: whether Adam sees only the sign of the gradient, which the paper does.
         iterations: steps on the dummy images of one client; 4,800 in the paper.
         optimizer: makes the optimizer of the dummy images; by default Adam of the paper's rate.
-        lr_scheduler: makes its schedule; null: the paper's, a tenth at 3/8, 5/8 and 7/8 of the iterations.
+        lr_scheduler: makes its schedule; null: the paper's, a tenth at 3/8, 5/8 and 7/8 of the
+            iterations.
         **kwargs: the options of :class:`GradientMatching`.
 
     Raises:

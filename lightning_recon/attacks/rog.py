@@ -30,8 +30,8 @@ class ROGAttack(GradientMatching):
     Args:
         upsampling: factor between the latent's side and the image's, at least 1; 4 in the paper.
         refiner: what turns the upsampled latents into the result; null: nothing does.
-        iterations: steps on the latents of one client; 100 in the paper, by Adam of rate .05 with a cosine
-            to 10 % of it.
+        iterations: steps on the latents of one client; 100 in the paper, by Adam of rate .05 with a
+            cosine to 10 % of it.
         **kwargs: the options of :class:`GradientMatching`.
 
     Raises:

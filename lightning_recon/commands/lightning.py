@@ -83,6 +83,11 @@ _RESUME = """\
 class _CheckedCLI(LightningCLI):
     """Lightning's command line, with a line on what cannot be made from the options."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser that says what is wrong with an option, and where."""
+        self.parser_class = RunParser
+        return super().init_parser(**kwargs)
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a list that is given later replaces the first one."""
         words = _words(args)
@@ -287,7 +292,6 @@ def _cli_options(args: Sequence[str] | None, commands: dict[str, Any]) -> dict[s
         "seed_everything_default": 0,
         "save_config_callback": RunConfig,
         "save_config_kwargs": {"overwrite": True},
-        "parser_class": RunParser,
         "parser_kwargs": {
             "prog": "cli.py",
             "exit_on_error": False,

@@ -1,5 +1,6 @@
 """The parsers of the commands that run no Trainer, and the help of them all."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def light_parser() -> Parser:
         description="Audit what the updates of federated learning give away about the images.",
         epilog=_EXAMPLES,
         exit_on_error=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"lightning_recon {__version__}")
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND", description=None)

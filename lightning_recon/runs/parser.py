@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from lightning_recon.errors import instead
 
+_CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 _ROLE = re.compile(r":[a-z]+:`(?:[^`<]*<)?[~.!]?([^`>]*)>?`")
 _UNKNOWN = re.compile(r"(?:Option|does not accept option) '([^']+)'|unrecognized arguments: (.+)")
 """How jsonargparse speaks of an option that does not exist."""
@@ -21,14 +22,14 @@ _INIT_ARGS = "init_args"
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of descriptions, and leaves the roles of Sphinx out."""
+    """Keeps the line breaks of descriptions, and leaves out what only Sphinx and Python read."""
 
     def start_section(self, heading: str | None) -> None:
         """Begin with a heading."""
         super().start_section(heading and without_roles(heading))
 
     def _expand_help(self, action: argparse.Action) -> str:
-        return without_roles(super()._expand_help(action))
+        return _CLASS.sub(r"\1", without_roles(super()._expand_help(action)))
 
 
 def without_roles(text: str) -> str:
@@ -57,6 +58,10 @@ class Parser(ArgumentParser):
         if unknown := _UNKNOWN.search(message):
             parser = getattr(ex, "subcommand_parser", None) or self._chosen()
             message = parser._unknown(unknown[1] or unknown[2])
+            if unknown[2] and not unknown[2].startswith("-"):
+                message = (
+                    f"nothing takes the word {unknown[2].split()[0]}; an option begins with --"
+                )
         elif chosen := _CHOICE.match(message):
             known = re.findall(r"'([^']+)'", chosen[3])
             message = f"there is no {chosen[1]} {chosen[2]}{instead(chosen[2], known)}"
@@ -72,20 +77,23 @@ class Parser(ArgumentParser):
         """Return a line on an option that does not exist."""
         word = re.split(r"[=\s]", given)[0]
         name = word.removeprefix("--")
-        dashes = word.removesuffix(name)
+        is_inner = getattr(self, "_inner_parser", False)  # its words are jsonargparse's own
+        dashes = "" if is_inner else word.removesuffix(name)
         known = {
             word.removeprefix("--")
             for action in self._actions
-            for word in action.option_strings or [action.dest]
+            for word in action.option_strings
             if not word.endswith(("help", "+", "-c", "-h"))
         }
         head, dot, rest = name.partition(".")
         heads = {one.partition(".")[0] for one in known}
-        before, behind = dashes, ""
-        if dot and head not in heads:  # a section's name, or the word init_args
+        before, behind, is_section = dashes, "", dot and head not in heads
+        if is_section:  # or the word init_args
             name, behind, known = head, f".{rest}", heads | {_INIT_ARGS}
         elif dot:
             before, name = f"{dashes}{head}.", rest
             known = {one.partition(".")[2] for one in known if one.startswith(f"{head}.")}
-        meant = instead(name, known, written=lambda one: f"{before}{one}{behind}")
-        return f"{NO_OPTION} {word}{meant}"
+        meant = instead(
+            name, known, is_listed=not is_section, written=lambda one: f"{before}{one}{behind}"
+        )
+        return f"{NO_OPTION} {dashes}{word.removeprefix('--')}{meant}"
