@@ -52,11 +52,10 @@ def instead(
     close = difflib.get_close_matches(given, names, n=3, cutoff=0.8)
     close = close or difflib.get_close_matches(given, names, n=1)
     guess = f"; did you mean {' or '.join(written(names[one]) for one in close)}?" if close else ""
-    if not is_listed or not 0 < len(names) <= _FEW:
+    if not is_listed or len(names) > _FEW or len(names) == len(close):
         return guess
-    return (
-        f"{guess}{' There' if guess else '; there'} are {', '.join(map(written, names.values()))}"
-    )
+    listed = ", ".join(map(written, names.values()))
+    return f"{guess}{' There' if guess else '; there'} are {listed}"
 
 
 def missing_file(path: Path) -> str:

@@ -142,6 +142,8 @@ def test_in_a_file(key, value, where, meant, capfd):
         (["--confg", "x"], "did you mean --config?"),
         (["--config", str(ROOT / "configs/ldp_imagnet.yaml")], "did you mean ldp_imagenet.yaml?"),
         (["--config", "no/such.yaml"], "no/such.yaml, and no folder "),
+        (["--trainer.devices"], "--trainer.devices needs a value behind it"),
+        (["--model.init_args.iterations"], "--model.init_args.iterations needs a value behind it"),
         (["stray"], "nothing takes the word stray"),
         (["--model", "InvertingGradient"], "did you mean InvertingGradients"),
         (["--model.init_args.target", "LeNt"], "did you mean LeNet"),
@@ -269,6 +271,7 @@ def _own_module(tmp_path_factory):
     folder = tmp_path_factory.mktemp("modules")
     (folder / "own_refusals.py").write_text(text)
     (folder / "needy.py").write_text("import not_there_at_all\n")
+    (folder / "faulty.py").write_text("def f(:\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         yield
@@ -322,6 +325,8 @@ def test_a_constructor_says_why(kind, level, reason, capfd):
         (f"{MODEL}target", spec("own_refusals.Plain"), "own_refusals.Plain is no class below Tar"),
         (f"{MODEL}target", spec("elsewhere.Net"), "there is no module elsewhere; put the folder"),
         (f"{MODEL}target", spec("needy.Net"), "needy.Net cannot be imported: it needs the module "),
+        (f"{MODEL}target", spec("faulty.Net"), "the module faulty cannot be imported: invalid syn"),
+        (f"{MODEL}target", 3, "Expected a class below Target, by class_path and init_args"),
     ],
 )  # fmt: skip
 def test_the_reason_is_the_real_one(key, value, said, capfd):

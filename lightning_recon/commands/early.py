@@ -32,6 +32,7 @@ _ROOMS = {
 }
 """By option: the rooms whose classes it may name without their module."""
 _ONE = ("model", "data", "target", "client", "refiner", "masks")
+_HOLDING = ("trainer", "audit", "checkpoint")
 _BESIDE = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -45,7 +46,8 @@ def check_early(words: Sequence[str]) -> None:
         InputError: naming the file, the place and what is wrong.  A file that cannot be read is
             left to the parser.
     """
-    for path in config_files(words):
+    files = config_files(words)
+    for path in files:
         if path.name and not path.exists():
             raise InputError(missing_file(path))
         try:
@@ -57,11 +59,25 @@ def check_early(words: Sequence[str]) -> None:
             raise InputError(f"{path} holds nothing; see configs/ for examples")
         if words[0] == "sweep" or not isinstance(content, dict):
             continue
-        for name in content:
-            if name not in SECTIONS:
-                raise InputError(f"{path}: there is no section {name}{instead(name, SECTIONS)}")
+        _check_sections(content, path)
         for name, key, value in _entries(content, ""):
             _check_entry(name, value, f"{path}: {key}")
+            option = f"--{key}".replace("init_args.", "")
+            elsewhere = (word.replace("init_args.", "").startswith(option) for word in words)
+            if len(files) == 1 and not any(elsewhere):
+                _check_whole(name, value, f"{path}: {key}")
+
+
+def _check_sections(content: dict[Any, Any], path: Path) -> None:
+    """Raise InputError for a section that does not exist, or that holds no keys."""
+    for name, value in content.items():
+        if name not in SECTIONS:
+            raise InputError(f"{path}: there is no section {name}{instead(name, SECTIONS)}")
+        if name in _HOLDING and not isinstance(value, dict | str):
+            found = "nothing" if value is None else f"a {type(value).__name__}"
+            raise InputError(
+                f"{path}: {name} takes keys with values, not {found}; correct it, or leave it out"
+            )
 
 
 def _parsed(text: str, path: Path) -> Any:
@@ -113,8 +129,14 @@ def _check_entry(name: str, value: Any, where: str) -> None:
     """Raise InputError for a list where one class belongs, and what is wrong about a class."""
     if isinstance(value, list) and name in _ONE:
         raise InputError(f"{where} takes one class, not a list; leave out the dash")
+    is_item = where.rpartition(".")[2].isdigit()
+    takes_list = name in _ROOMS and name not in _ONE and not is_item
+    if takes_list and isinstance(value, dict) and "class_path" in value:
+        raise InputError(f"{where} takes a list of classes; put a dash in front of class_path")
     named = value
     if isinstance(value, dict):
+        if not isinstance(value.get("init_args"), dict | str | None):
+            raise InputError(f"{where}: init_args takes keys with values, not a list or a value")
         named = value.get("class_path")
         for other in value if "class_path" in value else ():
             if other not in _BESIDE:
@@ -128,3 +150,11 @@ def _check_entry(name: str, value: Any, where: str) -> None:
             meant = instead(named, [found.name for found in offered_classes(room, bases)])
             see = "" if name == "masks" else f" (python cli.py {room} lists all)"
             raise InputError(f"{where}: there is no class {named}{meant}{see}")
+
+
+def _check_whole(name: str, value: Any, where: str) -> None:
+    """Raise InputError for what describes a class without naming one, where no other file does."""
+    if name in _ROOMS and isinstance(value, dict) and value and "class_path" not in value:
+        wrong = next((key for key in value if key not in _BESIDE), None)
+        meant = "" if wrong is None else f"; there is {wrong}, did you mean class_path?"
+        raise InputError(f"{where}: no class_path names the class{meant}")

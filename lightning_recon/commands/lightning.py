@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -105,12 +104,13 @@ class _CheckedCLI(LightningCLI):
         """
         config = self.config[self.subcommand] if self.subcommand else self.config
         check_named(config, self._model_class, self._datamodule_class)
+        assert isinstance(self.parser, RunParser)
         self.parser.says_where(config)
         super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer."""
-        with making("trainer", vars(self._get(self.config, "trainer", default=Namespace()))):
+        with making("trainer", vars(self._get(self.config, "trainer"))):
             return super().instantiate_trainer(**kwargs)
 
 

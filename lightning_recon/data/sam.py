@@ -71,13 +71,13 @@ def _other_network(state: Any) -> str | None:
         return f"a {type(state).__name__}, not tensors by name"
     names = [str(name) for name in state]
     for network, parts in _OTHERS.items():
-        if named := next((name for name in names for part in parts if part in name), None):
-            return f"{network} (it has {named})"
+        for name in names:
+            if any(part in name for part in parts):
+                return f"{network} (it has {name})"
     inside = [key for key in state if isinstance(state[key], Mapping)]
     if inside and not any(isinstance(tensor, Tensor) for tensor in state.values()):
-        held = {str(key): _other_network(state[key]) for key in inside}
-        network = next((found for found in held.values() if found), None)
-        return network or f"its tensors under the key {inside[0]}"
+        known = filter(None, (_other_network(state[key]) for key in inside))
+        return next(known, f"its tensors under the key {inside[0]}; save that part alone")
     if not any(name.startswith("image_encoder.") for name in names):
         return f"other names than SAM's, such as {names[0]}" if names else "nothing"
     return None

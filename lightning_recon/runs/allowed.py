@@ -80,7 +80,7 @@ def names_for(keys: Sequence[str], classes: Sequence[str]) -> list[str]:
         owner, option = _named(classes[-1]), keys[-1].rpartition(".")[2]
     else:
         owner = sections.get(first)
-    bases = () if owner is None else (owner,)
+    bases: tuple[type[Any], ...] = () if owner is None else (owner,)
     if option and owner is not None:
         bases = _bases(_options_of(owner).get(option, _Option()).hint)
     below = (name for base in bases or _all_bases() for name in _names_below(base))

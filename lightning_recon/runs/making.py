@@ -23,7 +23,7 @@ _REFUSALS = (ModuleNotFoundError, MisconfigurationException, TypeError, ValueErr
 _PLAIN = (bool, int, float, str, list, tuple)
 
 
-class RunParser(Parser, LightningArgumentParser):  # type: ignore[misc]
+class RunParser(Parser, LightningArgumentParser):
     """The parser of the commands that run a Trainer."""
 
     def says_where(self, config: Namespace) -> None:

@@ -6,6 +6,7 @@ here holds at every depth.  Nothing heavy is imported.
 
 import argparse
 import re
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -65,6 +66,8 @@ class Parser(ArgumentParser):
         elif chosen := _CHOICE.match(message):
             known = re.findall(r"'([^']+)'", chosen[3])
             message = f"there is no {chosen[1]} {chosen[2]}{instead(chosen[2], known)}"
+        if lacking := re.match(r"argument (--[\w.]+).*: expected one argument", message):
+            message = f"{self._without_value(lacking[1])} needs a value behind it"
         super().error(message, ex)
 
     def _chosen(self) -> "Parser":
@@ -72,6 +75,16 @@ class Parser(ArgumentParser):
         commands = self._subcommands_action
         named = getattr(self, "args", None)
         return (commands.choices.get(named[0], self) if commands and named else None) or self
+
+    def _without_value(self, option: str) -> str:
+        """Return the word that stands without a value, of an option or of one inside it."""
+        words = [*getattr(self, "args", []), "--"]
+        alone = (
+            word
+            for word, behind in pairwise(words)
+            if word.startswith(option) and "=" not in word and behind.startswith("--")
+        )
+        return next(alone, option)
 
     def _unknown(self, given: str) -> str:
         """Return a line on an option that does not exist."""

@@ -79,7 +79,12 @@ def explain(text: str, command: str = "test") -> str:
         return f"{key}: {module}"
     if classes:
         key += f" ({classes[-1].rpartition('.')[2]})"
-    return f"{key}: {_innermost_reason(text)}"
+    reason = _innermost_reason(text)
+    modules = re.findall(r"'class_path': '([\w.]+)\.\w+'", text)
+    broken = [module for module in modules if module not in sys.modules]
+    if broken and not reason.startswith(("Expected", "takes", "the following")):
+        reason = f"the module {broken[0]} cannot be imported: {reason}"
+    return f"{key}: {reason}"
 
 
 def _keys(text: str) -> list[str]:
@@ -173,6 +178,11 @@ def _innermost_reason(text: str) -> str:
             link = " or " if line.lstrip().startswith("- ") else " "
             reasons[depth] = f"{reasons[depth]}{link}{said}" if depth in reasons else said
     reason = reasons[max(reasons)] if reasons else " ".join(text.split())
+    base = re.findall(r"Not a valid subclass of (\w+)", text)
+    if base and reason == "Expected a <class 'NoneType'>":
+        reason = f"Expected a class below {base[-1]}, by class_path and init_args"
+    elif not reason.startswith("Expected"):
+        reason = reason.replace(" or Expected a <class 'NoneType'>", "")
     given = re.search(r"Given value: (?!NestedArg|Namespace)(.{1,80})$", text, flags=re.MULTILINE)
     if given and reason.startswith("Expected") and "Got value" not in reason:
         reason += f"; got {given[1]}"
