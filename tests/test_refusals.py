@@ -232,6 +232,9 @@ def check(level):
         raise ValueError(f"level must be 0, not {level}")
     if level == 2:
         raise TypeError("level is of the wrong type\\n  (in two lines)")
+    if level == 3:
+        raise RuntimeError("no such level")
+    assert level < 4
 
 
 class Plain(nn.Linear): ...
@@ -282,6 +285,8 @@ def _own_module(tmp_path_factory):
     [
         (1, "level must be 0, not 1"),
         (2, "level is of the wrong type (in two lines); given: level 2"),
+        (3, "no such level; given: level 3"),
+        (4, "AssertionError"),
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
@@ -319,7 +324,7 @@ def test_a_constructor_says_why(kind, level, reason, capfd):
             f"{MODEL}target",
             spec("ModuleTarget", num_classes=20, module=spec("torch.nn.Linear", in_features=-1,
                  out_features=3)),
-            "ModuleTarget: Linear cannot be made or copied: Trying to create tensor with negative",
+            "target.init_args.module (Linear): Trying to create tensor with negative dimension",
         ),
         (f"{MODEL}target", spec("own_refusals.Nett"), "there is no Nett in own_refusals; did you"),
         (f"{MODEL}target", spec("own_refusals.Plain"), "own_refusals.Plain is no class below Tar"),

@@ -18,7 +18,10 @@ from lightning_recon.runs.parser import Parser
 # told apart by itself, a docstring that begins with a role counts as another style's
 set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE)
 
-_REFUSALS = (ModuleNotFoundError, MisconfigurationException, TypeError, ValueError)
+_REFUSALS = (
+    *(AssertionError, ImportError, RuntimeError, TypeError, ValueError),
+    MisconfigurationException,
+)
 """What a class raises where it does not take what it is given."""
 _PLAIN = (bool, int, float, str, list, tuple)
 
@@ -55,7 +58,7 @@ def making(key: str, given: Mapping[str, Any], name: str = "") -> Iterator[None]
     except _REFUSALS as error:
         if input_error_in(error):
             raise
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         if missing := re.search(r"Requirement '([^']+)' not met", reason):
             reason = f"it needs a package: pip install '{missing[1]}'"
         where = f"{key} ({name})" if key and name else key or name
