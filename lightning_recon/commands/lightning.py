@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import DefaultHelpFormatter
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -27,9 +26,10 @@ from lightning_recon.data import AuditDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
-from lightning_recon.runs.making import check_optimizers, making
+from lightning_recon.runs.making import RunParser, making
 from lightning_recon.runs.places import place_checkpoints, place_loggers, placed, with_save_dir
 from lightning_recon.runs.progress import with_progress
+from lightning_recon.runs.refusals import explained
 from lightning_recon.runs.resume import check_same, folder_to_resume, header
 from lightning_recon.runs.run_config import RunConfig
 
@@ -81,24 +81,22 @@ _RESUME = """\
 """
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of descriptions."""
-
-
 class _CheckedCLI(LightningCLI):
     """Lightning's command line, with a line on what cannot be made from the options."""
 
     run_folder: Path | None = None
     """Of the run to go on with, if any."""
 
-    def setup_parser(self, *args: Any) -> None:
-        """Look at optimizers too, which attacks make later, one for each client."""
-        super().setup_parser(*args)
-        check_optimizers(self.parser)
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser that says what is wrong with an option, and where."""
+        self.parser_class = RunParser
+        return super().init_parser(**kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a list that is given later replaces the first one."""
-        self.config = parser.parse_args(replacing_lists(with_save_dir(_words(args))))
+        words = _words(args)
+        with explained(words):
+            self.config = parser.parse_args(replacing_lists(with_save_dir(words)))
         config = self.config.get(self.config.get("subcommand") or "", self.config)
         seed = config.get("seed_everything")
         if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
@@ -111,8 +109,9 @@ class _CheckedCLI(LightningCLI):
         """
         config = self.config[self.subcommand] if self.subcommand else self.config
         check_named(config, self._model_class, self._datamodule_class)
-        with making("model or data"):
-            super().instantiate_classes()
+        assert isinstance(self.parser, RunParser)
+        self.parser.says_where(config)
+        super().instantiate_classes()
 
     def before_instantiate_classes(self) -> None:
         """Give loggers that would write into the current directory a place."""
@@ -123,7 +122,7 @@ class _CheckedCLI(LightningCLI):
         """Make the trainer, whose run writes into one folder."""
         options = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         kwargs |= placed(options, self.run_folder)
-        with making("trainer"):
+        with making("trainer", vars(self._get(self.config, "trainer"))):
             trainer = super().instantiate_trainer(**kwargs)
         place_checkpoints(trainer)
         return trainer
@@ -311,7 +310,6 @@ def _cli_options(args: Sequence[str] | None, commands: dict[str, Any]) -> dict[s
         "parser_kwargs": {
             "prog": "cli.py",
             "exit_on_error": False,
-            "formatter_class": _HelpFormatter,
             **commands,
         },
         "args": None if args is None else list(args),

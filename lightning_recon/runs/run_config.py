@@ -1,6 +1,7 @@
 """The record of a run's configuration."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class RunConfig(SaveConfigCallback):
             files = list(folder.iterdir()) if folder.is_dir() else []
             if all(file.name.startswith(_LOGS) for file in files):
                 shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):  # other runs are there
+                    folder.parent.rmdir()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

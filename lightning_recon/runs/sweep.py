@@ -6,6 +6,7 @@ client is one item, and the items are spread over the devices; each is on disk o
 
 import argparse
 import copy
+import inspect
 import shlex
 import sys
 import time
@@ -15,9 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import CSVLogger
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +29,7 @@ from lightning_recon.audit.records import ClientRecord, append_record, read_reco
 from lightning_recon.audit.results import Results, view
 from lightning_recon.data import ClientDataModule
 from lightning_recon.data.sharing import ClientLoader, share_clients
-from lightning_recon.errors import InputError, input_error_in
+from lightning_recon.errors import InputError, input_error_in, instead
 from lightning_recon.federation import Federation
 from lightning_recon.files import write_atomically, write_csv, write_json
 from lightning_recon.observation import Observation
@@ -40,8 +40,9 @@ from lightning_recon.report.terminal import print_findings, print_outputs
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
 from lightning_recon.runs.cells import SECTIONS, Cell, read_cells, read_yaml
-from lightning_recon.runs.making import check_optimizers, making
+from lightning_recon.runs.making import RunParser, making
 from lightning_recon.runs.progress import with_progress
+from lightning_recon.runs.refusals import explain
 from lightning_recon.runs.results import summarise, versions
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -63,16 +64,15 @@ class BuiltCell(NamedTuple):
     auditor: Auditor
 
 
-def cell_parser() -> LightningArgumentParser:
+def cell_parser() -> RunParser:
     """Return the parser of a cell's configuration."""
-    parser = LightningArgumentParser(exit_on_error=False)
+    parser = RunParser(exit_on_error=False)
     parser.add_argument("--seed_everything", type=int, default=0)
     parser.add_lightning_class_args(Attack, "model", subclass_mode=True)
     parser.add_lightning_class_args(ClientDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(Audit, "audit")
     parser.link_arguments("seed_everything", "model.init_args.seed")
     parser.link_arguments("seed_everything", "data.init_args.seed")
-    check_optimizers(parser)
     return parser
 
 
@@ -82,10 +82,12 @@ def _in_cell(cell: Cell) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (found := input_error_in(error)) is None:
+        found = input_error_in(error)
+        if found is None and not isinstance(error, ArgumentError):
             raise
+        said = found or explain(str(error))
         labels = ", ".join(f"{axis} {label}" for axis, label in cell.labels.items())
-        raise InputError(f"the cell of {labels}: {found}") from error
+        raise InputError(f"the cell of {labels}: {said}") from error
 
 
 class Sweep(LightningModule):
@@ -105,8 +107,8 @@ class Sweep(LightningModule):
         for cell in self.cells:
             known = {name: cell.config[name] for name in SECTIONS if name in cell.config}
             # the parser writes into what it is given
-            parsed = self.parser.parse_object(copy.deepcopy(known))
             with _in_cell(cell):
+                parsed = self.parser.parse_object(copy.deepcopy(known))
                 check_named(parsed, Attack, ClientDataModule)
             self.parsed.append(parsed)
         self.items = [
@@ -129,7 +131,8 @@ class Sweep(LightningModule):
 
     def make(self, number: int) -> Namespace:
         """Return the attack, data and audit of a cell, as they are made."""
-        with _in_cell(self.cells[number]), making("model or data"):
+        with _in_cell(self.cells[number]):
+            self.parser.says_where(self.parsed[number])
             objects: Namespace = self.parser.instantiate_classes(self.parsed[number])
         return objects
 
@@ -363,7 +366,7 @@ def main(args: Sequence[str]) -> int:
     Raises:
         InputError: see :func:`run_sweep`.
     """
-    parser = LightningArgumentParser(
+    parser = RunParser(
         prog="python cli.py sweep", description="Run the product of some axes.", exit_on_error=False
     )
     parser.add_argument("--config", type=Path, required=True, help="the sweep's YAML")
@@ -377,14 +380,17 @@ def main(args: Sequence[str]) -> int:
     if found:  # what the file says stands behind what the command line says
         section = read_yaml(Path(found)).get("trainer")
         values = dict(section) if isinstance(section, Mapping) else {}
-        try:
-            parser.set_defaults({f"trainer.{name}": value for name, value in values.items()})
-        except KeyError as error:
-            raise InputError(f"{found}: {error.args[0]}") from error
+        options = inspect.signature(Trainer).parameters
+        for name in values:
+            if name not in options:
+                meant = instead(name, options)
+                raise InputError(f"{found}: trainer: there is no option {name}{meant}")
+        parser.set_defaults({f"trainer.{name}": value for name, value in values.items()})
     config = parser.parse_args(list(args))
     check_named(config, Attack, ClientDataModule)
-    with making("trainer"):
-        options = parser.instantiate_classes(config).trainer.as_dict()
+    parser.says_where(config)
+    options = parser.instantiate_classes(config).trainer.as_dict()
+    with making("trainer", options):
         trainer = Trainer(**{**options, "callbacks": with_progress(options)})
     run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run)
     return 0
