@@ -22,7 +22,7 @@ from lightning_recon.report.cards import (
     place,
     within_budget,
 )
-from lightning_recon.report.charts import MAX_DOTS, Chart, Group, Mark, spread
+from lightning_recon.report.charts import Chart, Group, Mark, spread
 from lightning_recon.report.figures import against_privacy, at_or_above, means
 from lightning_recon.report.findings import Finding, findings
 from lightning_recon.report.folder import Run, read_run
@@ -140,7 +140,7 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
         "leakage": [
             means(results),
             *against_privacy(results),
-            *_shares(sides),
+            at_or_above({side.label: (_column(side, "psnr"), side.number) for side in sides}),
         ],
         "cards": cards,
         "pictures_note": note,
@@ -350,13 +350,6 @@ def _spread(pair: _Pair) -> Chart:
         [Mark("no difference", 0.0)],
         f"{pair.first.label} against {pair.second.label}; to the right: the second leaks more.",
     )
-
-
-def _shares(sides: Sequence[_Side]) -> list[Chart]:
-    """Return the share of images at or above each PSNR, where they are many."""
-    if len(sides[0].rows) <= MAX_DOTS:
-        return []
-    return [at_or_above({side.label: (_column(side, "psnr"), side.number) for side in sides})]
 
 
 def _cards(sides: Sequence[_Side]) -> tuple[list[Card], str]:

@@ -38,7 +38,8 @@ NO_INTERVAL = f"No interval is drawn of fewer than {MIN_CLIENTS} clients."
 CONTROLS = {name: -1 - i for i, name in enumerate(NULLS)}
 """Null control: the number by which charts draw it."""
 
-_RECOVERED, _NOT_RECOVERED, _ATTACK, _EXPECTED = range(4)  # numbers of what a run's page draws
+# numbers of what a run's page draws; clients have the last and the following ones
+_RECOVERED, _NOT_RECOVERED, _ATTACK, _EXPECTED, _CLIENTS = range(5)
 
 _LINES = {
     "this attack": ("psnr", _ATTACK),
@@ -46,6 +47,7 @@ _LINES = {
     "control: nearest public image": ("psnr_nearest_public", CONTROLS["nearest_public"]),
 }
 _MAX_POINTS = 150  # of a line
+_FEW_POINTS = 16  # of a line: up to as many are marked, and a single one is seen at all
 
 
 def null_marks(results: Results) -> list[Mark]:
@@ -150,7 +152,7 @@ def objective_curves(results: Results) -> list[Chart]:
         points = _thinned([(step, value) for step, value in pairs if value is not None])
         if len(points) > 1:
             steps, heights = zip(*points, strict=True)
-            number = _ATTACK + len(series)
+            number = _CLIENTS + len(series)
             series.append(Series(f"client {curve.client}", steps, heights, number=number))
     if not series:
         return []
@@ -239,6 +241,7 @@ def at_or_above(columns: Mapping[str, tuple[Sequence[float], int]], note: str = 
         [Panel("", series)],
         *("PSNR, dB", "share of images, %"),
         note=note,
+        has_points=all(len(one.x) <= _FEW_POINTS for one in series),
     )
 
 
