@@ -196,6 +196,22 @@ def test_labels_of_controls_never_lie_on_each_other(tmp_path, browser, values, w
                 assert apart, (charts[number].title, name, other)
 
 
+@pytest.mark.parametrize("values", [[5.0, 6.0, 9.0, 40.0], [5.0, 36.0, 38.0, 40.0]])
+def test_no_mark_runs_through_a_label_on_its_side(values):
+    marks = [Mark("nearest public image", value) for value in values]
+    svg = _spread([Group("images", [20.0])], marks)
+    places = [[float(v) for v in re.findall(r"[\d.]+", e.get("d"))] for e in _of_class(svg, "mark")]
+    texts = _of_class(svg, "halo")
+    assert len(places) == len(texts) == 4
+    for (place, _, _), text in zip(places, texts, strict=True):
+        is_right = "end" in text.get("class")
+        for other, top, _ in places:
+            begins_below = top > float(text.get("y"))
+            is_beside = other >= place if is_right else other <= place
+            is_far = (other > 231) != is_right  # on the other side of the chart
+            assert begins_below or is_beside or is_far
+
+
 def _page_of(charts):
     texts = ("title", "kind", "heading", "about", "status", "verdict", "caveat", "source")
     nothing = {"caption": "", "heads": [], "rows": [], "facets": {}, "is_sortable": False}

@@ -424,11 +424,14 @@ def _room(marks: Sequence[Mark]) -> int:
 
 
 def _upright(marks: Sequence[Mark], x: _Axis, bottom: float) -> Markup:
-    """Return vertical marks, each label in a line of its own."""
+    """Return vertical marks, each label in a line of its own, clear of the marks on its side."""
+    middle = 0.55 * _WIDTH
+    left = sorted((mark for mark in marks if x(mark.value) <= middle), key=lambda mark: mark.value)
+    right = sorted((mark for mark in marks if x(mark.value) > middle), key=lambda mark: -mark.value)
     parts = []
-    for i, mark in enumerate(sorted(marks, key=lambda mark: mark.value)):
+    for i, mark in enumerate([*left, *right]):  # a mark begins beside its label
         place, y = x(mark.value), 12 + _LINE * i
-        is_right = place > 0.55 * _WIDTH
+        is_right = place > middle
         parts.append(
             Markup(
                 '<path class="mark {}" d="M{} {}V{}"/>'

@@ -206,7 +206,7 @@ def _metrics(results: Results) -> Table:
         for name, reason in results.unavailable_metrics.items()
     ]
     rows += [
-        _metric_row(_as_metric(results.null[name]), f"PSNR of the control: {label}", "dB", 1)
+        _metric_row(_as_metric(results.null[name]), f"PSNR of {label}", "dB", 1)
         for name, label in NULLS.items()
         if name in results.null
     ]
