@@ -86,8 +86,8 @@ def test_a_small_run_shows_its_images_and_no_bars_or_bands(tmp_path, num_clients
     assert ("Share of images at or above a PSNR" in page.text) != is_small
     for name in ("mean image", "nearest public image", "noise-only update"):
         assert re.search(rf">{name} \d", images), name
-    assert ('class="whisker' in measured) == (num_clients >= 5)
-    assert ("No interval is drawn of fewer than 5 clients." in measured) == (num_clients < 5)
+    assert ('class="whisker' in measured) == (num_clients >= 4)
+    assert ("No interval is drawn of fewer than 4 clients." in measured) == (num_clients < 4)
 
 
 def test_everything_on_the_page_of_a_run_has_one_look(tmp_path):

@@ -29,9 +29,10 @@ NULLS = {
 }
 """Null control: its name for people, in the order of the pages."""
 
-MIN_CLIENTS = 5
+MIN_CLIENTS = 4
 """Clients from which a chart draws their interval.  Of fewer it is stretched so far beyond the
-clients themselves, by a factor of 9 for two, that it would be all that one sees; tables have it."""
+clients themselves, by 2.7 for three and by 9 for two, that it would be all that one sees; tables
+have it."""
 
 NO_INTERVAL = f"No interval is drawn of fewer than {MIN_CLIENTS} clients."
 
