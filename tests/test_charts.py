@@ -212,6 +212,12 @@ def test_no_mark_runs_through_a_label_on_its_side(values):
             assert begins_below or is_beside or is_far
 
 
+def test_no_value_at_all_leaves_the_marks():
+    svg = _spread([Group("images", [])], [Mark("no difference", 0.0)])
+    assert len(_of_class(svg, "mark")) == 1
+    assert _of_class(svg, "point") == []
+
+
 def _page_of(charts):
     texts = ("title", "kind", "heading", "about", "status", "verdict", "caveat", "source")
     nothing = {"caption": "", "heads": [], "rows": [], "facets": {}, "is_sortable": False}

@@ -105,7 +105,7 @@ def spread(
 
     Args:
         title: of the chart.
-        groups: stacked from the first upwards; at least one value in all.
+        groups: stacked from the first upwards; at least one value or mark in all.
         x_label: what the values are.
         marks: values to compare with.
         note: put below.
@@ -133,7 +133,7 @@ def _strip(title: str, groups: Sequence[Group], x_label: str, marks: Sequence[Ma
         row = next((i for i, end in enumerate(ends) if end + size <= x(value)), len(ends))
         ends[row:] = [x(value), *ends[row + 1 :]]
         rows.append(row)
-    step = min(size, 150 / len(ends))
+    step = min(size, 150 / max(1, len(ends)))
     top = _room(marks)
     bottom = top + max(60, step * len(ends)) + 8
     parts = [_rightwards(x, x_label, bottom), _upright(marks, x, bottom)]
@@ -227,7 +227,7 @@ def along(
             is_joined=is_joined,
         )
         drawings.append((panel.label, svg))
-    legend = []
+    legend = []  # of what the panels do not name themselves
     if not all(one.label in panel.label for panel in split for one in panel.series):
         named = {one.number: one.label for panel in panels for one in panel.series}
         looks = {"has_point": has_points, "has_line": is_joined}

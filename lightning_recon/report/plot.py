@@ -54,7 +54,7 @@ def write_sweep_figure(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> 
     x = sorted({float(row[axis]) for row in rows})
     epsilons: dict[float, float] = {}
     if len(lines) > MAX_SERIES:
-        figure = _panels(dict(zip(labels, lines.values(), strict=True)), axis)
+        figure = _panels(labels, list(lines.values()), axis)
     else:
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         plot = figure.add_subplot()
@@ -81,14 +81,14 @@ def write_sweep_figure(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> 
     return path
 
 
-def _panels(lines: Mapping[str, Sequence[Row]], axis: str) -> Figure:
-    """Return a panel for each line, by its label; all have the same axes."""
+def _panels(labels: Sequence[str], lines: Sequence[Sequence[Row]], axis: str) -> Figure:
+    """Return a panel for each line; all have the same axes."""
     num_rows = math.ceil(len(lines) / _COLUMNS)
     figure = Figure(figsize=(9, 1.5 + 2.2 * num_rows), layout="constrained")
     grid = list(figure.subplots(num_rows, _COLUMNS, sharex=True, sharey=True).flat)
     for unused in grid[len(lines) :]:
         unused.remove()
-    for i, (label, cells) in enumerate(lines.items()):
+    for i, (label, cells) in enumerate(zip(labels, lines, strict=True)):
         _draw(grid[i], cells, axis, label, f"C{i}")
         _draw_controls(grid[i], cells, axis)
         grid[i].set_title(label, fontsize="medium")
