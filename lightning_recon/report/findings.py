@@ -26,11 +26,6 @@ def findings(results: Results) -> list[Finding]:
     return [Finding(severity, text) for severity, find in _CHECKS for text in find(results)]
 
 
-def texts(found: Sequence[Finding]) -> list[str]:
-    """Return the sentences, as a page lists them."""
-    return [finding.text for finding in found]
-
-
 def listed(names: Sequence[str], comma: str = ", ", rest: str = "") -> str:
     """Return the names in one line, or the first ones and how many more there are.
 

@@ -242,6 +242,7 @@ def _tidy(results: Results, records: Sequence[ClientRecord]) -> dict[str, Any]:
         "noise_std": privacy.noise_std,
         "epsilon_claimed": privacy.claimed.epsilon,
         "epsilon_actual": privacy.actual.epsilon,
+        "num_clients": results.num_clients,
         "num_images": results.num_images,
         "num_failed": len(results.failures),
         "noise_only_recovered": results.control("noise_only").recovered,
