@@ -16,7 +16,6 @@ from lightning_recon.files import expanded
 from lightning_recon.targets.importing import imported_module, json_arguments
 from lightning_recon.targets.names import (
     in_order,
-    misfit,
     under_wanted_names,
     unwrapped,
     weights_in,
@@ -109,8 +108,7 @@ def _read(path: str, model: nn.Module | None, notes: list[str]) -> dict[str, Ten
         return bare if len(bare) == len(tensors) else tensors
     known = model.state_dict()
     tensors = under_wanted_names(tensors, known.keys())
-    wanted = {name: known[name] for name in known if name in tensors} or known
-    if problem := misfit(tensors, wanted):
+    if problem := partial_misfit(tensors, known):
         raise InputError(f"{file} does not fit the model: {problem}")
     return tensors
 
@@ -119,8 +117,7 @@ def _check_pair(
     before: Mapping[str, Tensor], sent: Mapping[str, Tensor], path: str, *, is_gradient: bool
 ) -> None:
     """Raise InputError unless what was sent answers what was sent out."""
-    wanted = {name: before[name] for name in before if name in sent} or dict(before)
-    if problem := misfit(sent, wanted):
+    if problem := partial_misfit(sent, before):
         raise InputError(f"{expanded(path)} does not fit what the client was sent: {problem}")
     if not is_gradient and all(torch.equal(part, before[name]) for name, part in sent.items()):
         raise InputError(

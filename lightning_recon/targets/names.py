@@ -193,6 +193,16 @@ def misfit(found: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> str | None
     return "; ".join(words) or None
 
 
+def partial_misfit(found: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> str | None:
+    """Return :func:`misfit` where some names may be missing, but not all.
+
+    Args:
+        found: by name.
+        wanted: by name.
+    """
+    return misfit(found, {name: wanted[name] for name in wanted if name in found} or wanted)
+
+
 def _may_lack(name: str) -> bool:
     """Whether a name is one that old files lack, and torch fills in."""
     return name.rpartition(".")[2] == "num_batches_tracked"
