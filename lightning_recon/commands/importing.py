@@ -16,6 +16,7 @@ from lightning_recon.files import expanded
 from lightning_recon.targets.importing import imported_module, json_arguments
 from lightning_recon.targets.names import (
     in_order,
+    partial_misfit,
     under_wanted_names,
     unwrapped,
     weights_in,

@@ -61,9 +61,8 @@ def record_update(
     kind: Kind = "gradient" if after is None else "weights"
     given, what = (gradients, "gradients") if after is None else (after, "after")
     returned = _named(given, model, what)
-    if sent:
-        if problem := partial_misfit(returned, sent):
-            raise InputError(f"record_update: {what} does not fit before: {problem}")
+    if sent and (problem := partial_misfit(returned, sent)):
+        raise InputError(f"record_update: {what} does not fit before: {problem}")
     writer = CaptureWriter(folder, f"torch {torch.__version__}")
     payload = writer.add_payload(sent) if sent else None
     return writer.add_reply(number, client, returned, kind, payload, **facts)
