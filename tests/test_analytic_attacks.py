@@ -407,7 +407,7 @@ class TestBadInput:
     @pytest.mark.parametrize("name", sorted(SINGLE))
     def test_several_samples(self, name, public, small):
         attack = ready(name, public)
-        with pytest.raises(InputError, match="set the data's batch_size to 1"):
+        with pytest.raises(InputError, match="take batches of a single image"):
             attack.reconstruct(attack.federation.play(small, 0))
 
     @pytest.mark.parametrize(

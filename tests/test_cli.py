@@ -194,10 +194,14 @@ class TestPredict:
         assert results["metrics"] == {}
         assert problems(ResultsJson, results) == []
         outputs = capsys.readouterr().out.split("outputs  ")[1].split("(")[1].split(")")[0]
-        assert outputs == "results.json, reconstructions/, records/, config.yaml"
+        assert outputs == "report.html, results.json, reconstructions/, records/, config.yaml"
         written = {path.name for path in latest().iterdir()}
         assert {name.strip("/") for name in outputs.split(", ")} <= written
-        assert not {"report.html", "clients.csv"} & written
+        assert "clients.csv" not in written
+        page = (latest() / "report.html").read_text()
+        assert page.count("<article") == len(pictures)
+        assert "nothing here is a score" in page
+        assert "PSNR" not in page.partition("Privacy against leakage")[0]
         assert all(path.stat().st_size for path in latest().rglob("*"))
 
 

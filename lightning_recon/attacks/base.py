@@ -46,7 +46,9 @@ class Attack(LightningModule, ABC):
     """What the attacker is told beside the update, values of
     :class:`~lightning_recon.observation.Grant`."""
     protocols: tuple[str, ...] = ("fedsgd", "fedavg")
-    """Those whose updates the attack can read."""
+    """Those whose updates the attack can read.  One that reads ``"fedsgd"`` alone reads any
+    multiple of the gradient, such as FedAvg's one step on the whole batch, -learning_rate times
+    it."""
     clients_at_once: int = 1
     """Clients that ``test`` hands over together."""
 
@@ -63,10 +65,12 @@ class Attack(LightningModule, ABC):
         self.client = client or FedSGD()
         self.defenses = nn.ModuleList(defenses)
         self.seed = seed
-        if self.client.protocol not in self.protocols:
+        if self.client.protocol not in self.protocols and not self.client.sends_gradient:
             raise InputError(
                 f"{type(self).__name__} reads updates of {' and '.join(self.protocols)}, not of "
-                f"{self.client.protocol}; change the client, or choose another attack"
+                f"{self.client.protocol} with several steps; change the client (FedAvg of epochs "
+                "1, without minibatch_size and weight_decay, sends a gradient), or choose another "
+                "attack"
             )
         self.federation = Federation(self.target, self.client, defenses, seed)
         self._spec: DataSpec | None = None

@@ -87,7 +87,7 @@ class MultiScale(GradientMatching):
         if height % most or width % most:
             raise InputError(
                 f"MultiScale: images of {height}x{width} cannot be made {most} times smaller; "
-                "lower num_scales, or change the data's image_size"
+                "lower num_scales, or take images of another size"
             )
         return channels, height, width
 

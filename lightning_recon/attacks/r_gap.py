@@ -85,8 +85,8 @@ class RGAP(AnalyticAttack):
         """
         if observation.num_samples not in (None, 1):
             raise InputError(
-                f"RGAP reads updates of one sample, not of {observation.num_samples}; set the "
-                "data's batch_size to 1"
+                f"RGAP reads updates of one sample, not of {observation.num_samples}; take "
+                "batches of a single image"
             )
         steps = chain(observation.payload, self.known_shape)
         update = {name: tensor.double().cpu() for name, tensor in observation.update.items()}
@@ -222,7 +222,7 @@ def _solve_conv(
     if unknowns > MAX_UNKNOWNS:
         raise InputError(
             f"RGAP: layer {step.name} reads {unknowns} numbers, and {MAX_UNKNOWNS} are solved for "
-            "at most; set a smaller image_size in the data"
+            "at most; take smaller images"
         )
     weight = layer.weight.detach().double().cpu()
     assert not isinstance(layer.padding, str)

@@ -156,7 +156,7 @@ class RobbingTheFed(AnalyticAttack):
         if needs_images and len(brightness) < 2:
             raise InputError(
                 "RobbingTheFed has fewer than two public images to fit its bins on; set location "
-                "and scale, or bins to linear, or num_public in the data"
+                "and scale, or bins to linear, or take data with public images (num_public)"
             )
         if len(brightness) == 0:
             brightness = np.zeros(1)  # for what is given

@@ -64,7 +64,7 @@ class ROGAttack(GradientMatching):
         if height % self.upsampling or width % self.upsampling:
             raise InputError(
                 f"ROGAttack: images of {height}x{width} have no latent {self.upsampling} times "
-                "smaller; change upsampling or the data's image_size"
+                "smaller; change upsampling, or take images of another size"
             )
         return channels, height // self.upsampling, width // self.upsampling
 

@@ -87,7 +87,7 @@ class MixUp(MixingClient):
     def mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mix each image with one other or, by chance, with itself."""
         if len(images) < 2:
-            raise InputError("MixUp: a batch of 1 has nothing to mix; raise the data's batch_size")
+            raise InputError("MixUp: a batch of 1 has nothing to mix; take larger batches")
         weight = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
         other = torch.randperm(len(images)).to(images.device)
         return (
@@ -131,7 +131,7 @@ class InstaHide(MixingClient):
         if num_samples < self.num_mixed:
             raise InputError(
                 f"InstaHide: num_mixed {self.num_mixed} is more than the {num_samples} samples of "
-                "the client; lower it, or raise the data's batch_size"
+                "the client; lower it, or take larger batches"
             )
         weights = self._weights(num_samples).to(images)
         # a random circle: the images at different distances along it are different ones

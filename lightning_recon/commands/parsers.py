@@ -39,6 +39,8 @@ def add_commands(subcommands: Any) -> None:
         parser = Parser(description=description)
         if name == "audit":
             _add_audit(parser)
+        elif name == "import":
+            _add_import(parser)
         elif name == "sweep":  # for completion: runs.sweep parses, and helps, itself
             parser.add_argument("--config", type=Path)
             parser.add_argument("--resume", type=Path)
@@ -111,6 +113,43 @@ def _add_audit(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all randomness")
     parser.add_argument(
         "--output", metavar="FOLDER", help="by default lightning_logs/audit_CAPTURE"
+    )
+
+
+def _add_import(parser: Parser) -> None:
+    """Add the options of ``import``."""
+    parser.add_argument(
+        "--before",
+        metavar="FILE",
+        help="weights that the client was sent: a state_dict or a checkpoint (.pt, .pth, .ckpt, "
+        ".bin, .safetensors), or arrays (.npz)",
+    )
+    parser.add_argument("--after", metavar="FILE", help="weights that it sent back")
+    parser.add_argument("--gradient", metavar="FILE", help="or the gradient that it sent")
+    parser.add_argument(
+        "--model", metavar="PKG:NET", help="class of the model, for arrays without names"
+    )
+    parser.add_argument(
+        "--model-args", metavar="JSON", help="its arguments, such as '{\"num_classes\": 10}'"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="CAPTURE",
+        default="capture",
+        help="folder, by default capture; one that is there gets further clients",
+    )
+    parser.add_argument("--round", type=int, default=1, help="its number, by default 1")
+    parser.add_argument("--client", metavar="NAME", help="by default the name of the file")
+    parser.add_argument("--learning-rate", type=float, help="of the client's SGD, if known")
+    parser.add_argument("--steps", type=int, help="of the client's training, if known")
+    parser.add_argument("--batch-size", type=int, help="samples of one step, if known")
+    parser.add_argument("--num-examples", type=int, help="of the client's data set, if known")
+    parser.add_argument(
+        "--image-shape",
+        nargs=3,
+        type=int,
+        metavar=("C", "H", "W"),
+        help="of what the model sees, if known",
     )
 
 

@@ -51,6 +51,10 @@ def _run(command: str, options: Namespace) -> int:
         from lightning_recon.commands.audit import audit
 
         print(audit(options))  # noqa: T201
+    elif command == "import":
+        from lightning_recon.commands.importing import import_update
+
+        print(import_update(options))  # noqa: T201
     elif command == "doctor":
         from lightning_recon.commands.doctor import doctor
 

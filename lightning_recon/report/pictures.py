@@ -108,7 +108,8 @@ def load_pictures(folder: Path, client: int, position: int) -> Pair:
         InputError: if the truth is not there, or one of both is no picture.
     """
     truth, reconstruction = _paths(folder, client, position)
-    return Pair(_load(truth), _load(reconstruction) if reconstruction.is_file() else None)
+    found = load_picture(reconstruction) if reconstruction.is_file() else None
+    return Pair(load_picture(truth), found)
 
 
 def data_uri(image: Image.Image, max_side: int) -> str:
@@ -133,7 +134,15 @@ def _paths(folder: Path, client: int, position: int) -> tuple[Path, Path]:
     return folder / f"{stem}_truth.png", folder / f"{stem}_reconstruction.png"
 
 
-def _load(path: Path) -> Image.Image:
+def load_picture(path: Path) -> Image.Image:
+    """Read a picture, in colour.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        InputError: if it is no picture.
+    """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

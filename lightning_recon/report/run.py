@@ -5,9 +5,11 @@ Everything is read from the run's folder, so that the page can be made again fro
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_recon.audit.results import Control, Guarantee, Metric, Results
 from lightning_recon.audit.scores import NOT_METRICS, Row
+from lightning_recon.report import predicted
 from lightning_recon.report.cards import cards_of_run, leak
 from lightning_recon.report.figures import (
     NULLS,
@@ -16,7 +18,7 @@ from lightning_recon.report.figures import (
     objective_curves,
 )
 from lightning_recon.report.findings import findings
-from lightning_recon.report.folder import read_run
+from lightning_recon.report.folder import Run, read_run
 from lightning_recon.report.page import (
     DASH,
     MAX_TABLE_ROWS,
@@ -44,7 +46,8 @@ def write_report(folder: Path) -> Path:
     """Write ``report.html`` into the folder of a run.
 
     The page has at most 5 MB however many clients there are: it shows at most 48 images and 1,500
-    lines of the table, and says what it leaves out.
+    lines of the table, and says what it leaves out.  Of a run of ``predict``, without the truth, it
+    shows the reconstructions and no score (:mod:`lightning_recon.report.predicted`).
 
     Args:
         folder: the run's, with ``results.json``, and with ``clients.csv``, ``config.yaml`` and
@@ -58,24 +61,34 @@ def write_report(folder: Path) -> Path:
     """
     run = read_run(folder)
     results = run.results
-    cards, pictures_note = cards_of_run(run)
-    curves = objective_curves(results)
+    is_predicted = results.num_images == 0 and not run.rows
+    content = predicted.content_of(run) if is_predicted else _content(run)
     subject = [results.attack, results.target, results.data.name]
-    sections = {
-        "figures": "Figures",
-        "pictures": "Pictures",
-        "distribution": "Distribution",
-        "setting": "What was attacked",
-        "privacy": "Privacy",
-        **({"curves": "Curves"} if curves else {}),
-        **({"images": "All images"} if run.rows else {}),
-        "reproduce": "Reproduce",
-    }
-    content = {
-        "title": f"{run.name}: privacy audit",
-        "kind": "Privacy audit of federated learning",
+    unprotected = "defenses unknown" if is_predicted else "no defense"
+    content |= {
         "heading": run.name,
         "about": " · ".join(part for part in subject if part),
+        "source": f"Made from the files of {folder.resolve().name}; nothing here is fetched.",
+        "setting": _setting(results),
+        "chain": ["Client's update", *(results.defenses or [unprotected]), "Attacker"],
+        "privacy": _privacy(results),
+        "privacy_gap": _privacy_gap(results),
+        "command": results.command or "not recorded",
+        "reproduce": _reproduce(results),
+        "config": shorten(run.config, _MAX_CONFIG),
+    }
+    template = "predicted.html" if is_predicted else "run.html"
+    return write_page(folder / "report.html", template, content)
+
+
+def _content(run: Run) -> dict[str, Any]:
+    """Return what the page says of a run with its truth."""
+    results = run.results
+    cards, pictures_note = cards_of_run(run)
+    curves = objective_curves(results)
+    return {
+        "title": f"{run.name}: privacy audit",
+        "kind": "Privacy audit of federated learning",
         "is_leak": bool(results.recovered),
         "status": _status(results),
         "verdict": verdict(results),
@@ -88,25 +101,25 @@ def write_report(folder: Path) -> Path:
             "prove that nothing leaked; a stronger one may not fail."
         ),
         "warnings": findings(results),
-        "sections": sections,
-        "source": f"Made from the files of {folder.resolve().name}; nothing here is fetched.",
+        "sections": {
+            "figures": "Figures",
+            "pictures": "Pictures",
+            "distribution": "Distribution",
+            "setting": "What was attacked",
+            "privacy": "Privacy",
+            **({"curves": "Curves"} if curves else {}),
+            **({"images": "All images"} if run.rows else {}),
+            "reproduce": "Reproduce",
+        },
         "tiles": _tiles(results),
         "cards": cards,
         "pictures_note": pictures_note,
         "distribution": distribution(results, run.rows),
         "metrics": _metrics(results),
-        "setting": _setting(results),
-        "chain": ["Client's update", *(results.defenses or ["no defense"]), "Attacker"],
-        "privacy": _privacy(results),
-        "privacy_gap": _privacy_gap(results),
         "leakage": leakage(results),
         "curves": curves,
         "images": _image_table(run.rows),
-        "command": results.command or "not recorded",
-        "reproduce": _reproduce(results),
-        "config": shorten(run.config, _MAX_CONFIG),
     }
-    return write_page(folder / "report.html", "run.html", content)
 
 
 def verdict(results: Results) -> str:

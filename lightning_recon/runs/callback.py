@@ -399,12 +399,12 @@ class Audit(Callback):
             peak_memory=peak,
         )
         rows = [row for record in records for row in record.rows]
-        if rows:  # else there is no truth, and nothing to show
+        if rows:  # else there is no truth
             write_csv(self._folder / "clients.csv", rows)
         write_json(self._folder / "results.json", content)
         results = view(content)
+        write_report(self._folder)
         if rows:
-            write_report(self._folder)
             board.add_summary(trainer.loggers, results, rows)
         self._summary = results, self._folder
         _check_any_success(records)

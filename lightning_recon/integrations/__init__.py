@@ -1,0 +1,1 @@
+"""Captures from other frameworks, and defenses for them; each is imported by itself."""
