@@ -14,6 +14,7 @@ never saw::
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence

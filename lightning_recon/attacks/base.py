@@ -78,6 +78,9 @@ class Attack(LightningModule, ABC):
         """How the iterations of ``fit`` are done."""
         self.records_failures = False
         """Whether ``test`` goes on after a client whose attack failed; set by the audit."""
+        self.watch: Callable[[int, int], None] | None = None
+        """Told after an iteration at a stretch how many are done, of how many; set by who shows
+        progress."""
 
     # --- the science: what an attack's author writes -------------------------------------------
 
@@ -186,8 +189,12 @@ class Attack(LightningModule, ABC):
     # --- Lightning: every stage ----------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check that the target fits the data, before anything is written."""
+        """Check that the target fits the data, before anything is written.
+
+        A trial run (fast_dev_run) does few iterations, in ``test`` and in controls too.
+        """
         self.bind(self.trainer.datamodule.spec)  # type: ignore[attr-defined]
+        self.loop.limit = int(self.trainer.fast_dev_run) or None  # type: ignore[attr-defined]
 
     def _start_run(self) -> None:
         """Fit on public images; the device is known by now."""
@@ -237,6 +244,7 @@ class Attack(LightningModule, ABC):
         Lightning does not fire ``on_train_epoch_start`` for the epoch that it resumes, be it
         within a client or between two.
         """
+        self.loop.limit = int(self.trainer.num_training_batches)  # limit_train_batches
         if self.current_epoch < (self.trainer.max_epochs or 0):
             self.loop.resume(self._client_of_epoch)
 
@@ -252,7 +260,7 @@ class Attack(LightningModule, ABC):
         """Do one iteration on a client; ``batch`` is its number."""
         trainer = self.trainer
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        is_logged = every > 0 and trainer.global_step % every == 0
+        is_logged = every > 0 and (trainer.global_step + 1) % every == 0  # as Lightning counts
         has_bar = trainer.progress_bar_callback is not None
         self.loop.step(int(batch), batch_idx, is_logged=is_logged, has_bar=has_bar)
 

@@ -95,7 +95,7 @@ class RobbingTheFed(AnalyticAttack):
         bins: where their edges lie: at the quantiles of a normal or Laplace distribution fitted to
             public images, or at those of the images themselves, or evenly in [0, 1].
         location: of the normal or Laplace distribution of mean brightness; null: fitted.
-        scale: of the same; null: fitted.
+        scale: of that distribution; null: fitted.
         sparse: whether a row passes no more than its bin's width.
         one_shot: a single bin of mass 1/n around the median; ``num_bins`` does not count.
         num_samples: the n of ``one_shot``; null: the data's batch size.

@@ -31,8 +31,6 @@ class FedAvg(Client):
         weight_decay: at least 0.
         shuffle: whether the client draws a new order of its samples every epoch; an attacker who
             simulates the client does not know it and keeps to one order.
-        label_smoothing: see :class:`Client`.
-        mode: see :class:`Client`.
 
     Raises:
         InputError: if an argument is out of its range.

@@ -15,10 +15,6 @@ class FedSGD(Client):
 
     In training mode batch norm uses the batch's own statistics (the running ones are updated on a
     copy) and dropout draws from the client's seed.
-
-    Args:
-        label_smoothing: see :class:`Client`.
-        mode: see :class:`Client`.
     """
 
     protocol = "fedsgd"

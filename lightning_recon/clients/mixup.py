@@ -72,7 +72,6 @@ class MixUp(MixingClient):
     batch; labels alike.  A regulariser, used as a defense by attack papers; no formal guarantee.
 
     Args:
-        client: see :class:`MixingClient`.
         alpha: of the Beta distribution, above 0; 1 draws l uniformly, small values hardly mix.
 
     Raises:
@@ -111,7 +110,6 @@ class InstaHide(MixingClient):
     mixed are always different ones, and none is public.
 
     Args:
-        client: see :class:`MixingClient`.
         num_mixed: k, images in each mixed one, at least 2.
 
     Raises:

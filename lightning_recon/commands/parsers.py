@@ -4,10 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from lightning_recon import __version__
 from lightning_recon.commands.names import LIGHT, LIGHTNING
+from lightning_recon.runs.parser import Parser
 
 _COMPLETION = """\
 print the script that completes commands, options and their values at the Tab key
@@ -37,12 +36,12 @@ def add_commands(subcommands: Any) -> None:
     """Add the parsers of :data:`LIGHT` to what jsonargparse's ``add_subcommands`` returned."""
     for name, summary in LIGHT.items():
         description = _COMPLETION if name == "completion" else summary
-        parser = ArgumentParser(description=description)
+        parser = Parser(description=description)
         if name == "audit":
             _add_audit(parser)
         elif name == "import":
             _add_import(parser)
-        elif name == "sweep":  # for completion; lightning_recon.runs.sweep parses and helps itself
+        elif name == "sweep":  # for completion: runs.sweep parses, and helps, itself
             parser.add_argument("--config", type=Path)
             parser.add_argument("--resume", type=Path)
             parser.add_argument("--dry-run", action="store_true")
@@ -72,7 +71,7 @@ def add_commands(subcommands: Any) -> None:
         parser.prog = f"{_PROG} {name}"
 
 
-def _add_audit(parser: ArgumentParser) -> None:
+def _add_audit(parser: Parser) -> None:
     """Add the options of ``audit``."""
     parser.add_argument("capture", metavar="CAPTURE", help="folder, see docs/update-format.md")
     parser.add_argument(
@@ -117,7 +116,7 @@ def _add_audit(parser: ArgumentParser) -> None:
     )
 
 
-def _add_import(parser: ArgumentParser) -> None:
+def _add_import(parser: Parser) -> None:
     """Add the options of ``import``."""
     parser.add_argument(
         "--before",
@@ -154,9 +153,9 @@ def _add_import(parser: ArgumentParser) -> None:
     )
 
 
-def light_parser() -> ArgumentParser:
+def light_parser() -> Parser:
     """The help of all commands, and the options of those that run no Trainer."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog=_PROG,
         description="Audit what the updates of federated learning give away about the images.",
         epilog=_EXAMPLES,
@@ -166,6 +165,6 @@ def light_parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lightning_recon {__version__}")
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND", description=None)
     for name, summary in LIGHTNING.items():
-        subcommands.add_subcommand(name, ArgumentParser(), help=summary)
+        subcommands.add_subcommand(name, Parser(), help=summary)
     add_commands(subcommands)
     return parser

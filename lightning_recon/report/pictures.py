@@ -155,12 +155,16 @@ def _shown(images: Tensor) -> Tensor:
     return images.detach().cpu().float().nan_to_num(0.0).clamp(0.0, 1.0)
 
 
-def _png(image: Tensor) -> bytes:
-    """Return C H W in [0, 1] as a PNG: in colour for three channels, else the channels' mean."""
+def as_picture(image: Tensor) -> Image.Image:
+    """Return C H W in [0, 1] as a picture: of three channels in colour, else their mean."""
     image = _shown(image)
     if len(image) != 3:
         image = image.mean(dim=0, keepdim=True)
     pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels if len(image) == 3 else pixels[..., 0])
+
+
+def _png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels if len(image) == 3 else pixels[..., 0]).save(buffer, format="PNG")
+    as_picture(image).save(buffer, format="PNG")
     return buffer.getvalue()

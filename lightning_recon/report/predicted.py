@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning_recon.report.cards import MAX_LEAST, MAX_WORST, Card, picture, within_budget
 from lightning_recon.report.figures import objective_curves
-from lightning_recon.report.findings import findings, texts
+from lightning_recon.report.findings import findings
 from lightning_recon.report.folder import Run
 from lightning_recon.report.page import count
 from lightning_recon.report.pictures import load_picture
@@ -36,7 +36,7 @@ def content_of(run: Run) -> dict[str, Any]:
             "Nobody has the true images, and so nothing here is a score: a picture that shows a "
             "recognisable image of the client's is a leak, and one that does not proves nothing."
         ),
-        "warnings": texts(findings(results)),
+        "warnings": findings(results),
         "sections": {
             "pictures": "Pictures",
             "setting": "What was attacked",

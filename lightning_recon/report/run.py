@@ -17,7 +17,7 @@ from lightning_recon.report.figures import (
     leakage,
     objective_curves,
 )
-from lightning_recon.report.findings import findings, texts
+from lightning_recon.report.findings import findings
 from lightning_recon.report.folder import Run, read_run
 from lightning_recon.report.page import (
     DASH,
@@ -64,12 +64,13 @@ def write_report(folder: Path) -> Path:
     is_predicted = results.num_images == 0 and not run.rows
     content = predicted.content_of(run) if is_predicted else _content(run)
     subject = [results.attack, results.target, results.data.name]
+    unprotected = "defenses unknown" if is_predicted else "no defense"
     content |= {
         "heading": run.name,
         "about": " · ".join(part for part in subject if part),
         "source": f"Made from the files of {folder.resolve().name}; nothing here is fetched.",
         "setting": _setting(results),
-        "chain": ["Client's update", *(results.defenses or ["no defense"]), "Attacker"],
+        "chain": ["Client's update", *(results.defenses or [unprotected]), "Attacker"],
         "privacy": _privacy(results),
         "privacy_gap": _privacy_gap(results),
         "command": results.command or "not recorded",
@@ -99,7 +100,7 @@ def _content(run: Run) -> dict[str, Any]:
             "Intervals are at 95 %, with whole clients resampled. An attack that fails does not "
             "prove that nothing leaked; a stronger one may not fail."
         ),
-        "warnings": texts(findings(results)),
+        "warnings": findings(results),
         "sections": {
             "figures": "Figures",
             "pictures": "Pictures",
@@ -179,7 +180,9 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
         (
             "PSNR, mean",
             number(psnr.mean, 1, "dB"),
-            f"interval {interval(psnr.ci_low, psnr.ci_high)} dB",
+            "no interval"
+            if psnr.ci_low is None
+            else f"interval {interval(psnr.ci_low, psnr.ci_high)} dB",
         ),
         ("PSNR, worst leak", number(psnr.worst, 1, "dB"), "the image that leaked most"),
         (
@@ -216,7 +219,7 @@ def _metrics(results: Results) -> Table:
         for name, reason in results.unavailable_metrics.items()
     ]
     rows += [
-        _metric_row(_as_metric(results.null[name]), f"PSNR of the control: {label}", "dB", 1)
+        _metric_row(_as_metric(results.null[name]), f"PSNR of {label}", "dB", 1)
         for name, label in NULLS.items()
         if name in results.null
     ]
@@ -353,7 +356,9 @@ def _image_table(rows: Sequence[Row]) -> Table:
     ]
     shown = f"The {len(body):,} worst leaks of {len(rows):,} images; clients.csv holds all"
     caption = shown if len(body) < len(rows) else "One line for every true image, worst leak first"
-    return Table(f"{caption}.", heads, body, is_sortable=True, facets=("Client", "Recovered"))
+    clients = [str(client) for client in sorted({row.get("client", 0) for row in ordered})]
+    facets = {"Client": clients, "Recovered": ["yes", "no"]}
+    return Table(f"{caption}.", heads, body, is_sortable=True, facets=facets)
 
 
 def _reproduce(results: Results) -> dict[str, str]:
