@@ -386,7 +386,7 @@ def test_check_input_of_classifiers(name, size, takes):
     assert "\n" not in message
     assert name in message
     assert f"3x{size}x{size}" in message
-    assert "image_size" in message
+    assert "images of another size" in message
 
 
 def test_check_input_of_channels():
