@@ -307,7 +307,6 @@ def test_wrong_weights_are_named_in_one_line(tmp_path, save):
         LeNet(weights=str(path))
     message = str(error.value)
     assert str(path) in message
-    assert "weights" in message.replace(str(path), "")
     assert message.isprintable()
     assert len(message) < 600
 

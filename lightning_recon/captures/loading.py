@@ -34,9 +34,8 @@ def load_torch(path: Path, kind: str = "file of tensors") -> Any:
         with torch.serialization.safe_globals(_array_globals()):
             return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a broken file fails in many ways, all of them the user's to mend
-        if what := spoiled(path):
-            raise InputError(f"the {kind} {path} {what}") from error
-        raise InputError(f"{path} is no readable {kind}: {_reason(error)}") from error
+        what = spoiled(path) or f"is no readable {kind}: {_reason(error)}"
+        raise InputError(f"{path} {what}") from error
 
 
 def load_arrays(path: Path) -> Any:
