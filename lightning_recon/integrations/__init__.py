@@ -1,1 +1,4 @@
-"""Captures from other frameworks, and defenses for them; each is imported by itself."""
+"""Where a capture comes from: one framework of federated learning each.
+
+What captures runs inside of someone's server: it imports neither Lightning nor matplotlib.
+"""
