@@ -1,8 +1,10 @@
 import json
 import logging
+import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,13 +31,20 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 from flwr.supercore.task_identity import TaskIdentity
 
 from lightning_recon import reconstruct
-from lightning_recon.attacks import CuriousAbandonHonesty, RobbingTheFed, SpectralLDPAttack
+from lightning_recon.attacks import (
+    CuriousAbandonHonesty,
+    LinearLayerInversion,
+    RobbingTheFed,
+    SpectralLDPAttack,
+)
 from lightning_recon.captures import Capture, read_truth
+from lightning_recon.clients import FedAvg as FedAvgClient
 from lightning_recon.defenses import QSGD, ClipL2, GaussianNoise, PrivUnitG, TopK
 from lightning_recon.errors import InputError
 from lightning_recon.integrations import flower
+from lightning_recon.privacy.accounting import pld_epsilon
 from lightning_recon.privacy.gaussian import gaussian_std
-from lightning_recon.targets import LeNet
+from lightning_recon.targets import MLP, LeNet
 from lightning_recon.updates import DataSpec
 
 NODES = (11, 2**63 + 5)
@@ -387,6 +396,82 @@ def test_importing_it_loads_neither_lightning_nor_matplotlib():
     assert found.stdout.strip() == "[]", found.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_simulation_of_flower_gives_the_same_with_and_without_recorder(tmp_path):
+    program = tmp_path / "simulate.py"
+    program.write_text(SIMULATION)
+    command = [sys.executable, program, tmp_path]
+    where = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300, env=where)
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert (tmp_path / "alone.bin").read_bytes() == (tmp_path / "recorded.bin").read_bytes()
+    replies = replies_of(tmp_path / "capture")
+    assert sorted(reply.round for reply in replies) == [1, 1, 2, 2]
+    assert len({reply.client for reply in replies}) == 2
+    for reply in replies:
+        torch.testing.assert_close(reply.tensors["weight"], reply.payload["weight"] * 2 + 1)
+        assert reply.facts["mods"] == []
+        truth = read_truth(tmp_path / "truth", reply)
+        assert truth.images.shape == (1, 3, 2, 2)
+
+
+SIMULATION = """
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+from flwr.simulation import run_simulation
+
+from lightning_recon.integrations import flower
+
+folder = Path(sys.argv[1])
+
+
+def data(message, context):
+    return torch.full((1, 3, 2, 2), 0.5), torch.tensor([0])
+
+
+app = ClientApp(mods=[flower.truth_mod(folder / "truth", data), *flower.declared()])
+
+
+@app.train()
+def train(message, context):
+    weight = message.content["arrays"]["weight"].numpy()
+    told = MetricRecord({"num-examples": 3})
+    arrays = ArrayRecord({"weight": Array(weight * 2 + 1)})
+    return Message(RecordDict({"arrays": arrays, "m": told}), reply_to=message)
+
+
+def simulate(wrap, name):
+    server = ServerApp()
+
+    @server.main()
+    def main(grid, context):
+        strategy = wrap(FedAvg(fraction_evaluate=0.0))
+        arrays = ArrayRecord({"weight": Array(np.linspace(0, 1, 7, dtype=np.float32))})
+        result = strategy.start(grid, arrays, num_rounds=2)
+        (folder / name).write_bytes(result.arrays["weight"].numpy().tobytes())
+
+    backend = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        "init_args": {"num_cpus": 1, "include_dashboard": False},
+    }
+    run_simulation(server, app, num_supernodes=2, backend_config=backend)
+
+
+if __name__ == "__main__":
+    simulate(lambda strategy: strategy, "alone.bin")
+    simulate(lambda strategy: flower.Recorder(strategy, folder / "capture"), "recorded.bin")
+"""
+
+
 # --- what clients declare ----------------------------------------------------------------------
 
 
@@ -526,6 +611,72 @@ def test_a_chain_that_lacks_a_bound_is_told_when_the_app_is_made():
         flower.defense_mod([noise])
 
 
+# --- Opacus ------------------------------------------------------------------------------------
+
+
+def test_opacus_protects_records_as_its_accountant_and_ours_say(sample_data, tmp_path):
+    opacus = pytest.importorskip("opacus")
+    torch.manual_seed(0)
+    batch = sample_data.client(0)
+    net = MLP(20, image_size=32, hidden=(64,))
+    made = {}
+
+    def train(message, context):
+        model = MLP(20, image_size=32, hidden=(64,))
+        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loader = torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(batch.images, batch.labels), batch_size=4
+        )
+        if message.content["config"]["private"]:
+            engine = opacus.PrivacyEngine(accountant="prv")
+            model, optimizer, loader = engine.make_private(
+                module=model,
+                optimizer=optimizer,
+                data_loader=loader,
+                noise_multiplier=1.0,
+                max_grad_norm=1.0,
+            )
+            made["engine"] = engine
+        for images, labels in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+        model = getattr(model, "_module", model)
+        told = MetricRecord({"num-examples": 8})
+        content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "m": told})
+        reply = Message(content, reply_to=message)
+        if message.content["config"]["private"]:
+            flower.declare(reply, "Opacus", noise_multiplier=1.0, clip_norm=1.0)
+        return reply
+
+    app = ClientApp(mods=flower.declared())
+    app.train()(train)
+    found = {}
+    for private in (False, True):
+        folder = tmp_path / str(private)
+        strategy = flower.Recorder(FedAvg(fraction_evaluate=0.0), folder)
+        config = ConfigRecord({"private": private})
+        strategy.start(
+            LocalGrid(app), ArrayRecord(net.state_dict()), num_rounds=1, train_config=config
+        )
+        reply = replies_of(folder)[0]
+        attack = LinearLayerInversion(net, client=FedAvgClient(learning_rate=0.1))
+        found[private] = reconstruct(
+            attack, reply.tensors, before=reply.payload, image_shape=(3, 32, 32), num_samples=8
+        ).images
+    errors = (found[False][:, None] - batch.images).square().mean((2, 3, 4))
+    assert (errors < 1e-4).any()
+    if len(found[True]):
+        assert ((found[True][:, None] - batch.images).square().mean((2, 3, 4)) > 0.02).all()
+    assert reply.facts["mods"] == [{"name": "Opacus", "noise_multiplier": 1.0, "clip_norm": 1.0}]
+
+    theirs = made["engine"].get_epsilon(1e-5)
+    assert made["engine"].accountant.history == [(1.0, 0.5, 2)]
+    ours = pld_epsilon(1.0, 1e-5, num_rounds=2, sampling_rate=0.5)
+    assert theirs == pytest.approx(ours, rel=0.02)
+
+
 # --- red team ----------------------------------------------------------------------------------
 
 
@@ -542,13 +693,21 @@ def spectral(noise_std):
 
 PAYLOADS = {
     "RobbingTheFed": lambda noise_std: RobbingTheFed(
-        LeNet(10), num_bins=256, bins="linear", gain=1e-3
+        LeNet(10), num_bins=64, location=0.45, scale=0.15, sparse=True
     ),
     "CuriousAbandonHonesty": lambda noise_std: CuriousAbandonHonesty(
-        LeNet(10), num_rows=400, scaling=0.9
+        LeNet(10), num_rows=1000, scaling=0.996
     ),
     "SpectralLDPAttack": spectral,
 }
+
+RECOVERED = {
+    ("RobbingTheFed", None): 8,
+    ("CuriousAbandonHonesty", None): 7,
+    ("SpectralLDPAttack", None): 8,
+    ("SpectralLDPAttack", 1000.0): 7,
+}
+"""Of eight images, at least, by attack and LocalDpMod's epsilon; none of all others."""
 
 
 def bound(attack):
@@ -573,7 +732,7 @@ def test_a_payload_goes_through_flower_and_its_images_come_back(
         net = flower.load_payload(made, message.content["arrays"])
         batch = batches[context.node_config["partition-id"]]
         optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-        nn.functional.cross_entropy(net(batch.images[:4]), batch.labels[:4]).backward()
+        nn.functional.cross_entropy(net(batch.images[:4]), batch.labels[:4] % 10).backward()
         optimizer.step()
         told = MetricRecord({"num-examples": 4})
         content = RecordDict({"arrays": flower.payload_arrays(net), "m": told})
@@ -595,4 +754,6 @@ def test_a_payload_goes_through_flower_and_its_images_come_back(
         truth = batches[NODES.index(int(reply.client))].images[:4]
         errors = (found.images[:, None] - truth).square().mean((2, 3, 4))
         best += (-10 * errors.log10()).amax(0).tolist() if len(found.images) else [0.0] * 4
-    print(name, epsilon, [round(x, 1) for x in best])
+    recovered = sum(psnr >= 19 for psnr in best)
+    assert recovered >= RECOVERED.get((name, epsilon), 0)
+    assert recovered == 0 or (name, epsilon) in RECOVERED
