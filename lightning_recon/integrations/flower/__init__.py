@@ -8,13 +8,15 @@ except ImportError as error:
         f"pip install 'lightning-recon[flower]' ({error})"
     ) from error
 
-from lightning_recon.integrations.flower.declarations import declare, declared
+from lightning_recon.integrations.flower.declarations import App, Mod, declare, declared
 from lightning_recon.integrations.flower.defending import defense_mod
 from lightning_recon.integrations.flower.recorder import Recorder, recording_grid
 from lightning_recon.integrations.flower.red_team import inject, load_payload, payload_arrays
 from lightning_recon.integrations.flower.truth import truth_mod
 
 __all__ = [
+    "App",
+    "Mod",
     "Recorder",
     "declare",
     "declared",

@@ -1,0 +1,28 @@
+"""The server: federated averaging, recorded."""
+
+from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from flower_audit.task import build, load_data
+from lightning_recon.integrations.flower import Recorder
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one round."""
+    settings = context.run_config
+    shape = tuple(load_data(str(settings["data"]))[0].shape[1:])
+    strategy = Recorder(
+        FedAvg(fraction_evaluate=0.0), str(settings["capture"]), image_shape=shape
+    )
+    told = {name: settings[name] for name in ("learning-rate", "local-epochs")}
+    strategy.start(
+        grid=grid,
+        initial_arrays=ArrayRecord(build(shape).state_dict()),
+        train_config=ConfigRecord({**told, "batch-size": settings["images"]}),
+        num_rounds=1,
+        timeout=120,
+    )

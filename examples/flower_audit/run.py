@@ -1,0 +1,149 @@
+"""A federation of Flower on this machine: a server, two clients, four runs; and their audit.
+
+python examples/flower_audit/run.py [--data FOLDER_OR_NPZ] [--output FOLDER] [--runs plain ...]
+
+Needs flwr and opacus (pip install "lightning-recon[flower]" opacus), and Fashion-MNIST (Debian's
+package dataset-fashion-mnist) or CIFAR-10 as an .npz.  Everything listens on 127.0.0.1 and is ended
+with the script.
+"""
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+DATA = "/usr/share/datasets/fashion-mnist"
+RUNS = {
+    "plain": "",
+    "local-dp-1": "local-dp-epsilon=1.0",
+    "local-dp-1000": "local-dp-epsilon=1000.0",
+    "opacus": "opacus-noise=1.0",
+}
+STARTING = 60  # seconds until the server answers
+RUNNING = 120  # seconds that a run may take
+
+
+def main() -> None:
+    """Run the federations, and audit what was captured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default=DATA, help="folder of Fashion-MNIST, or an .npz")
+    parser.add_argument("--output", default="flower_audit_output", type=Path)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    arguments = parser.parse_args()
+    data = Path(arguments.data).resolve()
+    if not data.exists():
+        sys.exit(f"no data at {data}: apt install dataset-fashion-mnist, or --data cifar10.npz")
+    output = arguments.output.resolve()
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    with federation(output) as environment:
+        for name in arguments.runs:
+            federated_run(name, data, output, environment)
+    sys.path[:0] = [str(ROOT), str(HERE)]
+    from audit import report
+
+    for name in arguments.runs:
+        report(name, output)
+
+
+@contextmanager
+def federation(output: Path) -> Iterator[dict[str, str]]:
+    """Start a server and two clients; end them, and whatever they started, at the end."""
+    home = output / "flower_home"
+    home.mkdir()
+    server, *clients = free_ports(3)
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "here"\n\n[superlink.here]\n'
+        f'address = "127.0.0.1:{server}"\ninsecure = true\n'
+    )
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": paths,
+    }
+    link = ["flower-superlink", "--insecure", "--port", str(server)]
+    commands = {"server": [*link, "--disable-runtime-dependency-installation"]}
+    for place, port in enumerate(clients):
+        node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{server}"]
+        own = ["--port", str(port), "--node-config", f"partition-id={place}"]
+        commands[f"client{place}"] = [*node, *own]
+    processes = []
+    try:
+        for name, command in commands.items():
+            with (output / f"{name}.log").open("wb") as log:
+                process = subprocess.Popen(
+                    command, env=environment, stdout=log, stderr=log, start_new_session=True
+                )
+            processes.append(process)
+            if name == "server":
+                wait_until_open(server, process, output / "server.log")
+        yield environment
+    finally:
+        for process in reversed(processes):
+            end(process)
+
+
+def federated_run(name: str, data: Path, output: Path, environment: dict[str, str]) -> None:
+    """Have Flower run the app once."""
+    started = time.monotonic()
+    folders = f'data="{data}" capture="{output / name / "capture"}" truth="{output / name / "truth"}"'
+    command = ["flwr", "run", str(HERE), "here", "--stream"]
+    command += ["--run-config", f"{folders} {RUNS[name]}".strip()]
+    try:
+        with (output / f"{name}.log").open("wb") as log:
+            found = subprocess.run(
+                command, env=environment, stdout=log, stderr=log, timeout=RUNNING, cwd=output
+            )
+    except subprocess.TimeoutExpired:
+        sys.exit(f"{name}: no end after {RUNNING} s; see {output / name}.log and client0.log")
+    replies = list((output / name / "capture").glob("rounds/*/*.json"))
+    if found.returncode or len(replies) != 2:
+        sys.exit(f"{name}: {len(replies)} of 2 replies; see {output / name}.log and client0.log")
+    print(f"{name}: captured in {time.monotonic() - started:.0f} s")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of 127.0.0.1 on which nobody listens."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [found.getsockname()[1] for found in sockets]
+    for found in sockets:
+        found.close()
+    return ports
+
+
+def wait_until_open(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the server answers."""
+    deadline = time.monotonic() + STARTING
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    sys.exit(f"the server did not answer within {STARTING} s; see {log}")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started."""
+    import signal
+
+    for sign, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(patience)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+if __name__ == "__main__":
+    main()
