@@ -11,11 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_recon.clients import Client
 from lightning_recon.defenses import ClipL2, Defense, GaussianNoise, apply_chain, bind_chain
 from lightning_recon.errors import InputError
+from lightning_recon.functional.labels.given import given_labels
 from lightning_recon.functional.stateless import sent_buffers
 from lightning_recon.observation import Channel, Grant, Observation
 from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.rowsparse import is_finite, zeros_for
 from lightning_recon.targets import Target
+from lightning_recon.targets.names import buffers_as, named_as
 from lightning_recon.updates import Buffers, PrivateBatch, Update
 
 
@@ -120,32 +122,41 @@ class Federation:
         buffers = sent_buffers(self.payload)
         return self._send(update, buffers, client, labels.to(self._device), "noise only")
 
-    def receive(self, captured: Mapping[str, Any], client: int) -> Observation:
+    def receive(
+        self, captured: Mapping[str, Any], client: int, what: str | None = None
+    ) -> Observation:
         """Return the observation of an update that was captured outside this program.
 
+        Numbers of other types are brought to the payload's, names to its names.  Buffers among
+        the update are left out: nobody says whether they are values or changes.
+
         Args:
-            captured: ``update`` (tensors by parameter name), ``num_samples``, ``labels`` and, if
-                the client sent them, ``buffers`` (tensors by buffer name).
+            captured: ``update`` (tensors by name, or in the order of the payload's parameters or
+                ``state_dict``), ``num_samples`` (missing: as many as labels), ``labels`` and, if
+                the client sent them, ``buffers`` (tensors by name, as its training left them).
             client: its number.
+            what: names the update in messages; null: its client's number.
 
         Raises:
-            InputError: if the update or the buffers do not fit the payload.
+            InputError: if the update, the buffers or the labels do not fit the payload.
         """
-        update = {name: tensor.to(self._device) for name, tensor in captured["update"].items()}
-        _check_fit(update, dict(self.payload.named_parameters()), "parameter", client)
-        _check_finite(update, client)
+        what = what or f"captured update {client}"
+        found = named_as(self.payload, captured["update"], what)
+        update = {name: found[name] for name, _ in self.payload.named_parameters()}
+        _check_finite(update, what)
         buffers = captured.get("buffers")
         if buffers is None and Grant.BUFFERS in self.grants:
             raise InputError(
-                f"captured update {client} holds no buffers, which are granted to the attacker; "
-                "add them to the file, or take buffers out of known"
+                f"{what} holds no buffers, which are granted to the attacker; give them as the "
+                "client's training left them, or take buffers out of known"
             )
         if buffers is not None:
-            buffers = {name: tensor.to(self._device) for name, tensor in buffers.items()}
-            _check_fit(buffers, sent_buffers(self.payload), "buffer", client)
-        labels = captured.get("labels")
-        labels = None if labels is None else labels.to(self._device)
-        return self._observation(update, buffers, client, labels, captured["num_samples"])
+            buffers = buffers_as(self.payload, buffers, f"{what}: what it holds as buffers")
+        labels, num_samples = captured.get("labels"), captured.get("num_samples")
+        if labels is not None:
+            labels = given_labels(labels, what, num_samples, self.target.num_classes)
+            labels, num_samples = labels.to(self._device), len(labels)
+        return self._observation(update, buffers, client, labels, num_samples)
 
     @property
     def _device(self) -> torch.device:
@@ -156,7 +167,7 @@ class Federation:
     ) -> Observation:
         generator = make_generator(self.seed, client, purpose, device=self._device)
         update = apply_chain(self.defenses, update, generator=generator)
-        _check_finite(update, client)
+        _check_finite(update, f"the update of client {client}")
         return self._observation(update, buffers, client, labels, len(labels))
 
     def _observation(
@@ -181,22 +192,10 @@ class Federation:
         )
 
 
-def _check_fit(
-    captured: dict[str, Tensor], expected: dict[str, Tensor], kind: str, client: int
-) -> None:
-    for name, tensor in expected.items():
-        if name not in captured or captured[name].shape != tensor.shape:
-            found = tuple(captured[name].shape) if name in captured else "missing"
-            raise InputError(
-                f"captured update {client}: {kind} {name} should be {tuple(tensor.shape)} but is "
-                f"{found}; configure the attack as it was when the payload was sent"
-            )
-
-
-def _check_finite(update: Update, client: int) -> None:
+def _check_finite(update: Update, what: str) -> None:
     for name, tensor in update.items():
         if not is_finite(tensor):
             raise InputError(
-                f"the update of client {client} holds NaN or infinity in parameter {name}; "
-                "check the target's weights, or leave this client out"
+                f"{what} holds NaN or infinity in parameter {name}; check the target's weights, or "
+                "leave this client out"
             )

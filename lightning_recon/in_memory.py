@@ -1,20 +1,18 @@
 """From a model and an update in memory to images: without a Trainer, a data module or files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_recon.attacks.base import Attack
 from lightning_recon.errors import InputError
+from lightning_recon.functional.labels.given import given_labels
 from lightning_recon.functional.stateless import sent_buffers
 from lightning_recon.observation import Grant, Reconstruction
-from lightning_recon.targets.names import misfit, under_wanted_names
+from lightning_recon.targets.names import Tensors, named_as
 from lightning_recon.updates import DataSpec, Update
-
-Tensors = Mapping[str, Any] | Sequence[Any]
-"""Tensors or arrays, by name or in the order of a model's parameters or ``state_dict``."""
 
 
 def reconstruct(
@@ -59,36 +57,25 @@ def reconstruct(
         >>> torch.allclose(found.images, image, atol=1e-5)
         True
     """
-    known = None if labels is None else _checked(labels, attack.target.num_classes)
-    count = (1 if known is None else len(known)) if num_samples is None else num_samples
-    if count < 1:
-        raise InputError(f"num_samples must be at least 1, not {count}")
-    if known is not None and len(known) != count:
-        raise InputError(f"{len(known)} labels, but num_samples is {count}; give one per sample")
+    if num_samples is not None and num_samples < 1:
+        raise InputError(f"num_samples must be at least 1, not {num_samples}")
+    count = num_samples or 1
+    if labels is not None:
+        labels = given_labels(labels, "sent", num_samples, attack.target.num_classes)
+        count = len(labels)
     if public_images is None:
         public_images = torch.empty(0, *image_shape)
     attack.bind(DataSpec((*image_shape,), None, count), public_images)
     payload = attack.federation.payload
-    found = _named(sent, payload, "sent")
+    found = named_as(payload, sent, "sent")
     captured: dict[str, Any] = {"update": _update(attack, found, before)}
-    captured |= {"labels": known, "num_samples": count}
+    captured |= {"labels": labels, "num_samples": count}
     if Grant.BUFFERS in attack.oracles:
         buffers = sent_buffers(payload)
         captured["buffers"] = {name: found[name] for name in buffers if name in found} or None
-    observation = attack.federation.receive(captured, client)
+    observation = attack.federation.receive(captured, client, "sent")
     with attack.computing():
         return attack.reconstruct(observation)
-
-
-def _checked(labels: Tensor | Sequence[int], num_classes: int) -> Tensor:
-    known = torch.as_tensor(labels)
-    is_vector = not known.is_floating_point() and known.ndim == 1 and len(known) > 0
-    if not is_vector or not 0 <= int(known.min()) <= int(known.max()) < num_classes:
-        raise InputError(
-            f"labels must be a vector of whole numbers from 0 to {num_classes - 1}, not "
-            f"{known.tolist()}"
-        )
-    return known.to(torch.int64)
 
 
 def _update(attack: Attack, found: dict[str, Tensor], before: Tensors | None) -> Update:
@@ -102,7 +89,7 @@ def _update(attack: Attack, found: dict[str, Tensor], before: Tensors | None) ->
             "two state dicts are a change of weights by local training; give the attack "
             f"client=FedAvg(learning_rate=...), which is {type(attack.client).__name__} now"
         )
-    known = _named(before, payload, "before")
+    known = named_as(payload, before, "before")
     for name, parameter in parameters.items():
         if not torch.allclose(known[name], parameter.detach(), rtol=1e-3, atol=1e-6):
             raise InputError(
@@ -110,28 +97,3 @@ def _update(attack: Attack, found: dict[str, Tensor], before: Tensors | None) ->
                 "into the model before the target is made of it"
             )
     return {name: found[name] - known[name] for name in parameters}
-
-
-def _named(given: Tensors, payload: nn.Module, what: str) -> dict[str, Tensor]:
-    """Return tensors by the payload's names, on its device and of its type."""
-    parameters = dict(payload.named_parameters())
-    known = {**parameters, **sent_buffers(payload)}
-    if not isinstance(given, Mapping):
-        stored = list(payload.state_dict())
-        names = stored if len(given) == len(stored) else list(parameters)
-        if len(given) != len(names):
-            raise InputError(
-                f"{what} holds {len(given)} tensors, but the model has {len(names)} parameters "
-                f"and {len(stored)} entries in its state_dict; give them by name"
-            )
-        zeros = (torch.zeros_like(known[name]) for name in names)  # a parameter that plays no part
-        pairs = zip(names, given, zeros, strict=True)
-        given = {name: zero if value is None else value for name, value, zero in pairs}
-    found = {
-        name: torch.as_tensor(value).detach()
-        for name, value in under_wanted_names(given, known.keys()).items()
-    }
-    wanted = {name: tensor for name, tensor in known.items() if name in parameters or name in found}
-    if problem := misfit(found, wanted):
-        raise InputError(f"{what} does not fit the model: {problem}")
-    return {name: tensor.to(known[name]) for name, tensor in found.items()}

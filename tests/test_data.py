@@ -706,8 +706,11 @@ def test_captured_keys():
         ({"image_shape": (8, 8)}, "image_shape"),
         ({"num_samples": 0}, "num_samples"),
         ({"num_samples": 3}, "4 labels, but num_samples is 3"),
-        ({"labels": [1, 2, 3, 4]}, "labels must be"),
+        ({"update": {"weight": [1.0]}}, "not one with a list in it"),
+        ({"labels": [1, 2, 3, 4.5]}, "labels must be a vector of whole numbers, not 1, 2, 3, 4.5"),
         ({"labels": torch.rand(4)}, "labels must be"),
+        ({"labels": torch.tensor([1, 2, 3, -1])}, "labels must be whole numbers from 0, not -1"),
+        ({"labels": torch.eye(4)}, "not 4x4 numbers; of one-hot labels give the place"),
     ],
 )
 def test_wrong_captured_file(tmp_path, changes, message):
@@ -720,12 +723,16 @@ def test_unusable_captured_folder(tmp_path):
     with pytest.raises(InputError, match=rf"\*\.pt files in {tmp_path}"):
         CapturedUpdatesDataModule(str(tmp_path)).setup()
     (tmp_path / "a.pt").write_bytes(b"noise")
-    with pytest.raises(InputError, match=r"cannot read the captured update .*a\.pt") as caught:
+    with pytest.raises(InputError, match=r"a\.pt is no readable captured update") as caught:
         CapturedUpdatesDataModule(str(tmp_path)).setup()
     assert "\n" not in str(caught.value)
     (tmp_path / "a.pt").write_bytes(b"")
-    with pytest.raises(InputError, match=r"a\.pt: \w.*"):
+    with pytest.raises(InputError, match=r"a\.pt .*: it is empty"):
         CapturedUpdatesDataModule(str(tmp_path)).setup()
+    torch.save({"update": torch.nn.Linear(1, 1)}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"Linear\), and is not unpickled") as caught:
+        CapturedUpdatesDataModule(str(tmp_path)).setup()
+    assert "weights_only" not in str(caught.value)
     captured_file(tmp_path / "a.pt")
     captured_file(tmp_path / "b.pt", image_shape=(1, 8, 8))
     with pytest.raises(InputError, match=r"b\.pt.*one folder per model"):

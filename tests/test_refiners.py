@@ -327,7 +327,7 @@ class TestWeights:
                 r"it lacks norms.0.batch_norm.running_mean \(and 11 more\)",
             ),
             (lambda: SuperResolution("none.pth"), "no weights file at"),
-            (lambda: SuperResolution("text.pth"), "no readable file of weights"),
+            (lambda: SuperResolution("text.pth"), "no readable weights file"),
         ],
     )
     def test_a_checkpoint_of_another_architecture(self, make, words):

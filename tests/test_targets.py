@@ -336,7 +336,7 @@ def test_weights_file_runs_no_code(tmp_path, save):
     path, proof = tmp_path / "weights.pth", tmp_path / "proof"
     with open(path, "wb") as file:
         save({"weight": Bomb(proof)}, file)
-    with pytest.raises(InputError, match="no readable file of weights"):
+    with pytest.raises(InputError, match="no readable weights file"):
         LeNet(weights=str(path))
     assert not proof.exists()
 

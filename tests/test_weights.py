@@ -90,7 +90,7 @@ def test_a_pickled_model_is_not_loaded_and_no_way_is_shown(tmp_path):
         load_weights(ConvNet(width=2), str(tmp_path / "model.pt"))
     assert "weights_only" not in str(error.value)
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(ConvNet(width=2)))
-    with pytest.raises(InputError, match="no readable file of weights"):
+    with pytest.raises(InputError, match="no readable weights file"):
         load_weights(ConvNet(width=2), str(tmp_path / "plain.pkl"))
 
 

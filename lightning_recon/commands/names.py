@@ -9,6 +9,7 @@ LIGHTNING = {
 """Lightning's commands: what each does, in one line."""
 
 LIGHT = {
+    "audit": "audit what a real federation sent: a verdict for every client of a capture",
     "sweep": "run every combination of the values that one YAML file lists",
     "compare": "put several runs side by side on one page",
     "report": "build the report.html of a run anew",

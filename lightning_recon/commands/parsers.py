@@ -38,7 +38,11 @@ def add_commands(subcommands: Any) -> None:
     for name, summary in LIGHT.items():
         description = _COMPLETION if name == "completion" else summary
         parser = ArgumentParser(description=description)
-        if name == "sweep":  # for completion: lightning_recon.runs.sweep parses, and helps, itself
+        if name == "audit":
+            _add_audit(parser)
+        elif (
+            name == "sweep"
+        ):  # for completion: lightning_recon.runs.sweep parses, and helps, itself
             parser.add_argument("--config", type=Path)
             parser.add_argument("--resume", type=Path)
             parser.add_argument("--dry-run", action="store_true")
@@ -66,6 +70,51 @@ def add_commands(subcommands: Any) -> None:
             parser.add_argument("--json", action="store_true", help="print JSON, for programs")
         subcommands.add_subcommand(name, parser, help=summary)
         parser.prog = f"{_PROG} {name}"
+
+
+def _add_audit(parser: ArgumentParser) -> None:
+    """Add the options of ``audit``."""
+    parser.add_argument("capture", metavar="CAPTURE", help="folder, see docs/update-format.md")
+    parser.add_argument(
+        "--model", required=True, metavar="PKG:NET", help="class of the federation's model"
+    )
+    parser.add_argument(
+        "--model-args", metavar="JSON", help="its arguments, such as '{\"num_classes\": 10}'"
+    )
+    parser.add_argument(
+        "--normalize",
+        nargs=2,
+        metavar=("MEAN", "STD"),
+        help="what clients do to images in [0, 1]; numbers, or a list for the channels: .5,.5,.5",
+    )
+    parser.add_argument(
+        "--image-shape",
+        nargs=3,
+        type=int,
+        metavar=("C", "H", "W"),
+        help="of what the model takes, where the capture does not say",
+    )
+    parser.add_argument("--lr", type=float, help="of the clients' SGD, where the capture is silent")
+    parser.add_argument("--batch-size", type=int, help="samples of a client, likewise")
+    parser.add_argument("--steps", type=int, help="local steps of a client, likewise")
+    parser.add_argument(
+        "--truth", metavar="FOLDER", help="what clients trained on, if known: adds the scores"
+    )
+    parser.add_argument(
+        "--public",
+        metavar="FOLDER",
+        help="images like the clients', but nobody's; by default sample photographs",
+    )
+    parser.add_argument(
+        "--effort",
+        choices=["quick", "thorough"],
+        default="quick",
+        help="how long the optimising attacks go on; the confidence is calibrated on quick",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all randomness")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="by default lightning_logs/audit_CAPTURE"
+    )
 
 
 def light_parser() -> ArgumentParser:

@@ -49,6 +49,10 @@ def _run(command: str, options: Namespace) -> int:
         from lightning_recon.commands.listing import list_classes
 
         list_classes(command, as_json=options.json)
+    elif command == "audit":
+        from lightning_recon.commands.audit import audit
+
+        print(audit(options))  # noqa: T201
     elif command == "doctor":
         from lightning_recon.commands.doctor import doctor
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_recon.captures.loading import load_torch
 from lightning_recon.data.sharing import AuditDataModule
 from lightning_recon.errors import InputError
-from lightning_recon.updates import Buffers, Update
+from lightning_recon.files import expanded
+from lightning_recon.functional.labels.given import given_labels
 
 if TYPE_CHECKING:
     from lightning_recon.federation import Federation
@@ -20,12 +24,13 @@ if TYPE_CHECKING:
 class _RequiredKeys(TypedDict):
     """What every file holds."""
 
-    update: Update
-    """By parameter name."""
+    update: Mapping[str, Any] | Sequence[Any]
+    """Tensors or arrays of any type of number, by name (further entries of a ``state_dict`` are
+    left out), or in the order of the model's parameters or ``state_dict``."""
     num_samples: int | None
-    """None if not known."""
+    """None if not known: as many as labels, or as the data module assumes."""
     labels: Tensor | None
-    """B, int64, or None if not known."""
+    """B, whole numbers, or None if not known."""
     image_shape: tuple[int, int, int]
     """C, H, W of the images that the client trained on."""
 
@@ -33,7 +38,7 @@ class _RequiredKeys(TypedDict):
 class CapturedUpdate(_RequiredKeys, total=False):
     """One file of :class:`CapturedUpdatesDataModule`."""
 
-    buffers: Buffers
+    buffers: Mapping[str, Any]
     """By name, if the client returned them: batch norm's statistics after its training."""
 
 
@@ -45,7 +50,8 @@ class CapturedUpdatesDataModule(AuditDataModule):
 
     Args:
         folder: the folder.
-        assumed_num_samples: batch size where no file says its number of samples.
+        assumed_num_samples: batch size of an update whose file holds neither the number of
+            samples nor labels.
 
     Raises:
         InputError: ``assumed_num_samples`` is below 1.
@@ -61,6 +67,7 @@ class CapturedUpdatesDataModule(AuditDataModule):
         self.assumed_num_samples = assumed_num_samples
         self._files: list[Path] = []
         self._image_shape = (0, 0, 0)
+        self._assumes = False
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -79,14 +86,17 @@ class CapturedUpdatesDataModule(AuditDataModule):
         """
         if self._files:
             return
-        folder = Path(self.folder).absolute()
+        folder = expanded(self.folder)
         files = sorted(folder.glob("*.pt"))
         if not files:
             raise InputError(f"no captured updates: expected *.pt files in {folder}")
         counts = []
+        known: set[str] = set()
         for file in files:
             captured = _read(file)
-            counts.append(captured["num_samples"] or self.assumed_num_samples)
+            known |= {key for key, value in captured.items() if value is not None}
+            counts.append(self._num_samples(captured))
+            self._assumes |= captured["num_samples"] is None and captured["labels"] is None
             if file == files[0]:
                 self._image_shape = captured["image_shape"]
             elif captured["image_shape"] != self._image_shape:
@@ -96,7 +106,13 @@ class CapturedUpdatesDataModule(AuditDataModule):
                 )
         self.num_clients = len(files)
         self.batch_size = max(counts)
+        self.unknown = frozenset({"labels"} - known)
         self._files = files
+
+    def _num_samples(self, captured: CapturedUpdate) -> int:
+        labels = captured["labels"]
+        counted = self.assumed_num_samples if labels is None else len(labels)
+        return captured["num_samples"] or counted
 
     def captured(self, index: int) -> CapturedUpdate:
         """One captured update, on the CPU.
@@ -125,7 +141,9 @@ class CapturedUpdatesDataModule(AuditDataModule):
         """
         if noise_only:
             raise InputError("captured updates have no client to play the noise-only control")
-        return federation.receive(self.captured(client), client)
+        captured = self.captured(client)
+        captured["num_samples"] = self._num_samples(captured)
+        return federation.receive(captured, client, str(self._files[client]))
 
     def public_images(self) -> Tensor:
         """None: 0 C H W."""
@@ -134,7 +152,11 @@ class CapturedUpdatesDataModule(AuditDataModule):
     def describe(self) -> str:
         """One line for people."""
         self.setup()
-        return f"captured: {self.num_clients} updates in {Path(self.folder).absolute()}"
+        assumed = f"{self.assumed_num_samples} samples assumed where no file says their number"
+        return (
+            f"captured: {self.num_clients} updates in {expanded(self.folder)}"
+            f"{f', {assumed}' if self._assumes else ''}"
+        )
 
     def train_dataloader(self) -> NoReturn:
         """Refuse: see the class.
@@ -163,52 +185,71 @@ class CapturedUpdatesDataModule(AuditDataModule):
 
 def _read(path: Path) -> CapturedUpdate:
     """Load and check one file."""
-    try:
-        content: Any = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a broken file fails in many ways, all of them the user's to mend
-        reason = str(error).partition("\n")[0] or "it is empty or breaks off"
-        raise InputError(f"cannot read the captured update {path}: {reason}") from error
+    content = load_torch(path, "captured update")
     problem = _problem(content)
     if problem is not None:
         raise InputError(f"{path}: {problem}")
+    num_samples, labels = content["num_samples"], content["labels"]
+    num_samples = None if num_samples is None else int(num_samples)
+    channels, height, width = map(int, content["image_shape"])
     captured = CapturedUpdate(
         update=content["update"],
-        num_samples=content["num_samples"],
-        labels=content["labels"],
-        image_shape=(*content["image_shape"],),
+        num_samples=num_samples,
+        labels=None if labels is None else given_labels(labels, str(path), num_samples),
+        image_shape=(channels, height, width),
     )
-    if "buffers" in content:
+    if content.get("buffers") is not None:
         captured["buffers"] = content["buffers"]
     return captured
 
 
 def _problem(content: Any) -> str | None:
-    """What is wrong with the content of a file, if anything."""
+    """What is wrong with the content of a file, if anything; the model is not known yet."""
     keys = list(_RequiredKeys.__annotations__)
-    if not isinstance(content, dict) or content.keys() - {"buffers"} != set(keys):
-        return f"expected a dictionary with the keys {', '.join(keys)}, and buffers if it has any"
-    update, labels = content["update"], content["labels"]
-    shape, num_samples = content["image_shape"], content["num_samples"]
-    if not update or not _are_tensors(update):
-        return "update must be a dictionary of tensors by parameter name"
-    if not _are_tensors(content.get("buffers", {})):
-        return "buffers must be a dictionary of tensors by buffer name"
+    if not isinstance(content, dict):
+        return f"expected a dictionary with the keys {', '.join(keys)}, not a {_kind(content)}"
+    missing = [key for key in keys if key not in content]
+    more = [str(key) for key in content if key not in [*keys, "buffers"]]
+    if missing or more:
+        found = f"{', '.join(missing)} missing" if missing else f"unknown {', '.join(more[:3])}"
+        return f"expected the keys {', '.join(keys)}, and buffers if it has any: {found}"
+    update, shape, num_samples = content["update"], content["image_shape"], content["num_samples"]
+    values = update.values() if isinstance(update, dict) else update
+    if not isinstance(update, dict | list | tuple) or not update or not _are_arrays(values):
+        return (
+            "update must be a dictionary of tensors by parameter name, or a list of tensors in the "
+            f"order of the model's parameters, not {_found_in(update)}"
+        )
+    buffers = content.get("buffers")
+    if buffers is not None and not (isinstance(buffers, dict) and _are_arrays(buffers.values())):
+        return f"buffers must be a dictionary of tensors by buffer name, not {_found_in(buffers)}"
     if not (isinstance(shape, list | tuple) and len(shape) == 3 and all(map(_is_count, shape))):
         return f"image_shape must be (C, H, W), not {shape}"
     if num_samples is not None and not _is_count(num_samples):
         return f"num_samples must be at least 1 or None, not {num_samples}"
-    if labels is None:
-        return None
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
-        return "labels must be a vector of int64 or None"
-    if num_samples is not None and len(labels) != num_samples:
-        return f"{len(labels)} labels, but num_samples is {num_samples}"
     return None
 
 
-def _are_tensors(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(part, Tensor) for part in value.values())
+def _are_arrays(values: Any) -> bool:
+    return all(isinstance(value, Tensor | np.ndarray) for value in values)
+
+
+def _found_in(value: Any) -> str:
+    """Return in words what stands where tensors should."""
+    if isinstance(value, dict | list | tuple):
+        values = list(value.values() if isinstance(value, dict) else value)
+        wrong = [part for part in values if not isinstance(part, Tensor | np.ndarray)]
+        return f"one with a {_kind(wrong[0])} in it" if wrong else "an empty one"
+    return f"a {_kind(value)}"
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 1
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    return isinstance(value, int | np.integer) and int(value) >= 1

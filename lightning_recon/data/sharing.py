@@ -110,6 +110,8 @@ class AuditDataModule(LightningDataModule, ABC):
     batch_size: int
     """Largest number of images of one client."""
     num_clients: int
+    unknown: frozenset[str] = frozenset()
+    """What an attack may be granted, values of ``Grant``, but no client of these data tells."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,6 +126,10 @@ class AuditDataModule(LightningDataModule, ABC):
     @abstractmethod
     def public_images(self) -> Tensor:
         """The server's own images, none of them a client's: N C H W in [0, 1]; N may be 0."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for people."""
 
     @property
     def spec(self) -> DataSpec:

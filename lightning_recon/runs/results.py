@@ -96,6 +96,9 @@ def build_results(
         "schema_version": SCHEMA_VERSION,
         "experiment": experiment,
         **summarise(attack, records, num_candidates),
+        "oracles": [
+            grant.value for grant in map(Grant, attack.oracles) if grant not in data.unknown
+        ],
         "data": _describe_data(data),
         "masks": data.mask_summary() if isinstance(data, ClientDataModule) else _NO_MASKS,
         "recovered_psnr": recovered_psnr,
@@ -198,9 +201,8 @@ def _mean(bounds: Sequence[Mapping[str, float]], name: str) -> float | None:
 
 
 def _describe_data(data: AuditDataModule) -> DataJson:
-    if not isinstance(data, ClientDataModule):
-        return {"name": data.name, "fallback": None, "description": "captured updates"}
-    return {"name": data.name, "fallback": data.fallback, "description": data.describe()}
+    fallback = data.fallback if isinstance(data, ClientDataModule) else None
+    return {"name": data.name, "fallback": fallback, "description": data.describe()}
 
 
 def _communication(records: Sequence[ClientRecord]) -> CommunicationJson | None:

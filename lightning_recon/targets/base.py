@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_recon.captures.loading import load_torch
 from lightning_recon.errors import InputError
 from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.randomness import derive_seed
@@ -134,15 +135,7 @@ def load_weights(model: nn.Module, path: str | None, rename: Callable[[str], str
     if path is None:
         return
     file = Path(path)
-    if not file.is_file():
-        raise InputError(f"no weights file at {file.absolute()}")
-    try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises many types for a broken file
-        reason = _first_line(error)
-        if "GLOBAL" in str(error):  # of a pickled class, with advice to load it all the same
-            reason = "it holds more than tensors, and is not unpickled; save the state_dict() alone"
-        raise InputError(f"{file} is no readable file of weights: {reason}") from error
+    state = load_torch(file, "weights file")
     found = weights_in(state)
     if found is None:
         raise InputError(f"{file} holds no weights by name; save the model's state_dict() to it")

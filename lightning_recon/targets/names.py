@@ -1,16 +1,99 @@
 """Tensors by name, as other programs write them: names found, matched to names wanted."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from lightning_recon.captures.tensors import as_tensors
+from lightning_recon.errors import InputError
+from lightning_recon.functional.stateless import sent_buffers
+
+Tensors = Mapping[str, Any] | Sequence[Any]
+"""Tensors or arrays, by name or in the order of a model's parameters or ``state_dict``."""
 _KEYS = ("state_dict", "model_state_dict", "gen_state_dict", "model", "net", "network", "weights")
 """Under which trainers keep the weights in a checkpoint, the first that is there."""
 _WRAPPERS = {"module", "_module", "_orig_mod", "_fsdp_wrapped_module"}
 """What DataParallel, Opacus, torch.compile and FSDP put into every name."""
+
+
+def named_as(model: nn.Module, given: Tensors, what: str) -> dict[str, Tensor]:
+    """Return tensors under a model's own names, on its device and of its types of number.
+
+    All parameters are there, and those of the stored buffers that were given: a whole
+    ``state_dict`` has them, counters such as ``num_batches_tracked`` included.
+
+    Args:
+        model: whose names are wanted.
+        given: by name (see :func:`under_wanted_names`) or in the order of the model's parameters
+            or ``state_dict``, of any type of number; None in an order: zeros.
+        what: they are, for the message.
+
+    Raises:
+        InputError: if they do not fit the model.
+    """
+    parameters = dict(model.named_parameters())
+    known = {**parameters, **sent_buffers(model)}
+    if not isinstance(given, Mapping):
+        stored = list(model.state_dict())
+        names = stored if len(given) == len(stored) else list(parameters)
+        if len(given) != len(names):
+            raise InputError(
+                f"{what} holds {len(given)} tensors, but the model has {len(names)} parameters "
+                f"and {len(stored)} entries in its state_dict; give them by name"
+            )
+        zeros = (torch.zeros_like(known[name]) for name in names)  # a parameter that plays no part
+        pairs = zip(names, given, zeros, strict=True)
+        given = {name: zero if value is None else value for name, value, zero in pairs}
+    found = _tensors(under_wanted_names(given, known.keys()), what)
+    wanted = {name: tensor for name, tensor in known.items() if name in parameters or name in found}
+    if problem := misfit(found, wanted):
+        raise InputError(f"{what} does not fit the model: {problem}")
+    return {name: _alike(tensor, known[name]) for name, tensor in found.items()}
+
+
+def buffers_as(model: nn.Module, given: Mapping[str, Any], what: str) -> dict[str, Tensor]:
+    """Return the buffers that a model stores, as :func:`named_as` does; but for counters, all.
+
+    Args:
+        model: whose names are wanted.
+        given: by name.
+        what: they are, for the message.
+
+    Raises:
+        InputError: if they do not fit the model.
+    """
+    wanted = sent_buffers(model)
+    found = _tensors(under_wanted_names(given, wanted.keys()), what)
+    if problem := misfit(found, wanted):
+        raise InputError(f"{what} does not fit the model: {problem}")
+    return {name: _alike(tensor, wanted[name]) for name, tensor in found.items()}
+
+
+def _tensors(given: Mapping[str, Any], what: str) -> dict[str, Tensor]:
+    """Return tensors as they are, and what numpy takes for arrays as tensors."""
+    found = {}
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            found[name] = value.detach() if value.requires_grad else value
+            continue
+        try:
+            found |= as_tensors({name: value})
+        except InputError as error:
+            raise InputError(f"{what}: {error}") from error
+    return found
+
+
+def _alike(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return a tensor of another one's device and type; itself if it is of both."""
+    if tensor.layout != other.layout:
+        tensor = tensor.to_dense()
+    if (tensor.device, tensor.dtype) == (other.device, other.dtype):
+        return tensor
+    return tensor.to(other.device, other.dtype)
 
 
 def weights_in(content: Any) -> dict[str, Any] | None:

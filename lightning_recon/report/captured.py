@@ -1,0 +1,218 @@
+"""The audit of a capture as a page, for people who run a federation."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from lightning_recon.errors import InputError
+from lightning_recon.report.cards import Card, picture, within_budget
+from lightning_recon.report.page import Table, count, number, share, write_page
+
+_MAX_CLIENTS = 40  # with pictures
+_MAX_PICTURES = 6  # of one client
+_ORDER = {"leaked": 0, "cannot tell": 1, "not shown": 2}
+_STATUS = {
+    "leaked": "Images came back",
+    "cannot tell": "Nothing shown, nothing excluded",
+    "not shown": "No leak shown",
+}
+_ADVICE = {
+    "linear": (
+        "The first layer is fully connected and reads the image: its update holds the images "
+        "themselves. Put convolutions before it, or do not share that layer."
+    ),
+    "batch": (
+        "Updates of few samples say much of each. Larger batches and more local steps help "
+        "against these attacks; they are no guarantee."
+    ),
+    "noise": (
+        "Only clipping with enough noise behind it gives a guarantee: DP-SGD on the client, or "
+        "clipping and Gaussian noise on its update, with the noise calibrated exactly. "
+        "docs/privacy.md has what epsilon means here."
+    ),
+    "secure": (
+        "Secure aggregation hides single updates from the server, which is what these attacks read."
+    ),
+}
+
+
+def write_audit_report(folder: Path) -> Path:
+    """Write ``report.html`` beside ``audit.json``.
+
+    Args:
+        folder: of an audit of a capture.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: if there is no ``audit.json``, or it cannot be understood.
+    """
+    path = folder / "audit.json"
+    try:
+        audit = json.loads(path.read_text())
+        clients = sorted(audit["clients"], key=lambda client: _ORDER[client["verdict"]])
+    except (OSError, ValueError, LookupError) as error:
+        raise InputError(f"{path} is missing or no audit: {error}") from error
+    summary = audit["summary"]
+    shown = clients[:_MAX_CLIENTS]
+    sections = [_client(folder, client, number) for number, client in enumerate(shown)]
+    worst = clients[0]["verdict"]
+    findings = [
+        f"{client['name']}: {finding['text']}"
+        for client in clients
+        for finding in client["findings"]
+        if finding["kind"] in ("contradiction", "warning")
+    ]
+    content = {
+        "title": f"{audit['capture']}: audit of a federation",
+        "kind": "Audit of a real federation",
+        "heading": audit["capture"],
+        "about": " · ".join(
+            str(part) for part in (audit["source"], audit["settings"].get("model")) if part
+        ),
+        "is_leak": worst == "leaked",
+        "status": _STATUS[worst],
+        "verdict": _sentence(summary),
+        "caveat": (
+            "Without the truth nobody can score an image: each has a confidence, calibrated on "
+            "clients whose truth was known (docs/real_federations.md). A client leaked if an image "
+            "came back with 90 % or more. An attack that fails does not prove that nothing leaked."
+        ),
+        "warnings": findings[:12] + ([f"{len(findings) - 12} more"] if findings[12:] else []),
+        "sections": {
+            "figures": "Figures",
+            "advice": "What to change",
+            "clients": "Clients",
+            "table": "All clients",
+            "reproduce": "Reproduce",
+        },
+        "source": f"Made from the files of {folder.resolve().name}; nothing here is fetched.",
+        "tiles": _tiles(summary),
+        "advice": _advice(clients),
+        "clients": sections,
+        "more": max(0, len(clients) - len(shown)),
+        "table": _table(clients),
+        "command": audit["command"],
+        "settings": {name: _words(value) for name, value in audit["settings"].items()},
+    }
+    return write_page(folder / "report.html", "audit.html", content)
+
+
+def _sentence(summary: Mapping[str, Any]) -> str:
+    total = count(summary["num_clients"], "client")
+    text = (
+        f"Of {total}, {summary['leaked']} leaked, of {summary['not_shown']} no leak was shown, and "
+        f"of {summary['cannot_tell']} nothing can be told."
+    )
+    if summary["images_with_truth"]:
+        text += (
+            f" Where the truth is known, {summary['right']} of "
+            f"{count(summary['images_with_truth'], 'image')} came back right."
+        )
+    return text
+
+
+def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    total = summary["num_clients"]
+    tiles = [
+        ("Leaked", f"{summary['leaked']} of {total}", "an image came back, 90 % sure"),
+        ("No leak shown", f"{summary['not_shown']} of {total}", "obfuscated, nothing came back"),
+        ("Cannot tell", f"{summary['cannot_tell']} of {total}", "neither shown nor excluded"),
+    ]
+    if summary["images_with_truth"]:
+        right = summary["right"] / summary["images_with_truth"]
+        tiles.append(
+            (
+                "Right, by the truth",
+                share(right),
+                f"{summary['right']} of {count(summary['images_with_truth'], 'image')}",
+            )
+        )
+    if summary["brier"] is not None:
+        tiles.append(("Brier score", number(summary["brier"], 3), "0 is best, .25 is a coin"))
+    return tiles
+
+
+def _advice(clients: Sequence[Mapping[str, Any]]) -> list[str]:
+    leaked = [client for client in clients if client["verdict"] == "leaked"]
+    if not leaked:
+        return [_ADVICE["noise"], _ADVICE["secure"]]
+    attacks = {picture["attack"] for client in leaked for picture in client["pictures"]}
+    advice = [_ADVICE["linear"]] if "LinearLayerInversion" in attacks else [_ADVICE["batch"]]
+    return [*advice, _ADVICE["noise"], _ADVICE["secure"]]
+
+
+def _client(folder: Path, client: Mapping[str, Any], place: int) -> dict[str, Any]:
+    return {
+        "anchor": f"client-{place}",
+        "name": client["name"],
+        "verdict": client["verdict"],
+        "is_leak": client["verdict"] == "leaked",
+        "reason": client["reason"],
+        "findings": client["findings"],
+        "privacy": client["privacy"],
+        "attacks": client["attacks"],
+        "cards": _cards(folder, client),
+    }
+
+
+def _cards(folder: Path, client: Mapping[str, Any]) -> list[Card]:
+    """Return a card for each picture, beside what the attack makes of the shuffled update."""
+    truth = client["truth"]
+
+    def make(side: int) -> list[Card]:
+        cards = []
+        for place, shown in enumerate(client["pictures"][:_MAX_PICTURES]):
+            name = f"Image {place + 1}"
+            pictures = [
+                picture(_open(folder / shown["file"]), "Came back", f"{name}, by the attack", side)
+            ]
+            if place < len(client["controls"]):
+                control = _open(folder / client["controls"][place])
+                pictures.append(picture(control, "Control", f"{name}, of the control", side))
+            is_sure = shown["confidence"] >= 0.9
+            scores = {"Attack": shown["attack"], "Confidence": share(shown["confidence"])}
+            if shown["label"] is not None:
+                scores["Class"] = str(shown["label"])
+            if truth:
+                scores["By the truth"] = "right" if truth["picture_right"][place] else "not right"
+            badge = f"{share(shown['confidence'])} sure"
+            cards.append(Card(name, badge, is_sure, pictures, scores))
+        return cards
+
+    return within_budget(make)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"{path} cannot be read as a picture; audit again") from error
+
+
+def _table(clients: Sequence[Mapping[str, Any]]) -> Table:
+    heads = ["Client", "Verdict", "Surest", "Images", "Samples", "Right", "Findings"]
+    rows = [
+        [
+            client["name"],
+            client["verdict"],
+            share(max((picture["confidence"] for picture in client["pictures"]), default=None)),
+            str(len(client["pictures"])),
+            _words(client["num_samples"]),
+            f"{client['truth']['right']} of {client['truth']['num_images']}"
+            if client["truth"]
+            else "no truth",
+            str(len(client["findings"])),
+        ]
+        for client in clients
+    ]
+    return Table("", heads, rows, is_sortable=True, facets=["Verdict"])
+
+
+def _words(value: Any) -> str:
+    return "not known" if value is None else str(value)

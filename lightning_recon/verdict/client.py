@@ -1,0 +1,273 @@
+"""The audit of one client: preflight, attacks, and a verdict without any truth."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_recon.captures import Reply
+from lightning_recon.errors import InputError
+from lightning_recon.observation import Reconstruction
+from lightning_recon.targets import ModuleTarget, Target
+from lightning_recon.verdict.confidence import LIKELY, SURE, confidence
+from lightning_recon.verdict.evidence import (
+    Features,
+    Rehearsal,
+    best_psnr,
+    look,
+    rehearse,
+    shuffled,
+    weigh,
+)
+from lightning_recon.verdict.finding import Finding
+from lightning_recon.verdict.numbers import Numbers, read_numbers
+from lightning_recon.verdict.plan import Plan, Setting, Training, plan_attacks
+from lightning_recon.verdict.preflight import (
+    fingerprint,
+    preflight,
+    privacy_lines,
+    read_declared,
+)
+from lightning_recon.verdict.sent import Sent, read_reply
+
+Verdict = Literal["leaked", "not shown", "cannot tell"]
+_SAME = 25.0  # dB between two reconstructions that show the same image
+_MAX_RANK = 64  # samples that are told from a rank
+
+
+class Picture(NamedTuple):
+    """One image that came back."""
+
+    image: Tensor
+    """C H W in [0, 1]."""
+    label: int | None
+    attack: str
+    confidence: float
+    """That it is right, in (0, 1), without the truth."""
+    features: Features
+    """What speaks for it."""
+
+
+class ClientAudit(NamedTuple):
+    """What an audit says of one client."""
+
+    name: str
+    """Of the client and the round."""
+    verdict: Verdict
+    reason: str
+    """Of the verdict, one sentence."""
+    findings: list[Finding]
+    privacy: dict[str, str]
+    pictures: list[Picture]
+    """The surest first, at most as many as samples, each image once."""
+    controls: Tensor
+    """N C H W: what the attacks make of the shuffled update."""
+    num_samples: int | None
+    attacks: dict[str, str]
+    """By name: what came of it, or why it was not tried."""
+    numbers: Numbers | None
+    fingerprint: str
+    """Of the update, to find those that are equal."""
+
+
+class Auditor:
+    """Audits the clients of one federation, one after the other.
+
+    What holds for several clients is rehearsed once.
+
+    Args:
+        model: the federation's, of any weights; it is copied.
+        num_classes: of its logits.
+        mean: by which images in [0, 1] are normalised before the model sees them, a number or one
+            a channel; null: 0.
+        std: the same; null: 1.
+        setting: of the audit.
+        learning_rate: of the clients' SGD where the capture does not say; null: not known.
+        batch_size: samples of a client where the capture does not say; null: not known.
+        steps: local steps where the capture does not say; null: not known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        setting: Setting,
+        *,
+        mean: float | list[float] | None = None,
+        std: float | list[float] | None = None,
+        learning_rate: float | None = None,
+        batch_size: int | None = None,
+        steps: int | None = None,
+    ) -> None:
+        self.setting = setting
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.steps = steps
+        self.target: Target = (
+            model
+            if isinstance(model, Target)
+            else ModuleTarget(model, num_classes=num_classes, mean=mean, std=std)
+        )
+        self.target.requires_grad_(True)
+        self.target.check_input(setting.image_shape)
+        self._rehearsals: dict[tuple[object, ...], Rehearsal] = {}
+
+    def audit(self, reply: Reply) -> ClientAudit:
+        """Return what is to be said of one client.
+
+        Args:
+            reply: of the client.
+        """
+        declared = read_declared(reply.facts.get("mods"))
+        try:
+            sent = read_reply(reply, self.target, self.setting.image_shape)
+        except InputError as error:
+            return _unread(reply, error)
+        numbers = read_numbers(sent.update, sent.rounding)
+        findings = [*sent.findings, *preflight(reply, declared, numbers)]
+        privacy = privacy_lines(declared, numbers)
+        training = self._training(reply, sent, numbers)
+        if training.is_assumed:
+            findings.append(
+                Finding("note", "how many samples there are is not known: one is assumed")
+            )
+        pictures, controls, attacks = self._attack(sent, numbers, training)
+        verdict, reason = _verdict(pictures, numbers, attacks)
+        return ClientAudit(
+            reply.name,
+            verdict,
+            reason,
+            findings,
+            privacy,
+            pictures,
+            controls,
+            training.num_samples,
+            attacks,
+            numbers,
+            fingerprint(sent.update),
+        )
+
+    def _training(self, reply: Reply, sent: Sent, numbers: Numbers) -> Training:
+        facts = reply.facts
+        size = self.batch_size or facts.get("batch_size")
+        if not size and numbers.rank and numbers.rank <= _MAX_RANK:
+            size = numbers.rank
+        return Training(
+            int(size or 1),
+            not size,
+            self.learning_rate or facts.get("learning_rate"),
+            self.steps or facts.get("steps"),
+            float(facts.get("momentum") or 0.0),
+        )
+
+    def _attack(
+        self, sent: Sent, numbers: Numbers, training: Training
+    ) -> tuple[list[Picture], Tensor, dict[str, str]]:
+        """Return the images, what the attacks make of the control, and what came of each."""
+        nothing = torch.empty(0, *self.setting.image_shape)
+        if numbers.norm == 0:
+            return [], nothing, {}
+        self.target.load_state_dict(sent.state, strict=False)
+        plans, attacks = plan_attacks(self.target, sent, training, self.setting)
+        seed = self.setting.seed
+        mixed = shuffled(sent.update, seed)
+        looks: list[tuple[str, Reconstruction]] = []
+        controls: dict[str, Reconstruction] = {}
+        rehearsals: dict[str, Rehearsal] = {}
+        for plan in plans:
+            for again in range(1 + plan.is_random):
+                found = look(plan.make(seed + again), sent.update, training, self.setting)
+                looks.append((plan.name, found))
+            controls[plan.name] = look(plan.make(seed), mixed, training, self.setting)
+            rehearsals[plan.name] = self._rehearse(plan, sent, numbers, training)
+            attacks[plan.name] = _outcome(looks[-1][1], rehearsals[plan.name])
+        pictures = [
+            Picture(
+                one.found.images[index],
+                None if one.found.labels is None else int(one.found.labels[index]),
+                one.attack,
+                confidence(features),
+                features,
+            )
+            for one in weigh(looks, controls, rehearsals)
+            for index, features in enumerate(one.features)
+        ]
+        pictures.sort(key=lambda picture: -picture.confidence)
+        images = [found.images for found in controls.values()]
+        return _distinct(pictures, training.num_samples), torch.cat([nothing, *images]), attacks
+
+    def _rehearse(self, plan: Plan, sent: Sent, numbers: Numbers, training: Training) -> Rehearsal:
+        noise = 0.0 if not numbers.noise_std else round(numbers.noise_std / numbers.norm, 4)
+        first = next(iter(sent.state.values()))
+        key = (plan.name, float(first.double().sum()), training, numbers.reading.kind, noise)
+        if key not in self._rehearsals:
+            self._rehearsals[key] = rehearse(plan, sent, numbers, training, self.setting)
+        return self._rehearsals[key]
+
+
+def _distinct(pictures: list[Picture], number: int) -> list[Picture]:
+    """Return the surest pictures, each image once."""
+    kept: list[Picture] = []
+    for picture in pictures:
+        if len(kept) == number:
+            break
+        others = torch.stack([other.image for other in kept]) if kept else picture.image[None][:0]
+        if float(best_psnr(picture.image[None], others)) < _SAME:
+            kept.append(picture)
+    return kept
+
+
+def _outcome(found: Reconstruction, rehearsal: Rehearsal) -> str:
+    failed = [note for note in found.notes if note.startswith("failed: ")]
+    if failed:
+        return failed[0]
+    images = "1 image" if len(found.images) == 1 else f"{len(found.images)} images"
+    return (
+        f"returned {images}; on public images in this setting it gets {rehearsal.right} of "
+        f"{rehearsal.num_images} right"
+    )
+
+
+def _verdict(
+    pictures: list[Picture], numbers: Numbers, attacks: Mapping[str, str]
+) -> tuple[Verdict, str]:
+    if numbers.norm == 0:
+        return "not shown", "the update is zero, and tells nothing of any image"
+    sure = [picture for picture in pictures if picture.confidence >= SURE]
+    if sure:
+        most = max(picture.confidence for picture in sure)
+        images = "1 image" if len(sure) == 1 else f"{len(sure)} images"
+        return "leaked", (
+            f"{images} came back with a confidence of at least {SURE:.0%} (the surest "
+            f"{min(most, 0.999):.1%}), by {sure[0].attack}"
+        )
+    best = max((picture.confidence for picture in pictures), default=0.0)
+    is_hidden = bool(numbers.noise_std) or numbers.reading.kind != "exact"
+    if best < LIKELY and is_hidden:
+        return "not shown", (
+            f"the update is obfuscated, and the surest of what came back has {best:.0%}; stronger "
+            "attacks may do better"
+        )
+    return "cannot tell", (
+        f"the surest of what came back has a confidence of {best:.0%}, and nothing that shows "
+        "protects the update: another attack may read it"
+    )
+
+
+def _unread(reply: Reply, error: InputError) -> ClientAudit:
+    declared = read_declared(reply.facts.get("mods"))
+    zero = read_numbers({}, {})
+    return ClientAudit(
+        reply.name,
+        "cannot tell",
+        str(error),
+        [Finding("warning", str(error))],
+        {**privacy_lines(declared, zero), "Noise on the update": "not read"},
+        [],
+        torch.empty(0),
+        None,
+        {},
+        None,
+        "",
+    )
