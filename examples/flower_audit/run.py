@@ -9,13 +9,14 @@ with the script.
 
 import argparse
 import os
-import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -41,17 +42,17 @@ def main() -> None:
     data = Path(arguments.data).resolve()
     if not data.exists():
         sys.exit(f"no data at {data}: apt install dataset-fashion-mnist, or --data cifar10.npz")
+    if missing := [name for name in ("flwr", "opacus") if find_spec(name) is None]:
+        sys.exit(f"pip install {' '.join(missing)}, on Python 3.11 or later")
     output = arguments.output.resolve()
-    shutil.rmtree(output, ignore_errors=True)
+    if output.exists():
+        sys.exit(f"{output} exists; choose another --output, or remove it")
     output.mkdir(parents=True)
     with federation(output) as environment:
         for name in arguments.runs:
             federated_run(name, data, output, environment)
-    sys.path[:0] = [str(ROOT), str(HERE)]
-    from audit import report
-
     for name in arguments.runs:
-        report(name, output)
+        audit(name, data, output)
 
 
 @contextmanager
@@ -97,7 +98,9 @@ def federation(output: Path) -> Iterator[dict[str, str]]:
 def federated_run(name: str, data: Path, output: Path, environment: dict[str, str]) -> None:
     """Have Flower run the app once."""
     started = time.monotonic()
-    folders = f'data="{data}" capture="{output / name / "capture"}" truth="{output / name / "truth"}"'
+    folders = (
+        f'data="{data}" capture="{output / name / "capture"}" truth="{output / name / "truth"}"'
+    )
     command = ["flwr", "run", str(HERE), "here", "--stream"]
     command += ["--run-config", f"{folders} {RUNS[name]}".strip()]
     try:
@@ -110,7 +113,26 @@ def federated_run(name: str, data: Path, output: Path, environment: dict[str, st
     replies = list((output / name / "capture").glob("rounds/*/*.json"))
     if found.returncode or len(replies) != 2:
         sys.exit(f"{name}: {len(replies)} of 2 replies; see {output / name}.log and client0.log")
-    print(f"{name}: captured in {time.monotonic() - started:.0f} s")
+    print(f"{name}: captured in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def audit(name: str, data: Path, output: Path) -> None:
+    """Audit a capture by the command, and then by an attack that takes longer."""
+    folder = output / name
+    capture, truth = str(folder / "capture"), str(folder / "truth")
+    net = "ColourNet" if data.suffix == ".npz" else "FashionNet"
+    command = [str(ROOT / "cli.py"), "audit", capture, "--model", f"flower_audit.task:{net}"]
+    command += ["--truth", truth, "--output", str(folder / "audit")]
+    longer = [str(HERE / "stronger.py"), capture, truth, str(folder / "stronger.png")]
+    paths = os.pathsep.join([str(HERE), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths.rstrip(os.pathsep), "OMP_NUM_THREADS": "1"}
+    for title, program in (("python cli.py audit", command), ("a longer attack", longer)):
+        found = subprocess.run(
+            [sys.executable, *program], env=environment, capture_output=True, text=True
+        )
+        if found.returncode:
+            sys.exit(f"{name}: {title} failed: {found.stderr[-2000:]}")
+        print(f"\n{name}: {title}\n{found.stdout.strip()}", flush=True)
 
 
 def free_ports(count: int) -> list[int]:
@@ -135,14 +157,10 @@ def wait_until_open(port: int, process: subprocess.Popen[bytes], log: Path) -> N
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it started."""
-    import signal
-
-    for sign, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        try:
+    for sign in (signal.SIGTERM, signal.SIGKILL):  # what it started may outlive it
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(process.pid, sign)
-            process.wait(patience)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
+            process.wait(10)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run one round."""
     settings = context.run_config
     shape = tuple(load_data(str(settings["data"]))[0].shape[1:])
-    strategy = Recorder(
-        FedAvg(fraction_evaluate=0.0), str(settings["capture"]), image_shape=shape
-    )
+    strategy = Recorder(FedAvg(fraction_evaluate=0.0), str(settings["capture"]), image_shape=shape)
     told = {name: settings[name] for name in ("learning-rate", "local-epochs")}
     strategy.start(
         grid=grid,
