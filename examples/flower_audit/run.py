@@ -51,8 +51,7 @@ def main() -> None:
     with federation(output) as environment:
         for name in arguments.runs:
             federated_run(name, data, output, environment)
-    for name in arguments.runs:
-        audit(name, data, output)
+    audit(arguments.runs, data, output)
 
 
 @contextmanager
@@ -116,23 +115,28 @@ def federated_run(name: str, data: Path, output: Path, environment: dict[str, st
     print(f"{name}: captured in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def audit(name: str, data: Path, output: Path) -> None:
-    """Audit a capture by the command, and then by an attack that takes longer."""
-    folder = output / name
-    capture, truth = str(folder / "capture"), str(folder / "truth")
+def audit(names: list[str], data: Path, output: Path) -> None:
+    """Audit the captures by the command, and then by an attack that takes longer."""
     net = "ColourNet" if data.suffix == ".npz" else "FashionNet"
-    command = [str(ROOT / "cli.py"), "audit", capture, "--model", f"flower_audit.task:{net}"]
-    command += ["--truth", truth, "--output", str(folder / "audit")]
-    longer = [str(HERE / "stronger.py"), capture, truth, str(folder / "stronger.png")]
+    for name in names:
+        folder = output / name
+        options = ["--model", f"flower_audit.task:{net}", "--truth", str(folder / "truth")]
+        options += ["--output", str(folder / "audit")]
+        arguments = ["audit", str(folder / "capture"), *options]
+        print(f"\n{name}: python cli.py audit\n{python(ROOT / 'cli.py', *arguments)}", flush=True)
+    folders = [str(output / name) for name in names]
+    print(f"\nan attack that takes longer:\n{python(HERE / 'stronger.py', *folders)}")
+
+
+def python(program: Path, *arguments: str) -> str:
+    """Return what a program of Python prints."""
     paths = os.pathsep.join([str(HERE), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths.rstrip(os.pathsep), "OMP_NUM_THREADS": "1"}
-    for title, program in (("python cli.py audit", command), ("a longer attack", longer)):
-        found = subprocess.run(
-            [sys.executable, *program], env=environment, capture_output=True, text=True
-        )
-        if found.returncode:
-            sys.exit(f"{name}: {title} failed: {found.stderr[-2000:]}")
-        print(f"\n{name}: {title}\n{found.stdout.strip()}", flush=True)
+    command = [sys.executable, str(program), *arguments]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if found.returncode:
+        sys.exit(f"{program.name} failed: {found.stderr[-2000:]}")
+    return found.stdout.strip()
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,6 +1,6 @@
-"""What a patient attacker makes of a capture: matching by simulating the clients' own training.
+"""What a patient attacker makes of captures: matching by simulating the clients' own training.
 
-python examples/flower_audit/stronger.py CAPTURE TRUTH PICTURE
+python examples/flower_audit/stronger.py FOLDER ..., each with capture and truth in it
 """
 
 import sys
@@ -21,14 +21,14 @@ from lightning_recon.targets import ModuleTarget
 RIGHT = 19.0  # dB, as in the audit
 
 
-def main(capture: str, truth: str, picture: str) -> None:
-    """Attack every reply; print how many images are right, and save them below the true ones."""
+def attack_all(folder: Path) -> str:
+    """Attack every reply; return how many images are right, and save them below the true ones."""
     torch.set_num_threads(1)
     rows, psnrs = [], []
-    for reply in Capture(capture).replies():
+    for reply in Capture(folder / "capture").replies():
         if isinstance(reply, InputError):
             sys.exit(str(reply))
-        images = read_truth(truth, reply).images
+        images = read_truth(folder / "truth", reply).images
         facts = reply.facts
         net = build(tuple(facts["image_shape"]))
         net.load_state_dict(reply.payload)
@@ -49,10 +49,12 @@ def main(capture: str, truth: str, picture: str) -> None:
         nearest = errors.argmin(0)
         psnrs += (-10 * errors.amin(0).log10()).tolist()
         rows += [torch.cat([images, found[nearest]], dim=2)]
-    save_image(torch.cat(rows), Path(picture), nrow=len(torch.cat(rows)))
+    pictures = torch.cat(rows)
+    save_image(pictures, folder / "stronger.png", nrow=len(pictures))
     right = sum(psnr >= RIGHT for psnr in psnrs)
-    print(f"{right} of {len(psnrs)} images right:", *(f"{psnr:.1f} dB" for psnr in psnrs))
+    return f"{right} of {len(psnrs)} images right: " + ", ".join(f"{p:.1f} dB" for p in psnrs)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for name in sys.argv[1:]:
+        print(f"{Path(name).name}: {attack_all(Path(name))}")
