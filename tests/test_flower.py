@@ -47,6 +47,7 @@ from lightning_recon.privacy.gaussian import gaussian_std
 from lightning_recon.targets import MLP, LeNet
 from lightning_recon.updates import DataSpec
 
+ROOT = Path(__file__).parents[1]
 NODES = (11, 2**63 + 5)
 
 
@@ -402,7 +403,7 @@ def test_a_simulation_of_flower_gives_the_same_with_and_without_recorder(tmp_pat
     program = tmp_path / "simulate.py"
     program.write_text(SIMULATION)
     command = [sys.executable, program, tmp_path]
-    where = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    where = os.environ | {"PYTHONPATH": str(ROOT)}
     found = subprocess.run(command, capture_output=True, text=True, timeout=300, env=where)
     assert found.returncode == 0, found.stderr[-3000:]
     assert (tmp_path / "alone.bin").read_bytes() == (tmp_path / "recorded.bin").read_bytes()
@@ -414,6 +415,27 @@ def test_a_simulation_of_flower_gives_the_same_with_and_without_recorder(tmp_pat
         assert reply.facts["mods"] == []
         truth = read_truth(tmp_path / "truth", reply)
         assert truth.images.shape == (1, 3, 2, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_the_example_captures_and_audits_a_deployed_federation(sample_data, tmp_path):
+    pytest.importorskip("opacus")
+    batch = sample_data.client(0)
+    pixels = (255 * batch.images).round().byte().permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "data.npz", x_test=pixels, y_test=(batch.labels % 10).numpy())
+    program = str(ROOT / "examples" / "flower_audit" / "run.py")
+    options = ["--data", tmp_path / "data.npz", "--output", tmp_path / "out", "--runs", "plain"]
+    found = subprocess.run(
+        [sys.executable, program, *options], capture_output=True, text=True, timeout=300
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert found.stdout.count("by the truth: 2 of 2 images right") == 2
+    assert (tmp_path / "out" / "plain" / "stronger.png").is_file()
+    replies = replies_of(tmp_path / "out" / "plain" / "capture")
+    assert [reply.facts["mods"] for reply in replies] == [[], []]
+    assert replies[0].facts["steps"] == 5
+    assert "lightning_recon" not in (tmp_path / "out" / "plain.log").read_text()  # no warning
 
 
 SIMULATION = """

@@ -2,7 +2,7 @@
 
 python examples/flower_audit/run.py [--data FOLDER_OR_NPZ] [--output FOLDER] [--runs plain ...]
 
-Needs flwr and opacus (pip install "lightning-recon[flower]" opacus), and Fashion-MNIST (Debian's
+Needs flwr and opacus (pip install flwr opacus), and Fashion-MNIST (Debian's
 package dataset-fashion-mnist) or CIFAR-10 as an .npz.  Everything listens on 127.0.0.1 and is ended
 with the script.
 """
@@ -28,6 +28,15 @@ RUNS = {
     "local-dp-1000": "local-dp-epsilon=1000.0",
     "opacus": "opacus-noise=1.0",
 }
+RED_TEAM = {
+    f"{name}{suffix}": f'red-team="{name}" learning-rate=1.0 local-epochs=1 images=4{epsilon}'
+    for name in ("RobbingTheFed", "CuriousAbandonHonesty", "SpectralLDPAttack")
+    for suffix, epsilon in (
+        ("", ""),
+        ("-local-dp-1000", " local-dp-epsilon=1000.0"),
+        ("-local-dp-1", " local-dp-epsilon=1.0"),
+    )
+}
 STARTING = 60  # seconds until the server answers
 RUNNING = 120  # seconds that a run may take
 
@@ -38,6 +47,14 @@ def main() -> None:
     parser.add_argument("--data", default=DATA, help="folder of Fashion-MNIST, or an .npz")
     parser.add_argument("--output", default="flower_audit_output", type=Path)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument(
+        "--red-team",
+        nargs="+",
+        choices=RED_TEAM,
+        metavar="RUN",
+        help=f"instead: have the app ship a malicious model: {', '.join(RED_TEAM)}; "
+        "the spectral one takes images of three channels",
+    )
     arguments = parser.parse_args()
     data = Path(arguments.data).resolve()
     if not data.exists():
@@ -49,9 +66,13 @@ def main() -> None:
         sys.exit(f"{output} exists; choose another --output, or remove it")
     output.mkdir(parents=True)
     with federation(output) as environment:
-        for name in arguments.runs:
+        for name in arguments.red_team or arguments.runs:
             federated_run(name, data, output, environment)
-    audit(arguments.runs, data, output)
+    if arguments.red_team:
+        folders = [str(output / name) for name in arguments.red_team]
+        print(python(HERE / "red_team.py", *folders))
+    else:
+        audit(arguments.runs, data, output)
 
 
 @contextmanager
@@ -101,7 +122,7 @@ def federated_run(name: str, data: Path, output: Path, environment: dict[str, st
         f'data="{data}" capture="{output / name / "capture"}" truth="{output / name / "truth"}"'
     )
     command = ["flwr", "run", str(HERE), "here", "--stream"]
-    command += ["--run-config", f"{folders} {RUNS[name]}".strip()]
+    command += ["--run-config", f"{folders} {(RUNS | RED_TEAM)[name]}".strip()]
     try:
         with (output / f"{name}.log").open("wb") as log:
             found = subprocess.run(

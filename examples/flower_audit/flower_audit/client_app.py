@@ -47,9 +47,17 @@ def train(message: Message, context: Context) -> Message:
     torch.set_num_threads(1)
     settings = context.run_config
     images, labels = own_data(message, context)
-    net = build(tuple(images.shape[1:]))
-    net.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    model: torch.nn.Module = net
+    shape = tuple(images.shape[1:])
+    net: torch.nn.Module = build(shape)
+    malice = str(settings["red-team"])
+    if malice:
+        from flower_audit.malice import attack_of
+
+        attack = attack_of(malice, shape, float(settings["local-dp-epsilon"]), len(images))
+        net = flower.load_payload(attack.federation.payload, message.content["arrays"])
+    else:
+        net.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    model = net
     optimizer = torch.optim.SGD(net.parameters(), lr=float(settings["learning-rate"]))
     loader = DataLoader(TensorDataset(images, labels), batch_size=len(images))
     noise = float(settings["opacus-noise"])
@@ -70,7 +78,8 @@ def train(message: Message, context: Context) -> Message:
             F.cross_entropy(model(some_images), some_labels).backward()
             optimizer.step()
     told = MetricRecord({"num-examples": len(images)})
-    content = RecordDict({"arrays": ArrayRecord(net.state_dict()), "metrics": told})
+    arrays = flower.payload_arrays(net) if malice else ArrayRecord(net.state_dict())
+    content = RecordDict({"arrays": arrays, "metrics": told})
     reply = Message(content, reply_to=message)
     if noise:
         flower.declare(reply, "Opacus", noise_multiplier=noise, clip_norm=CLIP_NORM)

@@ -4,8 +4,8 @@ try:
     import flwr  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f"lightning_recon.integrations.flower needs Flower, on Python 3.11 or later: "
-        f"pip install 'lightning-recon[flower]' ({error})"
+        "lightning_recon.integrations.flower needs Flower: pip install flwr, on Python 3.11 or "
+        f"later ({error})"
     ) from error
 
 from lightning_recon.integrations.flower.declarations import App, Mod, declare, declared
