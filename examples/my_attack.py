@@ -15,9 +15,8 @@ class GreyStart(GradientMatching):
     """Gradient matching that begins with grey images, and keeps pixels near to grey.
 
     Args:
-        target: see :class:`~lightning_recon.attacks.GradientMatching`.
         weight: of the mean squared distance from grey, at least 0.
-        **kwargs: see :class:`~lightning_recon.attacks.GradientMatching`.
+        **kwargs: the options of :class:`~lightning_recon.attacks.GradientMatching`.
 
     Raises:
         InputError: if an argument is out of its range.

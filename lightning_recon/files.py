@@ -7,6 +7,7 @@ import math
 import os
 import re
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,41 @@ def expanded(path: str) -> Path:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
         raise InputError(f"there is no such user in the path {path}") from error
+
+
+def run_folder(trainer: Any) -> Path:
+    """Return the one folder of a run's outputs, be it logged by whom it may.
+
+    That of its TensorBoard or CSV logger; other loggers keep no folder for each run, and then it is
+    the trainer's root.  All processes ask at once, and are told the first one's.
+
+    Args:
+        trainer: of Lightning.
+    """
+    from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger  # no command waits for it
+
+    own = [log.log_dir for log in trainer.loggers if isinstance(log, TensorBoardLogger | CSVLogger)]
+    return Path(trainer.strategy.broadcast(str(own[0] if own else trainer.default_root_dir)))
+
+
+def spoiled(path: Path) -> str | None:
+    """Return what a file seems to be that should hold tensors and cannot be read; None: no idea.
+
+    Args:
+        path: of the file.
+    """
+    with path.open("rb") as file:
+        start = file.read(512).lstrip()
+    if not start:
+        return "is empty; download it again"
+    if start[:1] == b"<":
+        return "is a web page, not the file that its address promises; download it with the link"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself; run git lfs pull"
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        size = path.stat().st_size
+        return f"breaks off after {size:,} bytes; download it again, to its end"
+    return None
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

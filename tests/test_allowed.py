@@ -149,7 +149,11 @@ class TestForms:
     @pytest.mark.parametrize(
         ("key", "value", "said"),
         [
-            (OPTIMIZER, "os.system", "model.optimizer: os.system is no class below Optimizer;"),
+            (
+                OPTIMIZER,
+                "os.system",
+                "model.init_args.optimizer: os.system is no class below Optimizer;",
+            ),
             (OPTIMIZER, spec("subprocess.Popen"), "subprocess.Popen is no class below Optimizer;"),
             ("trainer.callbacks", [TOUCH], "callbacks: os.system is no class below Callback;"),
             ("trainer.logger", "os.system", "logger: os.system is no class below Logger;"),

@@ -27,6 +27,7 @@ from lightning_recon.targets import (
     MLP,
     ConvNet,
     LeNet,
+    ModuleTarget,
     PlainConvNet,
     TinyViT,
     TorchvisionClassifier,
@@ -104,6 +105,18 @@ class TestExact:
         reconstruction = attack.reconstruct(attack.federation.play(batch, 0))
         found = scores(reconstruction, batch.images)
         assert len(found) == len(reconstruction.images) >= {"trap weights": 2}.get(name, 1)
+        assert (found > EXACT).all()
+
+    @pytest.mark.parametrize("name", ["linear", "r_gap"])
+    def test_a_model_that_normalises_the_image_first(self, name, public, small):
+        inner = (MLP(20, SIZE, (200, 50)) if name == "linear" else plain()).requires_grad_(True)
+        target = ModuleTarget(inner, 20, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.25])
+        attack = LinearLayerInversion(target) if name == "linear" else RGAP(target)
+        bind(attack, public)
+        batch = batch_for(name, small)
+        reconstruction = attack.reconstruct(attack.federation.play(batch, 0))
+        found = scores(reconstruction, batch.images)
+        assert len(found) >= 1
         assert (found > EXACT).all()
 
     @every_attack
@@ -394,7 +407,7 @@ class TestBadInput:
     @pytest.mark.parametrize("name", sorted(SINGLE))
     def test_several_samples(self, name, public, small):
         attack = ready(name, public)
-        with pytest.raises(InputError, match="set the data's batch_size to 1"):
+        with pytest.raises(InputError, match="take batches of a single image"):
             attack.reconstruct(attack.federation.play(small, 0))
 
     @pytest.mark.parametrize(

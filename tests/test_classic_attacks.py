@@ -351,7 +351,9 @@ def test_double_opponent_variation_against_its_six_channels(images):
     found = DoubleOpponentTotalVariation(0.5, smoothing=1e-9)(images)
     torch.testing.assert_close(found, 0.5 * expected)
     with pytest.raises(InputError, match="three colours"):
-        DoubleOpponentTotalVariation()(images[:, :1])
+        DoubleOpponentTotalVariation()(images[:, :2])
+    grey = images[:, :1]
+    assert torch.equal(DoubleOpponentTotalVariation(0.5)(grey), TotalVariation(0.5)(grey))
 
 
 def test_squared_norm(images):

@@ -105,7 +105,7 @@ class TestFit:
         assert {"objective", "psnr", "rows", "total_variation", "client/psnr"} <= set(
             events.Tags()["scalars"]
         )
-        assert "client_0/truth_above_reconstruction" in events.Tags()["images"]
+        assert "pictures/client_0_truth_above_reconstruction" in events.Tags()["images"]
         assert "config/text_summary" in events.Tags()["tensors"]
 
     def test_the_written_config_makes_the_same_run(self, run):
@@ -194,10 +194,14 @@ class TestPredict:
         assert results["metrics"] == {}
         assert problems(ResultsJson, results) == []
         outputs = capsys.readouterr().out.split("outputs  ")[1].split("(")[1].split(")")[0]
-        assert outputs == "results.json, reconstructions/, records/, config.yaml"
+        assert outputs == "report.html, results.json, reconstructions/, records/, config.yaml"
         written = {path.name for path in latest().iterdir()}
         assert {name.strip("/") for name in outputs.split(", ")} <= written
-        assert not {"report.html", "clients.csv"} & written
+        assert "clients.csv" not in written
+        page = (latest() / "report.html").read_text()
+        assert page.count("<article") == len(pictures)
+        assert "nothing here is a score" in page
+        assert "PSNR" not in page.partition("Privacy against leakage")[0]
         assert all(path.stat().st_size for path in latest().rglob("*"))
 
 
@@ -229,7 +233,7 @@ class TestBadInput:
         [
             (["--model.class_path", "NoAttack"], "there is no class NoAttack"),
             (["--model.init_args.num_bins", "many"], "Got value: many"),
-            (["--model.init_args.unknown", "1"], "'unknown' is not accepted"),
+            (["--model.init_args.unknown", "1"], "model (LDPAttack): there is no option unknown"),
             (["--no_such_option", "1"], "no_such_option"),
             (
                 ["--model.init_args.defenses.init_args.noise_std", "-1"],
@@ -259,23 +263,22 @@ class TestBadInput:
             (["--config", "none.yaml"], "error: config: File does not exist: '/"),
             (
                 ["--model.init_args.client", "FedAvg"],
-                "model.client (FedAvg): the following arguments are required: learning_rate",
+                "init_args.client (FedAvg): the following arguments are required: learning_rate",
             ),
             (
                 ["--model.init_args.client", "{class_path: FedAvg, init_args: {momentum: fast}}"],
-                "model.client.momentum (FedAvg): Expected a float. Got value: fast",
+                "client.init_args.momentum (FedAvg): Expected a float. Got value: fast",
             ),
             (
                 [
                     "--model.init_args.defenses",
                     "[{class_path: PrivUnit2, init_args: {epsilon: 1}}]",
                 ],
-                "model.defenses (PrivUnit2): the following arguments are required: clip_norm",
+                "model.init_args.defenses (PrivUnit2): the following arguments are required: clip_",
             ),
             (
                 ["--model.init_args.defenses", CALIBRATED],
-                "model.defenses.calibration (GaussianNoise): Expected a Literal['record_mean'] or "
-                "Expected a NoneType; got std",
+                "defenses.init_args.calibration (GaussianNoise): takes record_mean, null, not std",
             ),
             (
                 ["--data", "ImageNetDataModule", "--data.init_args.root", "nowhere"],
@@ -301,12 +304,12 @@ class TestBadInput:
         [
             (
                 ["optimizer", "{class_path: torch.optim.Adam, init_args: {lr: -1}}"],
-                "error: Adam: Invalid learning rate: -1.0\n",
+                "error: model.init_args.optimizer (Adam): Invalid learning rate: -1.0\n",
             ),
             (
                 ["compile", "fast"],
-                "model.compile (InvertingGradients): Expected a bool or Expected a Literal['default"
-                "', 'reduce-overhead', 'max-autotune']; got fast\n",
+                "model.init_args.compile (InvertingGradients): takes default, reduce-overhead, "
+                "max-autotune, a bool, not fast\n",
             ),
         ],
     )

@@ -1,5 +1,7 @@
 import copy
 import os
+import re
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -88,6 +90,32 @@ def test_the_page_holds_figures_settings_charts_and_commands(tmp_path, runs):
     assert os.listdir(tmp_path / "new") == ["page.html"]
 
 
+def test_a_run_keeps_its_look_and_place_in_every_chart(tmp_path, runs):
+    """The first run has no noise and so is not in every chart: the others look the same there."""
+    rows = make_rows(6)
+    quiet = make_results(rows, experiment="quiet")
+    quiet["privacy"] |= {"noise_std": None, "actual": {"epsilon": None, "delta": None}}
+    folders = [write_run(tmp_path / "quiet", rows, quiet), *runs]
+    page = _page(folders, tmp_path / "page.html")
+    seen = {}
+    for part in page.source.split("<figure>")[1:]:
+        order = []
+        for svg in re.findall(r"<svg viewBox.*?</svg>", part, flags=re.DOTALL):
+            for element in ElementTree.fromstring(svg).iter():
+                words = getattr(element.find("{*}title"), "text", None) or ""
+                name = words.split(":")[0]
+                if name[:2] in ("A ", "B ", "C ", "D "):
+                    look = next(one for one in element.get("class").split() if one[0] == "s")
+                    seen.setdefault(name, set()).add(look)
+                    order.append(name)
+        assert order == sorted(order)
+        legend = re.findall(r"</svg>([A-D] \w+)</li>", part)
+        assert legend == sorted(legend)
+    assert seen == {
+        name: {f"s{i}"} for i, name in enumerate(("A quiet", "B faithful", "C spectral", "D other"))
+    }
+
+
 def test_the_same_images_stand_side_by_side(tmp_path, runs):
     page = _page(runs[:2], tmp_path / "page.html")
     assert len(page.cards) == 8  # pictures of two clients
@@ -129,9 +157,12 @@ def test_what_makes_a_comparison_doubtful_is_said_at_the_top(tmp_path):
     assert "B second: The attack failed on 1 of 3 clients (client 1: diverged)" in top
     assert "B second: No image was recovered of client 2." in top
     assert "A first, B second: The subject masks come from the GrabCut fallback" in top
-    assert "different oracles (A: ['labels']; B: ['num_samples'])" in top
+    assert "different oracles (A: labels; B: num_samples)" in top
     assert "The mean image, which" not in top
     assert "another truth" not in top
+    words = page.source[page.source.index("<aside") : page.source.index("</aside>")]
+    severities = re.findall(r'<li class="(\w+)"><strong>(\w+)</strong>', words)
+    assert severities == [("alarm", "Alarm")] * 2 + [("note", "Note")] * 2
     other = copy.deepcopy(rows)
     for row in other:
         row["psnr_mean_image"] += 1

@@ -42,6 +42,24 @@ def _own_folder(tmp_path, monkeypatch):
             GOOD.replace("{class_path: LeNet, init_args: {num_classes: 20}}", "[LeNet]"),
             ["model.init_args.target takes one class"],
         ),
+        (
+            GOOD.replace("[{class_path: ClipL2, init_args: {clip_norm: 1.0}}]", "{class_path: X}"),
+            ["model.init_args.defenses takes a list of classes; put a dash"],
+        ),
+        (
+            GOOD.replace("init_args: {num_classes: 20}", "init_args: [num_classes]"),
+            ["model.init_args.target: init_args takes keys with values"],
+        ),
+        (
+            GOOD.replace("class_path: LeNet,", ""),
+            ["model.init_args.target: no class_path names the class"],
+        ),
+        (
+            GOOD.replace("class_path: LeNet", "class: LeNet"),
+            ["model.init_args.target: no class_path", "there is class, did you mean class_path?"],
+        ),
+        (GOOD + "trainer: [devices]\n", ["trainer takes keys with values, not a list"]),
+        (GOOD + "audit:\n", ["audit takes keys with values, not nothing"]),
         (GOOD.replace("SampleImagesDataModule", "Sample"), ["data: there is no class Sample"]),
     ],
 )
@@ -62,13 +80,26 @@ def test_a_plain_fault_is_one_line(text, words):
         *(["fit", "--config", str(path)] for path in sorted((ROOT / "configs").glob("*.yaml"))),
         *(["sweep", f"--config={path}"] for path in sorted((ROOT / "configs/sweeps").iterdir())),
         ["fit", "--config"],
-        ["fit", "--config", "missing.yaml"],
         [],
     ],
     ids=lambda words: Path(words[-1]).name if words else "nothing",
 )
 def test_what_is_right_passes(words):
     check_early(words)
+
+
+def test_a_file_may_change_the_class_of_another():
+    Path("first.yaml").write_text(GOOD)
+    Path("second.yaml").write_text("model: {init_args: {target: {init_args: {num_classes: 3}}}}\n")
+    check_early(["test", "--config", "first.yaml", "--config", "second.yaml"])
+    check_early(["test", "--model", "DLG", "--model.target", "LeNet", "--config", "second.yaml"])
+
+
+@pytest.mark.parametrize("words", [["fit"], ["sweep"], ["test"]])
+def test_a_missing_file_is_named_with_the_one_beside_it(words):
+    Path("good.yaml").write_text(GOOD)
+    with pytest.raises(InputError, match=r"there is no file .*/goood\.yaml; did you mean good"):
+        check_early([*words, "--config", "goood.yaml"])
 
 
 def test_users_own_classes_pass():

@@ -5,8 +5,13 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
-from lightning_recon.files import write_atomically
+from lightning_recon.data.sam import load_sam
+from lightning_recon.errors import InputError
+from lightning_recon.files import spoiled, write_atomically
+from lightning_recon.targets import LeNet
+from lightning_recon.targets.base import load_weights
 
 
 @pytest.fixture
@@ -164,3 +169,28 @@ def test_mode_follows_the_umask(tmp_path, umask, mask, mode):
     write_atomically(tmp_path / "file", "text")
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
     assert umask(0o022) == mask, "the process's umask must be as it was"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "is a pointer of Git LFS"),
+        (None, "breaks off after 400 bytes"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_sam, lambda path: load_weights(LeNet(), str(path))])
+def test_what_a_spoiled_file_of_tensors_is(tmp_path, load, content, said):
+    path = tmp_path / "weights.pth"
+    torch.save({"weight": torch.ones(200)}, path)
+    path.write_bytes(path.read_bytes()[:400] if content is None else content)
+    with pytest.raises(InputError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path} {said}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_file_is_not_spoiled(tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "weights.pth")
+    assert spoiled(tmp_path / "weights.pth") is None

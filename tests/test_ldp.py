@@ -15,6 +15,7 @@ from lightning_recon.attacks.ldp_payload import (
     laplace_thresholds,
 )
 from lightning_recon.audit.matching import match
+from lightning_recon.clients import FedAvg
 from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
@@ -148,6 +149,12 @@ class TestDecoding:
         )
         assert found.all()
         assert values.min() > 60
+
+    def test_one_step_of_fedavg_is_a_gradient(self, public, batch):
+        attack = make_attack(public, client=FedAvg(0.1))
+        values, found = scores(attack.reconstruct(attack.federation.play(batch, 0)), batch.images)
+        assert found.all()
+        assert values.min() > 25
 
     def test_noise_level_is_read_from_the_zero_gradients(self, public, batch):
         attack = make_attack(public, std=0.013)

@@ -122,6 +122,37 @@ def test_missing_checkpoint_falls_back_once(tmp_path):
         masks.check()
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"mask_decoder.hf_token.weight": 1}, "HQ-SAM's network"),
+        ({"mask_decoder.compress_vit_feat.0.weight": 1}, "HQ-SAM's network"),
+        ({"mask_decoder.embedding_maskfeature.0.weight": 1}, "HQ-SAM's network"),
+        ({"model": {"memory_attention.layers.0.norm1.weight": 1}}, "SAM 2's network"),
+        ({"image_encoder.trunk.pos_embed": 1}, "SAM 2's network"),
+        ({"image_encoder.layers.0.blocks.0.conv1.c.weight": 1}, "MobileSAM's network"),
+        ({"model": {"image_encoder.pos_embed": 1}}, "its tensors under the key model"),
+        ({"fc.weight": 1}, "other names than SAM's, such as fc.weight"),
+        ([1, 2], "a list, not tensors by name"),
+    ],
+)
+def test_another_network_is_named(tmp_path, content, said):
+    path = tmp_path / "sam_vit_b_01ec64.pth"
+
+    def filled(part):
+        if isinstance(part, dict):
+            return {name: filled(inner) for name, inner in part.items()}
+        return torch.zeros(1) if part == 1 else part
+
+    torch.save(filled(content), path)
+    with pytest.raises(InputError) as caught:
+        load_sam(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} holds {said}")
+    assert "wanted is one of SAM's own, sam_vit_b_01ec64.pth" in message
+    assert "download it again" not in message
+
+
 @pytest.mark.parametrize("content", ["noise", "other", "short"])
 def test_unusable_checkpoint(tmp_path, subject, content):
     path = tmp_path / "broken.pth"
@@ -134,7 +165,7 @@ def test_unusable_checkpoint(tmp_path, subject, content):
         del state["mask_decoder.iou_token.weight"]
         torch.save(state, path)
     masks = SubjectMasks(str(path), on_missing="grabcut", cache_dir=str(tmp_path), device="cpu")
-    with pytest.raises(InputError, match=r"broken\.pth is not a usable") as caught:
+    with pytest.raises(InputError, match=r"broken\.pth .*; wanted is one of SAM's own") as caught:
         masks.mask(subject, "any", as_is)
     assert "\n" not in str(caught.value)
 

@@ -66,6 +66,48 @@ def test_the_page_is_self_contained_and_accessible(tmp_path):
     assert viewport in page.of("meta")
 
 
+def _figure(page, title):
+    """The source of the figure with that title."""
+    return next(part for part in page.source.split("<figure")[1:] if f"<h3>{title}</h3>" in part)
+
+
+@pytest.mark.parametrize(("num_clients", "batch"), [(1, 1), (2, 4), (4, 16), (20, 16)])
+def test_a_small_run_shows_its_images_and_no_bars_or_bands(tmp_path, num_clients, batch):
+    rows = make_rows(num_clients, batch)
+    page = _page(write_run(tmp_path, rows))
+    images, measured = (
+        _figure(page, title)
+        for title in ("Images by PSNR", "Measured leakage beside what leaks nothing")
+    )
+    is_small = len(rows) <= 64
+    assert images.count('class="point') == 2 + (len(rows) if is_small else 0)  # 2: the legend
+    assert ("<rect" in images) != is_small
+    assert ("A point for every image." in images) == is_small
+    assert ("Share of images at or above a PSNR" in page.text) != is_small
+    for name in ("mean image", "nearest public image", "noise-only update"):
+        assert re.search(rf">{name} \d", images), name
+    assert ('class="whisker' in measured) == (num_clients >= 4)
+    assert ("No interval is drawn of fewer than 4 clients." in measured) == (num_clients < 4)
+
+
+def test_everything_on_the_page_of_a_run_has_one_look(tmp_path):
+    """Recovered, not recovered, the attack and the controls are never drawn alike."""
+    rows = make_rows(20, 16)
+    page = _page(write_run(tmp_path, rows))
+    pattern = r'<path class="[a-z]+ (s\d(?: d\d)?)"[^>]*/></svg>([^<]+)</li>'
+    looks = {name: look for look, name in re.findall(pattern, page.source)}
+    names = {"recovered", "not recovered", "this attack", "client 0", "client 1"}
+    assert names <= set(looks)
+    controls = [name for name in looks if name.startswith("control: ")]
+    assert len(controls) == 2
+    assert all(looks[name].startswith("s7 ") for name in controls)
+    assert len(set(looks.values())) == len(looks)
+    measured = _figure(page, "Measured leakage beside what leaks nothing")
+    (attack,) = re.findall(r'class="point (s\d)"[^>]*><title>This attack', measured)
+    assert attack == looks["this attack"]
+    assert set(re.findall(r'class="point (s\d)"[^>]*><title>Control', measured)) == {"s7"}
+
+
 def test_pictures_show_truth_reconstruction_and_difference(tmp_path):
     rows = make_rows(1, batch=1)
     page = _page(write_run(tmp_path, rows))
@@ -98,7 +140,9 @@ def test_failed_and_unrecovered_clients_are_named_at_the_top(tmp_path):
     top = page.text[: page.text.index("Images recovered")]
     assert "The attack failed on 1 of 5 clients (client 1: the update holds NaN)" in top
     assert "No image was recovered of client 3." in top
-    assert {"class": "warning", "aria-label": "Warning"} in page.of("aside")
+    assert {"class": "warnings", "aria-label": "Warnings"} in page.of("aside")
+    items = re.findall(r'<li class="(\w+)"><strong>(\w+)</strong> <span>(.{9})', page.source)
+    assert items == [("alarm", "Alarm", "The attac"), ("note", "Note", "No image ")]
 
 
 def test_many_failed_clients_are_counted(tmp_path):
@@ -300,7 +344,8 @@ def shown(tmp_path_factory, browser):
     """A page of 12 clients, one of them failed, and the browser that shows it."""
     rows = make_rows(12, is_recovered=lambda client, image: image % 2 == 0 and client != 5)
     failures = [{"client": 5, "reason": "the update holds NaN"}]
-    results = make_results(rows, failures=failures, threat_model="word" * 60, command="x" * 300)
+    more = {"threat_model": "word" * 60, "command": "x" * 300, "clients_unrecovered": [5]}
+    results = make_results(rows, failures=failures, **more)
     path = write_report(write_run(tmp_path_factory.mktemp("run"), rows, results))
     browser.open(path)
     return path
@@ -339,12 +384,29 @@ def test_text_stands_out_from_its_page(browser, shown, dark):
         linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
         return linear @ [0.2126, 0.7152, 0.0722] + 0.05
 
+    def contrast(one, other):
+        pair = sorted((luminance(one), luminance(other)))
+        return pair[1] / pair[0]
+
     for name, colour in colours.items():
         for ground in ("--card", "--page"):
             if name not in ("--card", "--page"):
-                pair = sorted((luminance(colour), luminance(colours[ground])))
                 least = 3 if name.startswith("--s") and name != "--soft" else 4.5  # WCAG 2.2
-                assert pair[1] / pair[0] >= least, (name, ground)
+                assert contrast(colour, colours[ground]) >= least, (name, ground)
+    words = browser.run(
+        """[...document.querySelectorAll(".warnings strong, .warnings span")].map((one) => {
+          const parts = (text) => text.match(/[\\d.]+/g).map(Number);
+          let ground = one;
+          const see = (place) => parts(getComputedStyle(place).backgroundColor);
+          while (see(ground)[3] === 0) ground = ground.parentElement;
+          return [one.textContent, parts(getComputedStyle(one).color), see(ground)];
+        })"""
+    )
+    assert [text for text, _, _ in words][::2] == ["Alarm", "Note"]
+    for text, colour, ground in words:
+        assert contrast(colour[:3], ground[:3]) >= 4.5, text
+    alarm, note = words[0], words[2]
+    assert alarm[2] != note[2]
 
 
 def _column(browser, head):

@@ -168,8 +168,8 @@ def test_the_terminal_says_in_red_what_comes_of_noise_alone(tmp_path, monkeypatc
     more = {"null": null, "clients_unrecovered": [1]}
     print_summary(view(make_results(make_rows(2), **more)), tmp_path)
     printed = capsys.readouterr().out
-    assert "\x1b[1;31mThe attack also recovers 5 images from noise alone" in printed
-    assert "\x1b[33mNo image was recovered of client 1." in printed
+    assert "\x1b[1;31malarm: The attack also recovers 5 images from noise alone" in printed
+    assert "\x1b[33mnote: No image was recovered of client 1." in printed
 
 
 def test_the_terminal_names_what_was_written(tmp_path, capsys, monkeypatch):

@@ -17,10 +17,12 @@ from lightning_recon.attacks import LDPAttack, SpectralLDPAttack
 from lightning_recon.attacks.spectral.code import (
     SpectralCode,
     frequencies,
+    model_power,
     ring_average,
     water_fill,
 )
 from lightning_recon.audit.matching import match
+from lightning_recon.clients import FedAvg
 from lightning_recon.commands.lightning import main
 from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.errors import InputError
@@ -36,7 +38,8 @@ CONF = Path(__file__).parent / "conf/spectral_tiny.yaml"
 def make_attack(public, *, std=STD, batch_size=8, dtype=torch.float32, **kwargs):
     settings = {"num_bins": 128, "shrinkage_steps": 0, "num_samples": batch_size} | kwargs
     settings.setdefault("defenses", [ClipL2(CLIP), *([GaussianNoise(std)] if std else [])])
-    attack = SpectralLDPAttack(ConvNet(num_classes=20, width=8).to(dtype), **settings)
+    target = settings.pop("target", ConvNet(num_classes=20, width=8))
+    attack = SpectralLDPAttack(target.to(dtype), **settings)
     bind(attack, public.to(dtype), batch_size)
     return attack
 
@@ -362,9 +365,40 @@ class TestAttack:
         with pytest.raises(InputError, match=message):
             make_attack(public, **arguments)
 
-    def test_grey_images(self):
-        with pytest.raises(InputError, match="3 channels"):
-            make_attack(torch.zeros(2, 1, 8, 8))
+    @pytest.mark.parametrize("steps", [0, 60])
+    def test_grey_images(self, public, batch, steps):
+        grey = batch._replace(images=batch.images.mean(1, keepdim=True))
+        attack = make_attack(
+            public.mean(1, keepdim=True),
+            std=0.005,
+            shrinkage_steps=steps,
+            target=ConvNet(num_classes=20, width=8, in_channels=1),
+        )
+        images, _ = attack.initialize(attack.federation.play(grey, 0))
+        assert images.shape == (8, 1, 32, 32)
+        assert mean_psnr(images, grey.images) > 30
+
+    def test_a_grey_image_is_a_third_of_its_luminance(self):
+        assert torch.allclose(3 * model_power(1, 8, 9)[0], model_power(3, 8, 9)[0])
+
+    def test_other_channels(self):
+        with pytest.raises(InputError, match="3 channels or 1, not 2"):
+            make_attack(torch.zeros(2, 2, 8, 8), target=ConvNet(num_classes=20, in_channels=2))
+
+    def test_one_step_of_fedavg_is_a_gradient(self, public, batch):
+        attack = make_attack(public, std=0.005, client=FedAvg(0.1))
+        observation = attack.federation.play(batch, 0)
+        assert not observation.update["rows"].is_dense
+        images, _ = attack.initialize(observation)
+        assert mean_psnr(images, batch.images) > 30
+
+    @pytest.mark.parametrize(
+        "client", [FedAvg(0.1, epochs=2), FedAvg(0.1, minibatch_size=4), FedAvg(1, weight_decay=1)]
+    )
+    @pytest.mark.parametrize("attack", [LDPAttack, SpectralLDPAttack])
+    def test_several_steps_of_fedavg_are_not(self, attack, client):
+        with pytest.raises(InputError, match="FedAvg of epochs 1, without minibatch_size and wei"):
+            attack(ConvNet(num_classes=20, width=8), client=client)
 
 
 def test_a_stacked_gradient_is_the_sum_of_the_samples(public, batch):

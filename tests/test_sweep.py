@@ -8,6 +8,7 @@ import pytest
 import yaml
 from pytorch_lightning import Trainer
 
+from lightning_recon.attacks import LDPAttack
 from lightning_recon.audit.records import read_records, records_file
 from lightning_recon.commands import lightning as cli
 from lightning_recon.errors import InputError
@@ -131,8 +132,8 @@ def test_dry_run_attacks_nothing(config, tmp_path, capsys):
     [
         ({"axes": {}}, "no axes"),
         ({"axes": {"a": 3}}, "axis a needs"),
-        ({"nonsense": 1}, "unknown key nonsense"),
-        ({"base": "missing.yaml"}, "missing.yaml cannot be read"),
+        ({"nonsense": 1}, "there is no key nonsense"),
+        ({"base": "missing.yaml"}, "there is no file .*missing.yaml"),
         ({"set": {"modle.init_args.num_bins": 8}}, "modle.init_args.num_bins would change nothing"),
         ({"axes": {"a": {"key": "trainer.precision", "values": [16]}}}, "the sweep one trainer"),
         ({"axes": {"a": {"key": NOISE, "values": 3}}}, "values of axis a must be a list"),
@@ -257,3 +258,38 @@ def test_one_attack_at_a_time(config, monkeypatch, tmp_path):
     )
     assert found.build(1).auditor is auditor  # the same data: nothing is read again
     assert held == [None]
+
+
+def test_a_partial_sweep_says_so(config, tmp_path, capsys):
+    flags = [*QUIET, "--trainer.limit_test_batches", "3"]
+    assert sweep.main(["--config", str(config()), *flags]) == 0
+    assert "Partial sweep: 3 of 8 clients" in capsys.readouterr().out
+    folder = tmp_path / "lightning_logs/sweep_sweep/version_0"
+    assert "Partial sweep: 3 of 8 clients" in (folder / "report.html").read_text()
+    assert sweep.main(["--config", str(config()), "--resume", str(folder), *QUIET]) == 0
+    assert "Partial" not in capsys.readouterr().out
+
+
+def test_a_stopped_sweep_says_how_to_go_on(config, tmp_path, capsys, monkeypatch):
+    attack_client = LDPAttack.attack_client
+
+    def stop(self, client):
+        if client == 1:
+            raise KeyboardInterrupt
+        return attack_client(self, client)
+
+    monkeypatch.setattr(LDPAttack, "attack_client", stop)
+    path = config()
+    with pytest.raises(SystemExit):
+        sweep.main(["--config", str(path), *QUIET])
+    folder = "lightning_logs/sweep_sweep/version_0"
+    line = f"go on with: python cli.py sweep --config {path} --resume {folder}"
+    assert line in capsys.readouterr().out
+
+
+def test_a_trial_sweep_is_short(config, monkeypatch):
+    calls = []
+    iterate = LDPAttack.iterate
+    monkeypatch.setattr(LDPAttack, "iterate", lambda *args: (calls.append(1), iterate(*args))[1])
+    assert sweep.main(["--config", str(config()), *QUIET, "--trainer.fast_dev_run", "true"]) == 0
+    assert len(calls) == 1  # on one client; noise alone leaves nothing to iterate on

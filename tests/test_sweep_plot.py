@@ -1,7 +1,9 @@
 """The picture of a sweep shows what ``results.csv`` says."""
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from lightning_recon.report.plot import write_sweep_figure
@@ -80,13 +82,87 @@ def test_labels_that_are_no_words(drawn, tmp_path):
     rows = [
         cell(epsilon, attack, 20.0) | {"clamp": clamp}
         for clamp in (True, False)
-        for attack in ([1, 2], {"a": 1}, None)
+        for attack in ([1, 2], {"a": 1})
         for epsilon in (1.0, 5.0)
     ]
     assert write_sweep_figure(tmp_path / "f.png", rows, ["clamp", "attack", "epsilon"])
     (plot,) = drawn[0].axes
-    assert plot.get_xlabel() == "epsilon"
+    assert drawn[0].get_supxlabel() == "epsilon"
     labels = [line.get_label() for line in plot.lines]
-    assert len(labels) == 7
+    assert len(labels) == 5
     assert "True, [1, 2]" in labels
     assert write_sweep_figure(tmp_path / "g.png", rows, ["clamp", "attack"]) is None
+
+
+def _boxes(figure):
+    """Name and box in pixels of all text of a figure."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    outside = {
+        label
+        for plot in figure.axes
+        for label in plot.get_yticklabels()
+        if not plot.get_ylim()[0] <= label.get_position()[1] <= plot.get_ylim()[1]
+    }
+    texts = [
+        text
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text() and text not in outside
+    ]
+    return [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
+
+
+@pytest.mark.parametrize("noise_only", [13.0, 13.1, 30.0], ids=["equal", "close", "far"])
+@pytest.mark.parametrize("num_lines", [2, 9])
+def test_no_text_lies_on_another(tmp_path, drawn, noise_only, num_lines):
+    cells = [
+        cell(epsilon, f"attack {n}", 20.0 + n) | {"null_noise_only": noise_only}
+        for n in range(num_lines)
+        for epsilon in (1.0, 5.0, 10.0)
+    ]
+    write_sweep_figure(tmp_path / "figure.png", cells, ["epsilon", "attack"])
+    (figure,) = drawn
+    boxes = _boxes(figure)
+    for name in ("mean image", "noise-only update", "epsilon", "PSNR over all images (dB)"):
+        assert sum(text == name for text, _ in boxes) == 1, name
+    for i, (text, box) in enumerate(boxes):
+        for other, other_box in boxes[:i]:
+            assert not box.overlaps(other_box), (text, other)
+    legend = figure.legends[0].get_window_extent()
+    assert not any(legend.overlaps(plot.get_window_extent()) for plot in figure.axes)
+
+
+def test_nine_lines_become_panels_that_share_their_axes(tmp_path, drawn):
+    names = [f"attack {letter}" for letter in "ihgfedcba"]
+    cells = [
+        cell(epsilon, name, 20.0 + i)
+        for epsilon in (10.0, 1.0, 5.0)
+        for i, name in enumerate(names)
+    ]
+    write_sweep_figure(tmp_path / "figure.png", cells, ["epsilon", "attack"])
+    plots = drawn[0].axes
+    assert [plot.get_title() for plot in plots] == names
+    assert {plot.get_xlim() for plot in plots} == {plots[0].get_xlim()}
+    assert {plot.get_ylim() for plot in plots} == {plots[0].get_ylim()}
+    for i, plot in enumerate(plots):
+        assert len(plot.collections) == 1  # the band
+        line, null = plot.lines
+        assert line.get_ydata().tolist() == [20.0 + i] * 3
+        assert null.get_label() == "mean image"
+        assert line.get_color() == f"C{i}"
+
+
+def test_lines_keep_the_order_of_the_rows_whatever_is_missing(tmp_path, drawn):
+    """The smallest place is missing for the first line, which is the first all the same."""
+    cells = [cell(5.0, "zeta", 20.0), *(cell(e, "alpha", 20.0) for e in (1.0, 5.0))]
+    write_sweep_figure(tmp_path / "figure.png", cells, ["epsilon", "attack"])
+    colours = {line.get_label(): line.get_color() for line in drawn[0].axes[0].lines}
+    assert (colours["zeta"], colours["alpha"]) == ("C0", "C1")
+
+
+@pytest.mark.parametrize("num_clients", [2, 3, 4])
+def test_no_band_of_few_clients(tmp_path, drawn, num_clients):
+    cells = [one | {"num_clients": num_clients} for one in CELLS]
+    write_sweep_figure(tmp_path / "figure.png", cells, ["epsilon", "attack"])
+    assert len(drawn[0].axes[0].collections) == (2 if num_clients >= 4 else 0)

@@ -53,12 +53,29 @@ def _page(folder):
 def _charts(page):
     """By title the words under the pointer of every point of a chart."""
     charts = {}
-    for part in page.source.split("<figure>")[1:]:
-        svg = part[part.index("<svg") : part.index("</svg>") + 6]
+    for svg in re.findall(r"<svg[^>]* role=.*?</svg>", page.source, flags=re.DOTALL):
         tree = ElementTree.fromstring(svg)
         points = [e for e in tree.iter() if (e.get("class") or "").startswith("point")]
         charts[tree.get("aria-label")] = [e.find("{*}title").text for e in points]
     return charts
+
+
+def _looks(page):
+    """By what is drawn, such as "attack spectral", the looks that it has: colour and shape."""
+    looks = {}
+    for svg in re.findall(r"<svg[^>]* role=.*?</svg>", page.source, flags=re.DOTALL):
+        for point in ElementTree.fromstring(svg).iter():
+            if (point.get("class") or "").startswith("point"):
+                name = point.find("{*}title").text.split(":")[0]
+                shape = re.sub(r"^M\S+ [\d.]+?(?=m)", "", point.get("d"))
+                looks.setdefault(name, set()).add((point.get("class"), shape))
+    return looks
+
+
+def _legends(page):
+    """The names in every legend."""
+    lists = re.findall(r'<ul class="legend">(.*?)</ul>', page.source, flags=re.DOTALL)
+    return [re.findall(r"</svg>([^<]+)</li>", one) for one in lists]
 
 
 def test_the_page_of_a_full_sweep(tmp_path):
@@ -89,20 +106,97 @@ def test_lines_run_along_the_numeric_axes(tmp_path):
     x = [float(pair.split(",")[0]) for pair in line.get("points").split()]
     assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(1 / 3, abs=0.01)  # 2.5, 5, 20: logarithms
     charts = _charts(page)
-    assert charts["PSNR against epsilon at attack faithful"] == [
-        *("clip 10: 20.2 at 2.5", "clip 10: 21.5 at 5", "clip 10: 29 at 20"),
-        *("clip 20: 19.2 at 2.5", "clip 20: 20.5 at 5", "clip 20: 28 at 20"),
-        *("clip 30: 18.2 at 2.5", "clip 30: 19.5 at 5", "clip 30: 27 at 20"),
+    assert charts["PSNR against epsilon, clip 10"] == [
+        *(f"attack faithful: {v}" for v in ("20.2 at 2.5", "21.5 at 5", "29 at 20")),
+        *(f"attack spectral: {v}" for v in ("25.2 at 2.5", "26.5 at 5", "34 at 20")),
     ]
-    assert [title for title in charts if " at attack " in title] == [
-        f"PSNR against {axis} at attack {attack}"
-        for axis in ("epsilon", "clip")
-        for attack in ("faithful", "spectral")
+    assert [title for title in charts if ", " in title and "worst" not in title] == [
+        *(f"PSNR against epsilon, clip {clip}" for clip in (10, 20, 30)),
+        *(f"PSNR against clip, epsilon {epsilon}" for epsilon in (2.5, 5.0, 20.0)),
     ]
     assert len(charts["PSNR against the actual ε of one update"]) == 18
     assert charts["Cells, worst leak first"][0] == (
         "20.0, 10, spectral: 34.0 (33.5 to 35.0), worst 40.0"
     )
+
+
+def _unordered():
+    """Cells whose axes are in no order but that of their file, with the first ones missing."""
+    axes = (20.0, 2.5, 5.0), ("zeta", "alpha", "mu"), (1, 16, 4)
+    cells = []
+    for i, (epsilon, attack, batch) in enumerate(itertools.product(*axes)):
+        psnr = 20 + i % 7 + (5 if attack == "mu" else 0)
+        cells.append({"epsilon": epsilon, "attack": attack, "batch": batch, "psnr": psnr})
+        cells[-1] |= {"psnr_worst": psnr + 1, "epsilon_actual": 1000 * epsilon}
+    return [{k: cell[k] for k in ("epsilon", "attack", "batch")} for cell in cells], cells[4:]
+
+
+def test_a_value_has_one_look_and_one_place_on_the_whole_page(tmp_path):
+    planned, cells = _unordered()
+    page = _page(_write(tmp_path, cells, planned))
+    looks = {name: look for name, look in _looks(page).items() if name.startswith("attack ")}
+    assert set(looks) == {"attack zeta", "attack alpha", "attack mu"}
+    assert all(len(look) == 1 for look in looks.values())
+    for name, (look,) in looks.items():
+        cells_of_it = [k for k in _looks(page) if name.split()[1] in k.split(", ")]
+        assert cells_of_it
+        assert all(_looks(page)[k] == {look} for k in cells_of_it), name
+    assert len(set.union(*looks.values())) == 3
+    legends = _legends(page)
+    assert len(legends) == 3
+    assert all(one == ["attack zeta", "attack alpha", "attack mu"] for one in legends)
+    panels = re.findall(r"<div><p>((?:epsilon|batch) .*?)</p>", page.source)
+    in_order = [f"batch {n}" for n in (1, 16, 4)], [f"epsilon {e}" for e in (20.0, 2.5, 5.0)]
+    assert panels == [*in_order[0], *in_order[1]]
+    facets = [json.loads(head["data-facet"]) for head in page.of("th") if "data-facet" in head]
+    assert facets == [["20.0", "2.5", "5.0"], ["zeta", "alpha", "mu"], ["1", "16", "4"]]
+
+
+def test_no_two_values_of_two_axes_look_alike(tmp_path):
+    cells = [
+        {"a": a, "b": b, "psnr": 20 + a + b}
+        for a, b in itertools.product((1.0, 2.0, 3.0), (0.5, 0.25))
+    ]
+    looks = {
+        name: look
+        for name, look in _looks(_page(_write(tmp_path, cells))).items()
+        if re.match("[ab] ", name)
+    }
+    assert len(looks) == 5
+    assert all(len(look) == 1 for look in looks.values())
+    assert len(set.union(*looks.values())) == 5
+
+
+def test_nine_bands_become_panels(tmp_path):
+    names = [f"attack {n}" for n in "ihgfedcba"]
+    cells = [
+        _cell(epsilon, 10, name, num_clients=8) for epsilon in (2.5, 5.0, 20.0) for name in names
+    ]
+    page = _page(_write(tmp_path, cells))
+    (figure,) = (part for part in page.source.split("<figure")[1:] if 'class="panels"' in part)
+    assert re.findall(r"<div><p>attack (.*?)</p>", figure) == names
+    bands = [svg.count('class="band') for svg in figure.split("<svg viewBox")[1:] if "role" in svg]
+    assert bands == [1] * 9
+
+
+@pytest.mark.parametrize("num_clients", ["", 1, 2, 3, 4, 8])
+def test_the_interval_of_few_clients_is_in_the_table_alone(tmp_path, num_clients):
+    """That of two clients spans all of the chart: 0 to 25 dB and more."""
+    cells = [
+        {"n": n, "psnr": 12.0 + n, "psnr_ci_low": 0.4, "psnr_ci_high": 61.3, "psnr_worst": 17.0}
+        | {"num_clients": num_clients}
+        for n in (1, 2, 3)
+    ]
+    page = _page(_write(tmp_path, cells))
+    is_drawn = num_clients in ("", 4, 8)
+    charts = page.source[: page.source.index('<section aria-labelledby="cells"')]
+    assert bool(re.search(r'class="band s\d" points="\d', charts)) == is_drawn
+    assert ('class="whisker' in charts) == is_drawn
+    assert ("No interval is drawn of fewer than 4 clients." in charts) != is_drawn
+    assert ("Band: 95 % interval" in charts) == is_drawn
+    highest = max(float(tick) for tick in re.findall(r'class="end"[^>]*>([\d.]+)<', charts))
+    assert (highest > 60) == is_drawn  # else the axis is that of the points
+    assert page.text.count("61.3") >= 3
 
 
 def test_seeds_are_one_line(tmp_path):

@@ -116,8 +116,8 @@ class APRIL(AnalyticAttack):
         """
         if observation.num_samples not in (None, 1):
             raise InputError(
-                f"APRIL reads updates of one sample, not of {observation.num_samples}; set the "
-                "data's batch_size to 1"
+                f"APRIL reads updates of one sample, not of {observation.num_samples}; take "
+                "batches of a single image"
             )
         payload, update = observation.payload, observation.update
         place = _embedding(payload)

@@ -46,7 +46,9 @@ class Attack(LightningModule, ABC):
     """What the attacker is told beside the update, values of
     :class:`~lightning_recon.observation.Grant`."""
     protocols: tuple[str, ...] = ("fedsgd", "fedavg")
-    """Those whose updates the attack can read."""
+    """Those whose updates the attack can read.  One that reads ``"fedsgd"`` alone reads any
+    multiple of the gradient, such as FedAvg's one step on the whole batch, -learning_rate times
+    it."""
     clients_at_once: int = 1
     """Clients that ``test`` hands over together."""
 
@@ -63,10 +65,12 @@ class Attack(LightningModule, ABC):
         self.client = client or FedSGD()
         self.defenses = nn.ModuleList(defenses)
         self.seed = seed
-        if self.client.protocol not in self.protocols:
+        if self.client.protocol not in self.protocols and not self.client.sends_gradient:
             raise InputError(
                 f"{type(self).__name__} reads updates of {' and '.join(self.protocols)}, not of "
-                f"{self.client.protocol}; change the client, or choose another attack"
+                f"{self.client.protocol} with several steps; change the client (FedAvg of epochs "
+                "1, without minibatch_size and weight_decay, sends a gradient), or choose another "
+                "attack"
             )
         self.federation = Federation(self.target, self.client, defenses, seed)
         self._spec: DataSpec | None = None
@@ -74,6 +78,9 @@ class Attack(LightningModule, ABC):
         """How the iterations of ``fit`` are done."""
         self.records_failures = False
         """Whether ``test`` goes on after a client whose attack failed; set by the audit."""
+        self.watch: Callable[[int, int], None] | None = None
+        """Told after an iteration at a stretch how many are done, of how many; set by who shows
+        progress."""
 
     # --- the science: what an attack's author writes -------------------------------------------
 
@@ -182,8 +189,12 @@ class Attack(LightningModule, ABC):
     # --- Lightning: every stage ----------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check that the target fits the data, before anything is written."""
+        """Check that the target fits the data, before anything is written.
+
+        A trial run (fast_dev_run) does few iterations, in ``test`` and in controls too.
+        """
         self.bind(self.trainer.datamodule.spec)  # type: ignore[attr-defined]
+        self.loop.limit = int(self.trainer.fast_dev_run) or None  # type: ignore[attr-defined]
 
     def _start_run(self) -> None:
         """Fit on public images; the device is known by now."""
@@ -233,6 +244,7 @@ class Attack(LightningModule, ABC):
         Lightning does not fire ``on_train_epoch_start`` for the epoch that it resumes, be it
         within a client or between two.
         """
+        self.loop.limit = int(self.trainer.num_training_batches)  # limit_train_batches
         if self.current_epoch < (self.trainer.max_epochs or 0):
             self.loop.resume(self._client_of_epoch)
 
@@ -248,7 +260,7 @@ class Attack(LightningModule, ABC):
         """Do one iteration on a client; ``batch`` is its number."""
         trainer = self.trainer
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        is_logged = every > 0 and trainer.global_step % every == 0
+        is_logged = every > 0 and (trainer.global_step + 1) % every == 0  # as Lightning counts
         has_bar = trainer.progress_bar_callback is not None
         self.loop.step(int(batch), batch_idx, is_logged=is_logged, has_bar=has_bar)
 

@@ -114,7 +114,7 @@ class CuriousAbandonHonesty(AnalyticAttack):
         if len(images) < 2:
             raise InputError(
                 "CuriousAbandonHonesty has fewer than two public images to fit its scaling on; set "
-                "scaling, or num_public in the data"
+                "scaling, or take data with public images (num_public)"
             )
         num_samples = self.num_samples or self.spec.max_batch_size
         flat = images.flatten(1)

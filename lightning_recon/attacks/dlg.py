@@ -30,12 +30,12 @@ class DLG(GradientMatching):
     """Optimises images and labels together until their update is the observed one.
 
     Args:
-        target: see :class:`GradientMatching`.
         known: what is granted to the attacker, of ``num_samples`` (which it needs) and ``client``;
             it finds the labels itself.
-        iterations: 300 in the paper.
-        optimizer: L-BFGS of rate 1 in the paper, which takes up to 20 steps an iteration.
-        **kwargs: see :class:`GradientMatching`.
+        iterations: steps on the dummy images of one client; 300 in the paper.
+        optimizer: makes the optimizer of the dummy images; L-BFGS of rate 1 in the paper, which
+            takes up to 20 steps an iteration.
+        **kwargs: the options of :class:`GradientMatching`.
 
     Raises:
         InputError: if an argument is out of its range, or labels are granted.

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ class Optimised(Protocol):
     """What a :class:`DummyLoop` asks of the attack that holds it."""
 
     dummy: nn.Parameter
+    watch: Callable[[int, int], None] | None
 
     @property
     def num_dummies_held(self) -> int: ...  # noqa: D102
@@ -109,8 +110,10 @@ class DummyLoop(Loop):
         curves: list[Curve] = [[] for _ in shares]
         left: dict[int, Tensor] = {}
         with attack.iterating(evidence):
-            for iteration in range(self.iterations):
+            for iteration in range(self.num_steps):
                 parts = attack.iterate(dummy, evidence, optimizer, scheduler)
+                if attack.watch is not None:
+                    attack.watch(iteration + 1, self.num_steps)
                 if not self._is_on_curve(iteration):
                     continue
                 for place, value in enumerate(parts["objective"].reshape(-1).tolist()):
@@ -184,7 +187,7 @@ class DummyLoop(Loop):
         return optimizer, scheduler
 
     def _is_on_curve(self, iteration: int) -> bool:
-        is_last = iteration == self.iterations - 1
+        is_last = iteration == self.num_steps - 1
         return is_last or iteration % max(1, self.iterations // NUM_CURVE_POINTS) == 0
 
     def is_on_plateau(self, curve: Sequence[tuple[int, float]]) -> bool:

@@ -77,10 +77,9 @@ class FeatureInversionAttack(OptimizationAttack):
     The attacker tells from the update itself how its entries were obfuscated.
 
     Args:
-        target: see :class:`GradientMatching`; it ends in linear layers, ReLUs between them.
-        client: see there.
-        defenses: see there.
-        known: see there.
+        target: the model that the federation trains; it ends in linear layers, ReLUs between them.
+        known: what is granted to the attacker, of ``labels``, ``num_samples``, ``client`` and
+            ``buffers``.
         adaptive: whether the attacker makes use of the obfuscation; the naive one takes every
             entry for exact.
         features_weight: of the mean squared error of the features, in units of the error that
@@ -95,12 +94,9 @@ class FeatureInversionAttack(OptimizationAttack):
             error, rehearsed on public images and in units of their standard deviation, is at most
             this, or where updates are matched; else they are kept, since features that are known
             so badly, or have no places, say less than the decoder's fit.
-        priors: see :class:`GradientMatching`.
-        label_inference: see there.
-        iterations: of the optimisation that follows the decoder.
-        optimizer: see there.
-        lr_scheduler: see there.
-        seed: see there.
+        priors: penalties on the images, added to the objective.
+        label_inference: how labels are found that are not known.
+        iterations: of the optimisation that follows the decoder, steps on the images of one client.
 
     Raises:
         InputError: if an argument is out of its range.

@@ -45,23 +45,22 @@ class GradInversion(GradientMatching):
     """Matches the update under image fidelity and the consistency of a group of restarts.
 
     Args:
-        target: see :class:`GradientMatching`.
-        known: see there; the labels are not granted.
-        distance: see there.
-        priors: see there; null: the paper's, total variation of weight 1e-4, length 1e-6, and
-            batch norm's statistics .1.
-        label_inference: see there; ``yin`` in the paper: no label twice.
-        num_restarts: the group; 8 in the paper.
+        known: what is granted to the attacker, of ``num_samples``, ``client`` and ``buffers``; the
+            paper does not grant the labels.
+        priors: penalties on the dummy images, added to the distance; null: the paper's, total
+            variation of weight 1e-4, length 1e-6, and batch norm's statistics .1.
+        label_inference: how the labels are found; ``yin`` in the paper: no label twice.
+        num_restarts: independent starts, which are the group; 8 in the paper.
         group_weight: of the mean squared distance of each restart to the group's registered mean,
             at least 0; .01 in the paper.
         max_shift: of the registration, in pixels; null: an eighth of the image's shorter side.
         step_noise: standard deviation of the noise on every step over the step's rate, at least 0;
             .2 in the paper.
-        iterations: 20,000 in the paper.
-        optimizer: see :class:`GradientMatching`; by default Adam of rate .1 in normalised pixels,
-            as in the paper.
-        lr_scheduler: see there; null: the paper's, 50 iterations of warm-up and a cosine.
-        **kwargs: see :class:`GradientMatching`.
+        iterations: steps on the dummy images of one client; 20,000 in the paper.
+        optimizer: makes the optimizer of the dummy images; by default Adam of rate .1 in normalised
+            pixels, the paper's.
+        lr_scheduler: makes its schedule; null: the paper's, 50 iterations of warm-up and a cosine.
+        **kwargs: the options of :class:`GradientMatching`.
 
     Raises:
         InputError: if an argument is out of its range.

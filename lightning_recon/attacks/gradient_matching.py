@@ -39,16 +39,14 @@ class GradientMatching(Attack):
     All restarts run as one batched computation; the one of least objective is returned.
 
     Args:
-        target: see :class:`~lightning_recon.attacks.base.Attack`.
-        client: see there.
-        defenses: see there.
         known: what is granted to the attacker, of ``labels``, ``num_samples``, ``client`` (the
             local hyperparameters) and ``buffers`` (batch norm's statistics as the client left
             them).  Without the labels they are inferred; without the client, one step of SGD at
             an unknown rate is simulated; without the buffers, a prior that reads statistics
             reads those that the server sent.
         adaptive: whether the attacker knows the defenses, and simulates them.
-        distance: between the simulated update and the observed one.
+        distance: between the simulated update and the observed one: ``squared``, ``relative`` (to
+            the observed one's norm), ``cosine`` or ``absolute``.
         priors: penalties on the dummy images, added to the distance.
         label_inference: how labels are found that are not known.
         num_restarts: independent starts, at least 1.
@@ -67,10 +65,9 @@ class GradientMatching(Attack):
             a GPU by us.
         patience: iterations in which the objective must fall by 1 %, or the client is left; null:
             all iterations are done.
-        iterations: see :class:`~lightning_recon.attacks.optimization.OptimizationAttack`.
-        optimizer: see there.
-        lr_scheduler: see there.
-        seed: see :class:`~lightning_recon.attacks.base.Attack`.
+        iterations: steps on the dummy images of one client.
+        optimizer: makes the optimizer of the dummy images.
+        lr_scheduler: makes its schedule, stepped at every iteration; null: constant.
 
     Raises:
         InputError: if an argument is out of its range, or clients are to be attacked together that

@@ -25,12 +25,13 @@ class IDLG(GradientMatching):
     """Reads the label off the update, then optimises the image until its update is the observed.
 
     Args:
-        target: see :class:`GradientMatching`.
-        known: see there; the label is not granted.
-        label_inference: see there; ``idlg`` in the paper, for a single image.
-        iterations: 300 in the paper.
-        optimizer: L-BFGS of rate 1 in the paper, which takes up to 20 steps an iteration.
-        **kwargs: see :class:`GradientMatching`.
+        known: what is granted to the attacker, of ``num_samples``, ``client`` and ``buffers``; the
+            paper does not grant the label.
+        label_inference: how the labels are found; ``idlg`` in the paper, for a single image.
+        iterations: steps on the dummy images of one client; 300 in the paper.
+        optimizer: makes the optimizer of the dummy images; L-BFGS of rate 1 in the paper, which
+            takes up to 20 steps an iteration.
+        **kwargs: the options of :class:`GradientMatching`.
 
     Raises:
         InputError: if an argument is out of its range.

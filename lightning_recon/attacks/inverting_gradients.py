@@ -42,14 +42,15 @@ class InvertingGradients(GradientMatching):
     """Matches the direction of the update, under total variation, by signed Adam.
 
     Args:
-        target: see :class:`GradientMatching`.
-        distance: see there; ``cosine`` in the paper.
-        priors: see there; null: the paper's total variation of weight .01.
-        signed: whether Adam sees only the sign of the gradient, as in the paper.
-        iterations: 4,800 in the paper.
-        optimizer: see :class:`GradientMatching`; by default Adam of the paper's rate.
-        lr_scheduler: see there; null: the paper's, a tenth at 3/8, 5/8 and 7/8 of the iterations.
-        **kwargs: see :class:`GradientMatching`.
+        distance: between the simulated update and the observed one; ``cosine`` in the paper.
+        priors: penalties on the dummy images, added to the distance; null: the paper's total
+            variation of weight .01.
+        signed: whether Adam sees only the sign of the gradient, which the paper does.
+        iterations: steps on the dummy images of one client; 4,800 in the paper.
+        optimizer: makes the optimizer of the dummy images; by default Adam of the paper's rate.
+        lr_scheduler: makes its schedule; null: the paper's, a tenth at 3/8, 5/8 and 7/8 of the
+            iterations.
+        **kwargs: the options of :class:`GradientMatching`.
 
     Raises:
         InputError: if an argument is out of its range.

@@ -193,7 +193,10 @@ class LDPAttack(OptimizationAttack):
         """
         _, channels, height, width = images.shape
         if channels != 3:
-            raise InputError(f"LDPAttack takes images of 3 channels, not {channels}")
+            raise InputError(
+                f"LDPAttack takes images of 3 channels, not {channels}; SpectralLDPAttack takes "
+                "grey ones, too"
+            )
         if self.compress and (height % 2 or width % 2):
             raise InputError(f"LDPAttack: compress needs an even image size, not {height}x{width}")
         brightness = images.mean((1, 2, 3))
@@ -202,7 +205,7 @@ class LDPAttack(OptimizationAttack):
             if len(images) < 2:
                 raise InputError(
                     "LDPAttack has fewer than two public images to fit its bins on; set "
-                    "bin_location and bin_scale, or num_public in the data"
+                    "bin_location and bin_scale, or take data with public images (num_public)"
                 )
             location = float(brightness.median()) if location is None else location
             scale = float((brightness - location).abs().mean()) if scale is None else scale

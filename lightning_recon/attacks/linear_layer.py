@@ -7,7 +7,8 @@ Gradients", NeurIPS 2020, Proposition 3.1.
 Behind y = W x + b the gradients are dL/dW_k = sum_i g_ik x_i and dL/db_k = sum_i g_ik over the
 samples i, so a row's quotient is the image, if one sample alone reaches the row.  A common factor
 cancels: a change of weights by local steps without weight decay serves as well, its learning rate
-unknown.
+unknown.  A model may normalise the image before: what its first layer reads of black, white and one
+more image tells how.
 
 One sample: every row gives the image, and the rows are joined by least squares.  Several: behind a
 ReLU some rows are reached by one sample alone.  Which ones, nobody tells the server; the public
@@ -21,7 +22,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.attacks.analytic import AnalyticAttack
+from lightning_recon.attacks.analytic import (
+    AnalyticAttack,
+    Normalisation,
+    probe_images,
+    read_normalisation,
+)
 from lightning_recon.errors import InputError
 from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.observation import Observation, Reconstruction
@@ -33,6 +39,24 @@ MIN_GREY = 0.02  # share of an image's values that must be neither black nor whi
 SAME_IMAGE = 0.004  # mean square between two images below which they show the same
 FAINT = 1e-6  # of the largest bias gradient: below, float32 has no digits left
 MIN_EVIDENCE = 1.5  # energy that one image explains, over that of noise, on average
+
+
+class FirstLinear(NamedTuple):
+    """The linear layer that reads the image, as it is or normalised."""
+
+    prefix: str
+    """Of its parameters' names."""
+    reads: Normalisation
+
+    def images(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return a gradient of its weights, K D, as if it read images in [0, 1].
+
+        Args:
+            weight: K D.
+            bias: K, the gradient of its bias.
+        """
+        shift, scale = (part.flatten() for part in self.reads)
+        return (weight - bias[:, None] * shift) / scale
 
 
 class Candidates(NamedTuple):
@@ -71,16 +95,17 @@ class LinearLayerInversion(AnalyticAttack):
 
     def reconstruct(self, observation: Observation) -> Reconstruction:
         """Return the quotients that one sample alone accounts for."""
-        name = first_linear(observation.payload, self.known_shape)
-        weight, bias = observation.update[f"{name}weight"], observation.update[f"{name}bias"]
+        first = first_linear(observation.payload, self.known_shape)
+        bias = observation.update[f"{first.prefix}bias"]
+        weight = first.images(observation.update[f"{first.prefix}weight"], bias)
         if observation.num_samples == 1:
             weight, bias = join_rows(weight, bias)
         found = read_candidates(weight, bias, self.known_shape)
         return as_reconstruction(found, choose_rows(found, bias, observation.num_samples))
 
 
-def first_linear(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
-    """Return the prefix of the parameters of the linear layer that reads the flat image.
+def first_linear(model: nn.Module, image_shape: tuple[int, int, int]) -> FirstLinear:
+    """Return the linear layer that reads the flat image, which may be normalised before.
 
     Args:
         model: the payload.
@@ -89,28 +114,26 @@ def first_linear(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
     Raises:
         InputError: if there is none, or it has no bias.
     """
-    parameter = next(model.parameters())
-    probe = torch.rand(image_shape, generator=torch.Generator().manual_seed(0)).to(parameter)
-    found: list[str] = []
+    probes = probe_images(model, image_shape)
+    found: list[FirstLinear] = []
 
-    def look(name: str, layer: nn.Linear, inputs: tuple[Tensor]) -> None:
-        seen = inputs[0].flatten()
-        if seen.shape == probe.flatten().shape and torch.equal(seen, probe.flatten()):
-            found.append(name)
+    def look(name: str, seen: Tensor) -> None:
+        if reads := read_normalisation(seen, probes):
+            found.append(FirstLinear(f"{name}." if name else "", reads))
 
     with left_as_found(model, training=False, keeps_buffers=True) as hooks, torch.no_grad():
         hooks += [
-            layer.register_forward_pre_hook(lambda layer, x, name=name: look(name, layer, x))
+            layer.register_forward_pre_hook(lambda layer, x, name=name: look(name, x[0]))
             for name, layer in model.named_modules()
             if isinstance(layer, nn.Linear) and layer.bias is not None
         ]
-        model(probe[None])
+        model(probes)
     if not found:
         raise InputError(
             f"LinearLayerInversion: no linear layer with a bias reads the image in "
             f"{type(model).__name__}; choose a target that begins with one, such as MLP"
         )
-    return f"{found[0]}." if found[0] else ""
+    return found[0]
 
 
 def join_rows(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,13 @@ class Loop(ABC):
     """The client in hand, or the last one."""
     resumes = False
     """Whether a client that was not finished goes on from a checkpoint."""
+    limit: int | None = None
+    """Steps after which a client is left by who runs the attack, to try it; None: all are done."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that are done on one client."""
+        return self.iterations if self.limit is None else min(self.iterations, self.limit)
 
     @abstractmethod
     def create(self) -> None:

@@ -37,15 +37,15 @@ class ModernInvertingGradients(GradientMatching):
     """Inverting gradients with patterned starts, double-opponent variation and a feature prior.
 
     Args:
-        target: see :class:`GradientMatching`.
-        distance: see there.
-        priors: see there; null: the recipe's, double-opponent total variation and deep features,
-            each of weight .1.  A target without a bias in its last layer needs others.
+        priors: penalties on the dummy images, added to the distance; null: the recipe's,
+            double-opponent total variation and deep features, each of weight .1.  A target without
+            a bias in its last layer needs others.
         pattern_size: side of the pattern that the start repeats, in pixels, at least 1.
-        iterations: 24,000 in the recipe.
-        optimizer: see :class:`GradientMatching`; by default Adam of rate .1 in normalised pixels.
-        lr_scheduler: see there; null: the recipe's, 50 iterations of warm-up and a cosine.
-        **kwargs: see :class:`GradientMatching`.
+        iterations: steps on the dummy images of one client; 24,000 in the recipe.
+        optimizer: makes the optimizer of the dummy images; by default Adam of rate .1 in normalised
+            pixels.
+        lr_scheduler: makes its schedule; null: the recipe's, 50 iterations of warm-up and a cosine.
+        **kwargs: the options of :class:`GradientMatching`.
 
     Raises:
         InputError: if an argument is out of its range.

@@ -32,15 +32,14 @@ class MultiScale(GradientMatching):
     """Inverting gradients, on images that double their side from stage to stage.
 
     Args:
-        target: the model that the federation trains.
         num_scales: stages, at least 1; the first works on images 2^(num_scales - 1) times smaller.
-        distance: between the simulated update and the observed one.
         priors: penalties on the images; null: total variation of weight .01.
         signed: whether Adam sees only the sign of the gradient.
-        iterations: of all stages together.
-        optimizer: of the dummy images; by default Adam of the rate of Inverting Gradients.
+        iterations: steps on the dummy images of one client, all stages together.
+        optimizer: makes the optimizer of the dummy images; by default Adam of the rate of Inverting
+            Gradients.
         lr_scheduler: makes its schedule; null: a tenth at 3/8, 5/8 and 7/8 of the iterations.
-        **kwargs: see :class:`GradientMatching`.
+        **kwargs: the options of :class:`GradientMatching`.
 
     Raises:
         InputError: if an argument is out of its range, or images cannot be made so small.
@@ -88,7 +87,7 @@ class MultiScale(GradientMatching):
         if height % most or width % most:
             raise InputError(
                 f"MultiScale: images of {height}x{width} cannot be made {most} times smaller; "
-                "lower num_scales, or change the data's image_size"
+                "lower num_scales, or take images of another size"
             )
         return channels, height, width
 

@@ -22,7 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from lightning_recon.attacks.analytic import AnalyticAttack, sign_of_gradient
+from lightning_recon.attacks.analytic import (
+    AnalyticAttack,
+    Normalisation,
+    probe_images,
+    read_normalisation,
+    sign_of_gradient,
+)
 from lightning_recon.errors import InputError
 from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.observation import Observation, Reconstruction
@@ -42,6 +48,8 @@ class Step(NamedTuple):
     in_shape: torch.Size
     """C H W, or the number of features."""
     out_shape: torch.Size
+    reads: Normalisation | None = None
+    """Of the first layer: what it reads of the image."""
 
 
 class RGAP(AnalyticAttack):
@@ -77,8 +85,8 @@ class RGAP(AnalyticAttack):
         """
         if observation.num_samples not in (None, 1):
             raise InputError(
-                f"RGAP reads updates of one sample, not of {observation.num_samples}; set the "
-                "data's batch_size to 1"
+                f"RGAP reads updates of one sample, not of {observation.num_samples}; take "
+                "batches of a single image"
             )
         steps = chain(observation.payload, self.known_shape)
         update = {name: tensor.double().cpu() for name, tensor in observation.update.items()}
@@ -113,7 +121,9 @@ class RGAP(AnalyticAttack):
         assert output is not None
         device = next(iter(observation.update.values())).device
         label = (sign_of_gradient(observation) * update[f"{name}.bias"]).argmin()
-        image = output.reshape(1, *self.known_shape).to(device, torch.float32)
+        reads = steps[0].reads
+        assert reads is not None  # or there is no chain
+        image = reads.undo(output)[None].to(device, torch.float32)
         return Reconstruction(
             images=image.nan_to_num().clamp(0, 1),
             labels=label[None].to(device),
@@ -136,22 +146,22 @@ def chain(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Step]:
     Raises:
         InputError: if one cannot be inverted, or they do not form a chain.
     """
-    parameter = next(model.parameters())
-    probe = torch.rand((1, *image_shape), generator=torch.Generator().manual_seed(0)).to(parameter)
+    probes = probe_images(model, image_shape)
     steps: list[Step] = []
-    last = probe
+    last = probes
 
     def look(name: str, layer: nn.Module, seen: Tensor, output: Tensor) -> None:
         nonlocal last
         refusal = _refuse(layer)
-        if refusal is None and not torch.equal(seen.flatten(), last.flatten()):
+        reads = None if steps else read_normalisation(seen, probes)
+        if refusal is None and reads is None and not torch.equal(seen.flatten(), last.flatten()):
             refusal = "does not read what the layer before it gives"
         if refusal is not None:
             raise InputError(
                 f"RGAP: layer {name} ({type(layer).__name__}) {refusal}; choose a target such as "
                 "PlainConvNet or LeNet"
             )
-        steps.append(Step(name, layer, seen.shape[1:], output.shape[1:]))
+        steps.append(Step(name, layer, seen.shape[1:], output.shape[1:], reads))
         last = output
 
     with left_as_found(model, training=False, keeps_buffers=True) as hooks, torch.no_grad():
@@ -160,7 +170,7 @@ def chain(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Step]:
             for name, layer in model.named_modules()
             if not list(layer.children())
         ]
-        logits = model(probe)
+        logits = model(probes)
     end = steps[-1].layer if steps else model
     if not isinstance(end, nn.Linear) or end.bias is None or not torch.equal(logits, last):
         raise InputError(
@@ -212,7 +222,7 @@ def _solve_conv(
     if unknowns > MAX_UNKNOWNS:
         raise InputError(
             f"RGAP: layer {step.name} reads {unknowns} numbers, and {MAX_UNKNOWNS} are solved for "
-            "at most; set a smaller image_size in the data"
+            "at most; take smaller images"
         )
     weight = layer.weight.detach().double().cpu()
     assert not isinstance(layer.padding, str)

@@ -95,7 +95,7 @@ class RobbingTheFed(AnalyticAttack):
         bins: where their edges lie: at the quantiles of a normal or Laplace distribution fitted to
             public images, or at those of the images themselves, or evenly in [0, 1].
         location: of the normal or Laplace distribution of mean brightness; null: fitted.
-        scale: of the same; null: fitted.
+        scale: of that distribution; null: fitted.
         sparse: whether a row passes no more than its bin's width.
         one_shot: a single bin of mass 1/n around the median; ``num_bins`` does not count.
         num_samples: the n of ``one_shot``; null: the data's batch size.
@@ -156,7 +156,7 @@ class RobbingTheFed(AnalyticAttack):
         if needs_images and len(brightness) < 2:
             raise InputError(
                 "RobbingTheFed has fewer than two public images to fit its bins on; set location "
-                "and scale, or bins to linear, or num_public in the data"
+                "and scale, or bins to linear, or take data with public images (num_public)"
             )
         if len(brightness) == 0:
             brightness = np.zeros(1)  # for what is given

@@ -28,11 +28,11 @@ class ROGAttack(GradientMatching):
     """Matches the update of bicubically upsampled latents, then refines the pictures.
 
     Args:
-        target: see :class:`GradientMatching`.
         upsampling: factor between the latent's side and the image's, at least 1; 4 in the paper.
         refiner: what turns the upsampled latents into the result; null: nothing does.
-        iterations: 100 in the paper, by Adam of rate .05 with a cosine to 10 % of it.
-        **kwargs: see :class:`GradientMatching`.
+        iterations: steps on the latents of one client; 100 in the paper, by Adam of rate .05 with a
+            cosine to 10 % of it.
+        **kwargs: the options of :class:`GradientMatching`.
 
     Raises:
         InputError: if an argument is out of its range.
@@ -64,7 +64,7 @@ class ROGAttack(GradientMatching):
         if height % self.upsampling or width % self.upsampling:
             raise InputError(
                 f"ROGAttack: images of {height}x{width} have no latent {self.upsampling} times "
-                "smaller; change upsampling or the data's image_size"
+                "smaller; change upsampling, or take images of another size"
             )
         return channels, height // self.upsampling, width // self.upsampling
 

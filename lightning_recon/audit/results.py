@@ -149,6 +149,9 @@ class Results(NamedTuple):
     peak_memory_bytes: int | None = None
     device: str | None = None
     num_processes: int | None = None
+    num_clients_planned: int | None = None
+    iterations: int | None = None
+    iterations_planned: int | None = None
     trainer_precision: str | None = None
     versions: Mapping[str, str] = _NONE
     command: str | None = None

@@ -182,7 +182,13 @@ class ResultsJson(OutcomeJson):
     import_memory_bytes: int
     device: str
     num_processes: int
+    num_clients_planned: int
+    """Clients of a whole run; ``num_clients`` is smaller where it was limited or stopped."""
     num_clients_resumed: int
+    iterations: int
+    """Most steps on one client."""
+    iterations_planned: int
+    """Steps of a whole run; ``iterations`` is smaller where it was limited."""
     trainer_precision: str
     versions: dict[str, str]
     command: str

@@ -11,6 +11,7 @@ import torch
 
 from lightning_recon.captures.tensors import read_tensors
 from lightning_recon.errors import InputError
+from lightning_recon.files import spoiled
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz")
 """Of the files that :func:`load_arrays` reads."""
@@ -33,7 +34,8 @@ def load_torch(path: Path, kind: str = "file of tensors") -> Any:
         with torch.serialization.safe_globals(_array_globals()):
             return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a broken file fails in many ways, all of them the user's to mend
-        raise InputError(f"{path} is no readable {kind}: {_reason(error)}") from error
+        what = spoiled(path) or f"is no readable {kind}: {_reason(error)}"
+        raise InputError(f"{path} {what}") from error
 
 
 def load_arrays(path: Path) -> Any:

@@ -41,10 +41,11 @@ class CaptureWriter:
     def __init__(self, folder: str | Path, source: str, **facts: Any) -> None:
         self.folder = Path(folder).expanduser().absolute()
         path = self.folder / FEDERATION
+        if not path.exists() and _holds_files(self.folder) and not path.exists():
+            # asked again, for another process may have begun it in between
+            raise InputError(f"{self.folder} is no capture and not empty; choose another folder")
         if path.exists():
             _check_own(path)
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
-            raise InputError(f"{self.folder} is no capture and not empty; choose another folder")
         else:
             created = datetime.now(timezone.utc).isoformat(timespec="seconds")
             write_json(
@@ -148,6 +149,11 @@ def write_truth(
     path = truth_file(Path(folder).expanduser().absolute(), number, str(client))
     write_atomically(path, packed(as_tensors({"images": images, "labels": labels})))
     return path
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether a folder holds anything but files that are being written."""
+    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def _check_own(path: Path) -> None:

@@ -79,7 +79,7 @@ class Aggregate(WrappedClient):
         if len(field) % self.num_clients:
             raise InputError(
                 f"Aggregate: {len(field)} samples cannot be shared out among {self.num_clients} "
-                "clients; let the data's batch_size be a multiple of num_clients"
+                "clients; take batches of a multiple of num_clients"
             )
         return list(field.chunk(self.num_clients))
 

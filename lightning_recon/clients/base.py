@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
 from lightning_recon.functional.stateless import left_as_found, run_stateless
+from lightning_recon.rowsparse import RowSparse
 from lightning_recon.updates import Buffers, PrivateBatch, Update
 
 LocalLoss = Callable[[Update, Tensor, Tensor], Tensor]
@@ -57,6 +58,11 @@ class Client(ABC):
     def gradient_scale(self) -> float:
         """What an update is multiplied by to be of a gradient's sign and size."""
         return 1.0
+
+    @property
+    def sends_gradient(self) -> bool:
+        """Whether an update is a multiple of the gradient at the payload, however many samples."""
+        return self.protocol == "fedsgd"
 
     def gradient_weights(self, num_samples: int) -> list[float]:
         """Return how often the gradient of each local step counts in an update.
@@ -106,14 +112,16 @@ class Client(ABC):
             seed: of the client's own randomness, such as dropout.
 
         Returns:
-            Tensors of their own by parameter name, zeros for parameters that play no part; and
-            the payload's buffers as the client's training left them.
+            Tensors of their own by parameter name, zeros for parameters that play no part, a
+            :class:`RowSparse` for an embedding with sparse gradients; and the payload's buffers as
+            the client's training left them.
         """
         parameters = {name: tensor.detach() for name, tensor in payload.named_parameters()}
         buffers = {name: buffer.clone() for name, buffer in payload.named_buffers()}
         with self.working(payload), torch.enable_grad(), randomness(seed, batch.images.device):
             loss = self.loss_of(payload, buffers)
-            return self.respond(loss, parameters, batch.images, batch.labels), buffers
+            update = self.respond(loss, parameters, batch.images, batch.labels)
+        return _owned(update), buffers
 
     def respond(
         self, loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor
@@ -187,6 +195,24 @@ class Client(ABC):
         """Within this context the payload is in the client's mode; all modes come back."""
         with left_as_found(payload, training=self.mode == "train"):
             yield
+
+
+def _owned(update: Update) -> Update:
+    """Return an update whose tensors share no memory, for defenses write in place.
+
+    Autograd may hand out one tensor twice, or an expanded one.
+    """
+    taken: set[int] = set()
+    owned: Update = {}
+    for name, tensor in update.items():
+        if tensor.is_sparse:  # of an embedding that asks for it
+            owned[name] = RowSparse.from_gradient(tensor)
+            continue
+        storage = tensor.untyped_storage()
+        is_own = storage.data_ptr() not in taken and tensor.nbytes <= storage.nbytes()
+        taken.add(storage.data_ptr())
+        owned[name] = tensor if is_own else tensor.clone(memory_format=torch.contiguous_format)
+    return owned
 
 
 @contextmanager

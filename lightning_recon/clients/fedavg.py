@@ -31,8 +31,6 @@ class FedAvg(Client):
         weight_decay: at least 0.
         shuffle: whether the client draws a new order of its samples every epoch; an attacker who
             simulates the client does not know it and keeps to one order.
-        label_smoothing: see :class:`Client`.
-        mode: see :class:`Client`.
 
     Raises:
         InputError: if an argument is out of its range.
@@ -74,6 +72,11 @@ class FedAvg(Client):
         """Minus one over the learning rate; the sum of the local gradients is left."""
         return -1 / self.learning_rate
 
+    @property
+    def sends_gradient(self) -> bool:
+        """Whether it is one step on the whole batch, without weight decay."""
+        return self.epochs == 1 and self.minibatch_size is None and not self.weight_decay
+
     def num_steps(self, num_samples: int) -> int:
         """Return the number of local steps on so many samples."""
         return self.epochs * -(-num_samples // (self.minibatch_size or num_samples))
@@ -101,7 +104,7 @@ class FedAvg(Client):
 
         Raises:
             InputError: if a minibatch is to hold more samples than there are, or if the payload's
-                gradients are sparse.
+                gradients are sparse and there are several steps.
         """
         order = torch.arange(len(images))
         return self._train(loss, parameters, images, labels, [order] * self.epochs, gradient)
@@ -129,19 +132,24 @@ class FedAvg(Client):
         if size > len(images):
             raise InputError(
                 f"FedAvg: minibatch_size {size} is more than the {len(images)} samples of the "
-                "client; lower it, or raise the data's batch_size"
+                "client; lower it, or take larger batches"
             )
         weights = dict(parameters)
         velocity: Update = {}
+        sparse: Update = {}  # the only step on what has sparse gradients
         for order in orders:
             for chosen in torch.split(order.to(images.device), size):
                 step = gradient(loss, weights, images[chosen], labels[chosen])
                 for name, change in step.items():
                     if change.is_sparse:
-                        raise InputError(
-                            "FedAvg: this attack's model has sparse gradients, of which local "
-                            "steps make dense weights; use FedSGD"
-                        )
+                        if not self.sends_gradient:
+                            raise InputError(
+                                "FedAvg: this attack's model has sparse gradients, of which more "
+                                "than one local step makes dense weights; use FedSGD, or epochs 1 "
+                                "without minibatch_size and weight_decay"
+                            )
+                        sparse[name] = -self.learning_rate * change
+                        continue
                     if self.weight_decay:
                         change = change + self.weight_decay * weights[name]
                     if self.momentum:
@@ -149,4 +157,7 @@ class FedAvg(Client):
                         change = change if previous is None else self.momentum * previous + change
                         velocity[name] = change
                     weights[name] = weights[name] - self.learning_rate * change
-        return {name: weights[name] - parameters[name] for name in parameters}
+        return {
+            name: sparse[name] if name in sparse else weights[name] - parameters[name]
+            for name in parameters
+        }

@@ -72,7 +72,6 @@ class MixUp(MixingClient):
     batch; labels alike.  A regulariser, used as a defense by attack papers; no formal guarantee.
 
     Args:
-        client: see :class:`MixingClient`.
         alpha: of the Beta distribution, above 0; 1 draws l uniformly, small values hardly mix.
 
     Raises:
@@ -88,7 +87,7 @@ class MixUp(MixingClient):
     def mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mix each image with one other or, by chance, with itself."""
         if len(images) < 2:
-            raise InputError("MixUp: a batch of 1 has nothing to mix; raise the data's batch_size")
+            raise InputError("MixUp: a batch of 1 has nothing to mix; take larger batches")
         weight = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
         other = torch.randperm(len(images)).to(images.device)
         return (
@@ -111,7 +110,6 @@ class InstaHide(MixingClient):
     mixed are always different ones, and none is public.
 
     Args:
-        client: see :class:`MixingClient`.
         num_mixed: k, images in each mixed one, at least 2.
 
     Raises:
@@ -133,7 +131,7 @@ class InstaHide(MixingClient):
         if num_samples < self.num_mixed:
             raise InputError(
                 f"InstaHide: num_mixed {self.num_mixed} is more than the {num_samples} samples of "
-                "the client; lower it, or raise the data's batch_size"
+                "the client; lower it, or take larger batches"
             )
         weights = self._weights(num_samples).to(images)
         # a random circle: the images at different distances along it are different ones

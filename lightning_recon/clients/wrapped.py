@@ -30,6 +30,11 @@ class WrappedClient(Client):
         """That of the inner client."""
         return self.client.gradient_scale
 
+    @property
+    def sends_gradient(self) -> bool:
+        """Whether the inner client does."""
+        return self.client.sends_gradient
+
     def gradient_weights(self, num_samples: int) -> list[float]:
         """Return how often each gradient counts in the inner client's update."""
         return self.client.gradient_weights(num_samples)

@@ -14,7 +14,7 @@ from lightning_recon.errors import InputError
 from lightning_recon.files import expanded
 from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.runs.captured import audit_capture, output_folder
-from lightning_recon.targets.importing import imported_module
+from lightning_recon.targets.importing import imported_module, json_arguments
 from lightning_recon.verdict import Auditor, Setting
 
 _NUM_PUBLIC = 256
@@ -31,7 +31,7 @@ def audit(options: Any) -> str:
     """
     capture = Capture(expanded(options.capture))
     shape = _image_shape(capture, options.image_shape)
-    make = imported_module(options.model, _arguments(options.model_args))
+    make = imported_module(options.model, json_arguments(options.model_args))
     model = make()
     mean, std = _normalisation(options.normalize, shape[0])
     public, of_whom = _public(options.public, shape)
@@ -82,18 +82,6 @@ def _words(found: Mapping[str, Any], folder: Path) -> str:
             truth = client["truth"]
             lines.append(f"  by the truth: {truth['right']} of {truth['num_images']} images right")
     return "\n".join([*lines, f"report: {folder / 'report.html'}"])
-
-
-def _arguments(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"--model-args should be JSON, not {text}: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f'--model-args should be a JSON object, as {{"num_classes": 10}}: {text}')
-    return found
 
 
 def _image_shape(capture: Capture, given: list[int] | None) -> tuple[int, int, int]:

@@ -4,7 +4,6 @@ Syntax, a key that stands twice, a section that does not exist, a class that doe
 needs no more than the file and the names of the package's classes.  All else is the parser's.
 """
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import yaml
 
 from lightning_recon.commands.names import LISTS
-from lightning_recon.commands.sources import known_names
-from lightning_recon.errors import InputError
+from lightning_recon.commands.sources import known_names, offered_classes
+from lightning_recon.errors import InputError, instead, missing_file
+from lightning_recon.runs.refusals import config_files
 
 SECTIONS = (
     *("seed_everything", "trainer", "model", "data", "audit", "checkpoint", "ckpt_path"),
@@ -32,6 +32,7 @@ _ROOMS = {
 }
 """By option: the rooms whose classes it may name without their module."""
 _ONE = ("model", "data", "target", "client", "refiner", "masks")
+_HOLDING = ("trainer", "audit", "checkpoint")
 _BESIDE = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -45,7 +46,10 @@ def check_early(words: Sequence[str]) -> None:
         InputError: naming the file, the place and what is wrong.  A file that cannot be read is
             left to the parser.
     """
-    for path in _files(words):
+    files = config_files(words)
+    for path in files:
+        if path.name and not path.exists():
+            raise InputError(missing_file(path))
         try:
             text = path.read_text()
         except (OSError, UnicodeDecodeError):
@@ -55,18 +59,25 @@ def check_early(words: Sequence[str]) -> None:
             raise InputError(f"{path} holds nothing; see configs/ for examples")
         if words[0] == "sweep" or not isinstance(content, dict):
             continue
-        for name in content:
-            if name not in SECTIONS:
-                raise InputError(f"{path}: there is no section {name}{_nearest(name, SECTIONS)}")
+        _check_sections(content, path)
         for name, key, value in _entries(content, ""):
             _check_entry(name, value, f"{path}: {key}")
+            option = f"--{key}".replace("init_args.", "")
+            elsewhere = (word.replace("init_args.", "").startswith(option) for word in words)
+            if len(files) == 1 and not any(elsewhere):
+                _check_whole(name, value, f"{path}: {key}")
 
 
-def _files(words: Sequence[str]) -> Iterator[Path]:
-    for place, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option in ("--config", "-c"):
-            yield Path(value if equals else "".join(words[place + 1 : place + 2]))
+def _check_sections(content: dict[Any, Any], path: Path) -> None:
+    """Raise InputError for a section that does not exist, or that holds no keys."""
+    for name, value in content.items():
+        if name not in SECTIONS:
+            raise InputError(f"{path}: there is no section {name}{instead(name, SECTIONS)}")
+        if name in _HOLDING and not isinstance(value, dict | str):
+            found = "nothing" if value is None else f"a {type(value).__name__}"
+            raise InputError(
+                f"{path}: {name} takes keys with values, not {found}; correct it, or leave it out"
+            )
 
 
 def _parsed(text: str, path: Path) -> Any:
@@ -118,23 +129,32 @@ def _check_entry(name: str, value: Any, where: str) -> None:
     """Raise InputError for a list where one class belongs, and what is wrong about a class."""
     if isinstance(value, list) and name in _ONE:
         raise InputError(f"{where} takes one class, not a list; leave out the dash")
+    is_item = where.rpartition(".")[2].isdigit()
+    takes_list = name in _ROOMS and name not in _ONE and not is_item
+    if takes_list and isinstance(value, dict) and "class_path" in value:
+        raise InputError(f"{where} takes a list of classes; put a dash in front of class_path")
     named = value
     if isinstance(value, dict):
+        if not isinstance(value.get("init_args"), dict | str | None):
+            raise InputError(f"{where}: init_args takes keys with values, not a list or a value")
         named = value.get("class_path")
         for other in value if "class_path" in value else ():
             if other not in _BESIDE:
-                near = _nearest(other, _BESIDE)
-                raise InputError(f"{where}: no key {other} beside class_path{near}")
+                meant = instead(other, _BESIDE)
+                raise InputError(f"{where}: no key {other} beside class_path{meant}")
     if name in _ROOMS and isinstance(named, str) and "." not in named:
         known = {one for room in _ROOMS[name] for one in known_names(room)}
         if named not in known:
-            raise InputError(f"{where}: there is no class {named}{_nearest(named, known)}")
+            room = _ROOMS[name][0]
+            bases = ("MaskSource",) if name == "masks" else LISTS[room]
+            meant = instead(named, [found.name for found in offered_classes(room, bases)])
+            see = "" if name == "masks" else f" (python cli.py {room} lists all)"
+            raise InputError(f"{where}: there is no class {named}{meant}{see}")
 
 
-def _nearest(name: object, known: Sequence[str] | set[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    listed = ", ".join(sorted(known)) if len(known) <= len(SECTIONS) else ""
-    lists = ", ".join(LISTS)
-    return f"; there are {listed}" if listed else f"; see the lists of {lists}, or give its module"
+def _check_whole(name: str, value: Any, where: str) -> None:
+    """Raise InputError for what describes a class without naming one, where no other file does."""
+    if name in _ROOMS and isinstance(value, dict) and value and "class_path" not in value:
+        wrong = next((key for key in value if key not in _BESIDE), None)
+        meant = "" if wrong is None else f"; there is {wrong}, did you mean class_path?"
+        raise InputError(f"{where}: no class_path names the class{meant}")

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import DefaultHelpFormatter
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
 
 from lightning_recon import __version__
 from lightning_recon.attacks import Attack
@@ -27,7 +26,10 @@ from lightning_recon.data import AuditDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
-from lightning_recon.runs.making import check_optimizers, making
+from lightning_recon.runs.making import RunParser, making
+from lightning_recon.runs.places import place_checkpoints, place_loggers, placed, with_save_dir
+from lightning_recon.runs.progress import with_progress
+from lightning_recon.runs.refusals import explained
 from lightning_recon.runs.resume import check_same, folder_to_resume, header
 from lightning_recon.runs.run_config import RunConfig
 
@@ -79,21 +81,22 @@ _RESUME = """\
 """
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of descriptions."""
-
-
 class _CheckedCLI(LightningCLI):
     """Lightning's command line, with a line on what cannot be made from the options."""
 
-    def setup_parser(self, *args: Any) -> None:
-        """Look at optimizers too, which attacks make later, one for each client."""
-        super().setup_parser(*args)
-        check_optimizers(self.parser)
+    run_folder: Path | None = None
+    """Of the run to go on with, if any."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser that says what is wrong with an option, and where."""
+        self.parser_class = RunParser
+        return super().init_parser(**kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a list that is given later replaces the first one."""
-        self.config = parser.parse_args(replacing_lists(_words(args)))
+        words = _words(args)
+        with explained(words):
+            self.config = parser.parse_args(replacing_lists(with_save_dir(words)))
         config = self.config.get(self.config.get("subcommand") or "", self.config)
         seed = config.get("seed_everything")
         if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
@@ -106,20 +109,27 @@ class _CheckedCLI(LightningCLI):
         """
         config = self.config[self.subcommand] if self.subcommand else self.config
         check_named(config, self._model_class, self._datamodule_class)
-        with making("model or data"):
-            super().instantiate_classes()
+        assert isinstance(self.parser, RunParser)
+        self.parser.says_where(config)
+        super().instantiate_classes()
+
+    def before_instantiate_classes(self) -> None:
+        """Give loggers that would write into the current directory a place."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        place_loggers(config.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer."""
-        with making("trainer"):
-            return super().instantiate_trainer(**kwargs)
+        """Make the trainer, whose run writes into one folder."""
+        options = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        kwargs |= placed(options, self.run_folder)
+        with making("trainer", vars(self._get(self.config, "trainer"))):
+            trainer = super().instantiate_trainer(**kwargs)
+        place_checkpoints(trainer)
+        return trainer
 
 
 class ReconCLI(_CheckedCLI):
     """Lightning's command line with the audit added."""
-
-    run_folder: Path | None = None
-    """Of the run to go on with, if any."""
 
     def setup_parser(self, add_subcommands: bool, *args: Any) -> None:
         """Add ``--resume`` to ``test``."""
@@ -163,18 +173,17 @@ class ReconCLI(_CheckedCLI):
         _check_checkpoint(config.get("ckpt_path"), "client_index", "an attack")
 
     def before_instantiate_classes(self) -> None:
-        """Name the experiment after its configuration file; one seed for data and attack."""
+        """Name the experiment after its configuration file."""
+        super().before_instantiate_classes()
         config = self.config[self.subcommand] if self.subcommand else self.config
         files = config.get("config") or []
         if files and config.audit.experiment is None:
             config.audit.experiment = Path(str(files[-1])).stem
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Let a resumed run write into its own folder."""
-        if self.run_folder is not None:
-            kwargs["logger"] = TensorBoardLogger(
-                self.run_folder.parent, name="", version=self.run_folder.name
-            )
+        """Make the trainer, with a bar or lines that tell the time left."""
+        options = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        kwargs["callbacks"] = with_progress(options)
         return super().instantiate_trainer(**kwargs)
 
     def before_test(self) -> None:
@@ -187,10 +196,15 @@ class ReconCLI(_CheckedCLI):
                 callback.already_saved = True
 
     def before_fit(self) -> None:
-        """Make an epoch of every client."""
-        if self.trainer.max_epochs == -1:
-            clients = int(self.datamodule.num_clients)
-            self.trainer.fit_loop.max_epochs = clients // self.trainer.world_size or 1
+        """Make an epoch of every client, and no more than there are."""
+        clients = int(self.datamodule.num_clients)
+        epochs = clients // self.trainer.world_size or 1
+        asked = self.trainer.max_epochs
+        if asked is None or asked == -1 or asked > epochs:
+            self.trainer.fit_loop.max_epochs = epochs
+        if asked is not None and asked > epochs and self.trainer.is_global_zero:
+            line = f"max_epochs is {asked}, but an epoch is a client and there are {clients}: each"
+            Console(markup=False, soft_wrap=True).print(f"{line} is attacked once")
 
     def after_fit(self) -> None:
         """Print the figures, once the progress bar is gone."""
@@ -296,7 +310,6 @@ def _cli_options(args: Sequence[str] | None, commands: dict[str, Any]) -> dict[s
         "parser_kwargs": {
             "prog": "cli.py",
             "exit_on_error": False,
-            "formatter_class": _HelpFormatter,
             **commands,
         },
         "args": None if args is None else list(args),

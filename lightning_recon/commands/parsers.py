@@ -4,10 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from lightning_recon import __version__
 from lightning_recon.commands.names import LIGHT, LIGHTNING
+from lightning_recon.runs.parser import Parser
 
 _COMPLETION = """\
 print the script that completes commands, options and their values at the Tab key
@@ -37,12 +36,12 @@ def add_commands(subcommands: Any) -> None:
     """Add the parsers of :data:`LIGHT` to what jsonargparse's ``add_subcommands`` returned."""
     for name, summary in LIGHT.items():
         description = _COMPLETION if name == "completion" else summary
-        parser = ArgumentParser(description=description)
+        parser = Parser(description=description)
         if name == "audit":
             _add_audit(parser)
-        elif (
-            name == "sweep"
-        ):  # for completion: lightning_recon.runs.sweep parses, and helps, itself
+        elif name == "import":
+            _add_import(parser)
+        elif name == "sweep":  # for completion: runs.sweep parses, and helps, itself
             parser.add_argument("--config", type=Path)
             parser.add_argument("--resume", type=Path)
             parser.add_argument("--dry-run", action="store_true")
@@ -72,7 +71,7 @@ def add_commands(subcommands: Any) -> None:
         parser.prog = f"{_PROG} {name}"
 
 
-def _add_audit(parser: ArgumentParser) -> None:
+def _add_audit(parser: Parser) -> None:
     """Add the options of ``audit``."""
     parser.add_argument("capture", metavar="CAPTURE", help="folder, see docs/update-format.md")
     parser.add_argument(
@@ -117,9 +116,46 @@ def _add_audit(parser: ArgumentParser) -> None:
     )
 
 
-def light_parser() -> ArgumentParser:
+def _add_import(parser: Parser) -> None:
+    """Add the options of ``import``."""
+    parser.add_argument(
+        "--before",
+        metavar="FILE",
+        help="weights that the client was sent: a state_dict or a checkpoint (.pt, .pth, .ckpt, "
+        ".bin, .safetensors), or arrays (.npz)",
+    )
+    parser.add_argument("--after", metavar="FILE", help="weights that it sent back")
+    parser.add_argument("--gradient", metavar="FILE", help="or the gradient that it sent")
+    parser.add_argument(
+        "--model", metavar="PKG:NET", help="class of the model, for arrays without names"
+    )
+    parser.add_argument(
+        "--model-args", metavar="JSON", help="its arguments, such as '{\"num_classes\": 10}'"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="CAPTURE",
+        default="capture",
+        help="folder, by default capture; one that is there gets further clients",
+    )
+    parser.add_argument("--round", type=int, default=1, help="its number, by default 1")
+    parser.add_argument("--client", metavar="NAME", help="by default the name of the file")
+    parser.add_argument("--learning-rate", type=float, help="of the client's SGD, if known")
+    parser.add_argument("--steps", type=int, help="of the client's training, if known")
+    parser.add_argument("--batch-size", type=int, help="samples of one step, if known")
+    parser.add_argument("--num-examples", type=int, help="of the client's data set, if known")
+    parser.add_argument(
+        "--image-shape",
+        nargs=3,
+        type=int,
+        metavar=("C", "H", "W"),
+        help="of what the model sees, if known",
+    )
+
+
+def light_parser() -> Parser:
     """The help of all commands, and the options of those that run no Trainer."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog=_PROG,
         description="Audit what the updates of federated learning give away about the images.",
         epilog=_EXAMPLES,
@@ -129,6 +165,6 @@ def light_parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lightning_recon {__version__}")
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND", description=None)
     for name, summary in LIGHTNING.items():
-        subcommands.add_subcommand(name, ArgumentParser(), help=summary)
+        subcommands.add_subcommand(name, Parser(), help=summary)
     add_commands(subcommands)
     return parser

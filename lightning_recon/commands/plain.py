@@ -3,7 +3,6 @@
 What a command needs is imported inside it: neither ``--help`` nor a typing error waits for torch.
 """
 
-import difflib
 from collections.abc import Sequence
 
 from jsonargparse import Namespace
@@ -11,7 +10,7 @@ from jsonargparse import Namespace
 from lightning_recon.commands.bad_input import report_bad_input
 from lightning_recon.commands.names import LIGHT, LIGHTNING, LISTS
 from lightning_recon.commands.parsers import light_parser
-from lightning_recon.errors import InputError
+from lightning_recon.errors import InputError, instead
 
 
 def main(args: Sequence[str]) -> int:
@@ -39,9 +38,8 @@ def _check_command(args: Sequence[str]) -> None:
         return
     if args[0].startswith("-"):
         raise InputError(f"the command comes first, before {args[0]}: one of {', '.join(known)}")
-    close = difflib.get_close_matches(args[0], known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-    raise InputError(f"there is no command {args[0]}; {hint}")
+    hint = instead(args[0], known) or f"; there are {', '.join(known)}"
+    raise InputError(f"there is no command {args[0]}{hint}")
 
 
 def _run(command: str, options: Namespace) -> int:
@@ -53,6 +51,10 @@ def _run(command: str, options: Namespace) -> int:
         from lightning_recon.commands.audit import audit
 
         print(audit(options))  # noqa: T201
+    elif command == "import":
+        from lightning_recon.commands.importing import import_update
+
+        print(import_update(options))  # noqa: T201
     elif command == "doctor":
         from lightning_recon.commands.doctor import doctor
 

@@ -49,7 +49,7 @@ class CapturedUpdatesDataModule(AuditDataModule):
     ``torch.save`` wrote it: a dictionary with the keys of :class:`CapturedUpdate`.
 
     Args:
-        folder: the folder.
+        folder: that holds the files of the updates, one a client.
         assumed_num_samples: batch size of an update whose file holds neither the number of
             samples nor labels.
 

@@ -19,7 +19,7 @@ class CIFAR10DataModule(ClientDataModule):
     """Clients with images of CIFAR-10, 32 x 32 pixels unless asked otherwise.
 
     Args:
-        split: which part.
+        split: which part of the data set, ``train`` or ``test``.
         image_size: height and width of the images, in pixels.
         **kwargs: as in :class:`ClientDataModule`; ``root`` is the folder that holds
             ``cifar-10-batches-py``, or an ``.npz`` file with arrays ``x_train``, ``y_train``,
@@ -58,7 +58,7 @@ class CIFAR100DataModule(ClientDataModule):
     """Clients with images of CIFAR-100, 32 x 32 pixels unless asked otherwise.
 
     Args:
-        split: which part.
+        split: which part of the data set, ``train`` or ``test``.
         image_size: height and width of the images, in pixels.
         **kwargs: as in :class:`ClientDataModule`; ``root`` is the folder that holds
             ``cifar-100-python``.

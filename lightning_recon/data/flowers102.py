@@ -18,7 +18,7 @@ class Flowers102DataModule(ClientDataModule):
     """Clients with images of Oxford 102 Flowers.
 
     Args:
-        split: which part.
+        split: which part of the data set, ``train``, ``val`` or ``test``.
         **kwargs: as in :class:`ClientDataModule`; ``root`` is the folder that holds
             ``flowers-102``.
     """

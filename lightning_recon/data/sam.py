@@ -20,6 +20,18 @@ from segment_anything.modeling import (
 from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
+from lightning_recon.files import spoiled
+
+_WANTED = (
+    "wanted is one of SAM's own, sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or "
+    "sam_vit_h_4b8939.pth, of https://dl.fbaipublicfiles.com/segment_anything/"
+)
+_OTHERS = {
+    "HQ-SAM's network": ("hf_token", "hf_mlp", "compress_vit_feat", "embedding_maskfeature"),
+    "SAM 2's network": ("memory_attention", "memory_encoder", "image_encoder.trunk"),
+    "MobileSAM's network": ("image_encoder.layers.",),
+}
+"""By what the names of their tensors hold: networks that are taken for SAM's."""
 
 
 def load_sam(path: Path) -> Sam:
@@ -36,16 +48,43 @@ def load_sam(path: Path) -> Sam:
     """
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a broken file fails in many ways, all of them the user's to mend
+        what = spoiled(path) or f"cannot be read ({_first_line(error)}); {_WANTED}"
+        raise InputError(f"{path.absolute()} {what}") from error
+    if (other := _other_network(state)) is not None:
+        raise InputError(f"{path.absolute()} holds {other}; {_WANTED}")
+    try:
         sam = sam_for(state)
         sam.load_state_dict(state)
-    except Exception as error:  # a broken file fails in many ways, all of them the user's to mend
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # names and shapes of another network fail in many ways, too
         raise InputError(
-            f"{path.absolute()} is not a usable Segment Anything checkpoint "
-            f"({type(error).__name__}: {reason}); download it again"
+            f"{path.absolute()} holds no Segment Anything network that is known here "
+            f"({type(error).__name__}: {_first_line(error)}); {_WANTED}"
         ) from error
     sam.eval().requires_grad_(False)
     return sam
+
+
+def _other_network(state: Any) -> str | None:
+    """Return what a checkpoint holds in the place of a network of segment_anything, if it does."""
+    if not isinstance(state, Mapping):
+        return f"a {type(state).__name__}, not tensors by name"
+    names = [str(name) for name in state]
+    for network, parts in _OTHERS.items():
+        for name in names:
+            if any(part in name for part in parts):
+                return f"{network} (it has {name})"
+    inside = [key for key in state if isinstance(state[key], Mapping)]
+    if inside and not any(isinstance(tensor, Tensor) for tensor in state.values()):
+        known = filter(None, (_other_network(state[key]) for key in inside))
+        return next(known, f"its tensors under the key {inside[0]}; save that part alone")
+    if not any(name.startswith("image_encoder.") for name in names):
+        return f"other names than SAM's, such as {names[0]}" if names else "nothing"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def sam_for(state: Mapping[str, Tensor]) -> Sam:

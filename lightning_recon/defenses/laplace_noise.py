@@ -18,7 +18,7 @@ class LaplaceNoise(Defense):
     :class:`~lightning_recon.defenses.laplace.Laplace`, which bounds the update first.
 
     Args:
-        scale: b, at least 0: the standard deviation is sqrt(2) b.
+        scale: b, at least 0; the standard deviation is sqrt(2) b.
     """
 
     citation = "Zhu et al., NeurIPS 2019"

@@ -16,7 +16,8 @@ class DoubleOpponentTotalVariation(TotalVariation):
     """Total variation over six channels: the colours and their three differences.
 
     The length of a pixel's gradient is taken over all six together, as in
-    :class:`TotalVariation`; the paper chooses weights for the two halves, which are 1 here.
+    :class:`TotalVariation`; the paper chooses weights for the two halves, which are 1 here.  Grey
+    has no differences of colours: of one channel it is the total variation.
 
     Args:
         weight: of the penalty, at least 0.
@@ -27,8 +28,10 @@ class DoubleOpponentTotalVariation(TotalVariation):
         """Return the weighted penalty, R.
 
         Raises:
-            InputError: if images have not three channels.
+            InputError: if images have neither three channels nor one.
         """
+        if images.shape[1] == 1:
+            return super().forward(images)
         if images.shape[1] != 3:
             raise InputError(
                 f"DoubleOpponentTotalVariation needs three colours, not {images.shape[1]} "

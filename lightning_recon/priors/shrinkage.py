@@ -23,10 +23,10 @@ _WIDTHS = (1.0, 2.0, 4.0, 8.0)  # of the blurred copies, standard deviations in 
 _BAND_WINDOWS = ((1.0,), (2.0, 4.0), (4.0, 8.0), (8.0,))  # of each band's energy
 _ENERGY_WINDOWS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)  # of the image's
 _FLOOR = 1e-7  # of an energy, so that it has a logarithm
-_NUM_FEATURES = 2 * (sum(map(len, _BAND_WINDOWS)) + len(_ENERGY_WINDOWS)) + 3 * 3 + 3
+_NUM_FEATURES = 2 * (sum(map(len, _BAND_WINDOWS)) + len(_ENERGY_WINDOWS)) + 3  # and 3 a channel
 _CONTEXT_WINDOWS = (0.0, 1.0, 3.0, 8.0)  # of the energies of an earlier estimate
 _EDGE_WINDOWS = (1.0, 3.0)
-_NUM_CONTEXT_FEATURES = 2 * len(_CONTEXT_WINDOWS) + len(_EDGE_WINDOWS) + 3
+_NUM_CONTEXT_FEATURES = 2 * len(_CONTEXT_WINDOWS) + len(_EDGE_WINDOWS)  # and 1 a channel
 _NUM_HIDDEN = 48
 _NUM_PIXELS = 2**18  # that it learns from, of all images together
 _BATCH = 4096
@@ -58,21 +58,21 @@ def blur(images: Tensor, std: float) -> Tensor:
 
 
 def _energies(colours: Tensor) -> Tensor:
-    """Return the energy of luminance and that of the two chrominances, B 2 H W."""
+    """Return the energy of luminance and that of the chrominances, 0 of grey, B 2 H W."""
     squares = colours.square()
-    return torch.stack([squares[:, 0], squares[:, 1] + squares[:, 2]], dim=1)
+    return torch.stack([squares[:, 0], squares[:, 1:].sum(1)], dim=1)
 
 
 Example = tuple[Tensor, Tensor | None, Tensor]
-"""3 H W each: an image with errors, an earlier estimate of it or None, the image without errors."""
+"""C H W each: an image with errors, an earlier estimate of it or None, the image without errors."""
 
 
 class LocalShrinkage(nn.Module):
     """Improves images by what it has learned of their errors.
 
     Args:
-        opponent: 3 3, orthonormal: rows turn red, green and blue into luminance and two
-            chrominances.
+        opponent: C C, orthonormal: rows turn red, green and blue into luminance and two
+            chrominances; 1 1 for grey images.
         is_second: whether it is told an earlier estimate of the same images, too.
         seed: of its first weights and of the pixels that it learns from.
     """
@@ -83,7 +83,9 @@ class LocalShrinkage(nn.Module):
 
     def __init__(self, opponent: Tensor, is_second: bool = False, seed: int = 0) -> None:
         super().__init__()
-        num_features = _NUM_FEATURES + (_NUM_CONTEXT_FEATURES if is_second else 0)
+        self.channels = len(opponent)
+        num_features = _NUM_FEATURES + 3 * self.channels
+        num_features += _NUM_CONTEXT_FEATURES + self.channels if is_second else 0
         self.seed = seed
         with seeded(seed):
             self.network = nn.Sequential(
@@ -103,7 +105,7 @@ class LocalShrinkage(nn.Module):
         self.to(opponent)
 
     def _describe(self, images: Tensor, earlier: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return features, B F H W, and the copies in opponent colours, B K 3 H W."""
+        """Return features, B F H W, and the copies in opponent colours, B K C H W."""
         colours = torch.einsum("oc,bchw->bohw", self.opponent, images)
         copies = [colours, *(blur(colours, width) for width in _WIDTHS)]
         features = []
@@ -128,9 +130,9 @@ class LocalShrinkage(nn.Module):
         return torch.cat(features, dim=1), torch.stack(copies, dim=1)
 
     def _combine(self, features: Tensor, copies: Tensor) -> Tensor:
-        """Return opponent colours, P 3, from features, P F, and copies, P K 3."""
+        """Return opponent colours, P C, from features, P F, and copies, P K C."""
         weights = self.network((features - self.feature_mean) / self.feature_std)
-        weights = weights.view(len(features), -1, 2)[..., [0, 1, 1]]
+        weights = weights.view(len(features), -1, 2)[..., [0, 1, 1][: self.channels]]
         result: Tensor = copies[:, 0] + (weights * copies).sum(1)
         return result
 
@@ -179,11 +181,11 @@ class LocalShrinkage(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, earlier: Tensor | None = None) -> Tensor:
-        """Return the improved images, B 3 H W.
+        """Return the improved images, B C H W.
 
         Args:
-            images: B 3 H W.
-            earlier: B 3 H W: the earlier estimate, for one that ``is_second``.
+            images: B C H W.
+            earlier: B C H W: the earlier estimate, for one that ``is_second``.
         """
         improved = torch.empty_like(images)
         for place in range(len(images)):  # one at a time bounds the memory

@@ -96,7 +96,7 @@ def encode(images: Tensor, scale: int) -> Tensor:
     if height % scale or width % scale:
         raise InputError(
             f"a refiner of scale {scale} takes images whose sides are multiples of {scale}, not "
-            f"{height}x{width}; set image_size in the data"
+            f"{height}x{width}; take images of another size"
         )
     if scale == 1:
         return images

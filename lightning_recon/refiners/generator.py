@@ -98,7 +98,7 @@ class _UNetRefiner(TrainableRefiner):
         if x.shape[-2] % 8 or x.shape[-1] % 8 or min(x.shape[-2:]) < 16:
             raise InputError(
                 f"{type(self).__name__} takes sides that are multiples of 8 and at least 16, not "
-                f"{x.shape[-2]}x{x.shape[-1]}; set image_size in the data, or scale"
+                f"{x.shape[-2]}x{x.shape[-1]}; take images of another size, or set scale"
             )
         features, skips = x, []
         for layer in self.down:

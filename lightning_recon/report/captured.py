@@ -3,16 +3,19 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image, UnidentifiedImageError
 
 from lightning_recon.errors import InputError
 from lightning_recon.report.cards import Card, picture, within_budget
+from lightning_recon.report.findings import Finding
 from lightning_recon.report.page import Table, count, number, share, write_page
 
 _MAX_CLIENTS = 40  # with pictures
 _MAX_PICTURES = 6  # of one client
+_MAX_FINDINGS = 12  # at the top of the page
+_SEVERITY: dict[str, Literal["alarm", "note"]] = {"contradiction": "alarm", "warning": "note"}
 _ORDER = {"leaked": 0, "cannot tell": 1, "not shown": 2}
 _STATUS = {
     "leaked": "Images came back",
@@ -62,10 +65,10 @@ def write_audit_report(folder: Path) -> Path:
     sections = [_client(folder, client, number) for number, client in enumerate(shown)]
     worst = clients[0]["verdict"]
     findings = [
-        f"{client['name']}: {finding['text']}"
+        Finding(_SEVERITY[finding["kind"]], f"{client['name']}: {finding['text']}")
         for client in clients
         for finding in client["findings"]
-        if finding["kind"] in ("contradiction", "warning")
+        if finding["kind"] in _SEVERITY
     ]
     content = {
         "title": f"{audit['capture']}: audit of a federation",
@@ -82,7 +85,7 @@ def write_audit_report(folder: Path) -> Path:
             "clients whose truth was known (docs/real_federations.md). A client leaked if an image "
             "came back with 90 % or more. An attack that fails does not prove that nothing leaked."
         ),
-        "warnings": findings[:12] + ([f"{len(findings) - 12} more"] if findings[12:] else []),
+        "warnings": findings[:_MAX_FINDINGS] + _rest(findings),
         "sections": {
             "figures": "Figures",
             "advice": "What to change",
@@ -100,6 +103,11 @@ def write_audit_report(folder: Path) -> Path:
         "settings": {name: _words(value) for name, value in audit["settings"].items()},
     }
     return write_page(folder / "report.html", "audit.html", content)
+
+
+def _rest(found: Sequence[Finding]) -> list[Finding]:
+    left = len(found) - _MAX_FINDINGS
+    return [Finding("note", f"{left:,} more stand at the clients below.")] if left > 0 else []
 
 
 def _sentence(summary: Mapping[str, Any]) -> str:
@@ -211,7 +219,7 @@ def _table(clients: Sequence[Mapping[str, Any]]) -> Table:
         ]
         for client in clients
     ]
-    return Table("", heads, rows, is_sortable=True, facets=["Verdict"])
+    return Table("", heads, rows, is_sortable=True, facets={"Verdict": list(_ORDER)})
 
 
 def _words(value: Any) -> str:

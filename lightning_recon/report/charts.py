@@ -1,7 +1,9 @@
 """Charts as inline SVG, drawn for a width of 420 units so that they can be read on a phone.
 
-Colours come from the page's style sheet (classes ``s0`` to ``s7``), so that they follow the
-reader's light or dark preference; series differ in the shape of their markers, too.
+Whatever a page draws twice has a number, its place in the page's order, and the number alone
+decides how it looks: its colour, from the page's style sheet (classes ``s0`` to ``s7``), so that it
+follows the reader's light or dark preference, and the shape of its markers.  Below 0 are controls,
+in grey.
 """
 
 import math
@@ -10,15 +12,19 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-NUM_COLOURS = 8
-"""Of series; the last one is a neutral grey, for controls."""
+MAX_SERIES = 5
+"""Lines that one pair of axes holds at most; more are drawn in panels."""
 
-MAX_LINES = NUM_COLOURS - 1
-"""Series that a chart can tell apart."""
+MAX_DOTS = 64
+"""Values up to which :func:`spread` draws each of them."""
 
+_NUM_COLOURS = 7  # of series
+_CONTROL = 7  # the colour of controls, a neutral grey
 _WIDTH, _HEIGHT = 420, 250
+_PANEL_WIDTH, _PANEL_HEIGHT = 250, 190
 _LEFT, _RIGHT, _BOTTOM = 50, 12, 42  # margins
-_LINE = 15  # height of a line of text
+_LINE = 17  # height of a line of text
+_CHARACTER = 7  # width of one, about
 _SHAPES = (
     "m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0z",
     "m-3.2-3.2h6.4v6.4h-6.4z",
@@ -32,6 +38,17 @@ class Mark(NamedTuple):
 
     label: str
     value: float
+    number: int = -1
+    """Of its look; see the module."""
+
+
+class Group(NamedTuple):
+    """Finite values of one kind."""
+
+    label: str
+    values: Sequence[float]
+    number: int = 0
+    """Of its look; see the module."""
 
 
 class Series(NamedTuple):
@@ -42,6 +59,16 @@ class Series(NamedTuple):
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    number: int = 0
+    """Of its look; see the module."""
+
+
+class Panel(NamedTuple):
+    """Series over one pair of axes, and the levels to compare them with, named in the legend."""
+
+    label: str
+    series: Sequence[Series]
+    marks: Sequence[Mark] = ()
 
 
 class Dot(NamedTuple):
@@ -52,84 +79,124 @@ class Dot(NamedTuple):
     low: float | None = None
     high: float | None = None
     worst: float | None = None
-    is_control: bool = False
+    number: int = 0
+    """Of its look; see the module."""
 
 
 class Chart(NamedTuple):
     """A drawing with the words around it."""
 
     title: str
-    svg: Markup
+    drawings: Sequence[tuple[str, Markup]]
+    """Name and SVG of each panel; a chart without panels is one drawing without a name."""
     note: str = ""
-    legend: Sequence[str] = ()
-    """What each colour stands for, in the order of the series."""
+    legend: Sequence[tuple[Markup, str]] = ()
+    """What each look stands for, in the page's order: a sample, and its name."""
 
 
-def histogram(
+def spread(
     title: str,
-    groups: Sequence[tuple[str, Sequence[float]]],
+    groups: Sequence[Group],
     x_label: str,
     marks: Sequence[Mark] = (),
-) -> Markup:
-    """Return stacked bars of how many values fall where.
+    note: str = "",
+) -> Chart:
+    """Return where values fall: a point for each where they are few, else stacked bars.
 
     Args:
-        title: for those who do not see the chart.
-        groups: name and finite values of each group, stacked from the first upwards; at least one
-            value in all.
+        title: of the chart.
+        groups: stacked from the first upwards; at least one value or mark in all.
         x_label: what the values are.
         marks: values to compare with.
+        note: put below.
     """
-    values = [value for _, group in groups for value in group]
+    num_values = sum(len(group.values) for group in groups)
+    if num_values > MAX_DOTS:
+        svg = _bars(title, groups, x_label, marks)
+    else:
+        svg = _strip(title, groups, x_label, marks)
+        note = f"A point for every image. {note}".strip()
+    legend = [(_sample(group.number, has_point=True), group.label) for group in groups]
+    return Chart(title, [("", svg)], note, legend if len(groups) > 1 else [])
+
+
+def _strip(title: str, groups: Sequence[Group], x_label: str, marks: Sequence[Mark]) -> Markup:
+    """Return a point for every value, lifted where it would lie on another."""
+    values = sorted((value, i) for i, group in enumerate(groups) for value in group.values)
+    x = _Axis(
+        [*(value for value, _ in values), *(mark.value for mark in marks)], _LEFT, _WIDTH - _RIGHT
+    )
+    size = 9  # of a point, and some room
+    ends: list[float] = []  # place of the last point of each row
+    rows = []
+    for value, _ in values:
+        row = next((i for i, end in enumerate(ends) if end + size <= x(value)), len(ends))
+        ends[row:] = [x(value), *ends[row + 1 :]]
+        rows.append(row)
+    step = min(size, 150 / max(1, len(ends)))
+    top = _room(marks)
+    bottom = top + max(60, step * len(ends)) + 8
+    parts = [_rightwards(x, x_label, bottom), _upright(marks, x, bottom)]
+    for (value, i), row in zip(values, rows, strict=True):
+        words = f"{groups[i].label}: {value:.1f}"
+        parts.append(_point(x(value), bottom - 7 - step * row, groups[i].number, words))
+    return _svg(title, parts, bottom + _BOTTOM)
+
+
+def _bars(title: str, groups: Sequence[Group], x_label: str, marks: Sequence[Mark]) -> Markup:
+    """Return stacked bars of how many values fall where."""
+    values = [value for group in groups for value in group.values]
     top = _room(marks)
     bottom = _HEIGHT + top - _BOTTOM
     x = _Axis([*values, *(mark.value for mark in marks)], _LEFT, _WIDTH - _RIGHT)
     num_bins = min(40, max(10, round(2 * len(values) ** 0.5)))
     width = (x.high - x.low) / num_bins
     counts = [[0] * num_bins for _ in groups]
-    for count, (_, group) in zip(counts, groups, strict=True):
-        for value in group:
+    for count, group in zip(counts, groups, strict=True):
+        for value in group.values:
             count[min(num_bins - 1, int((value - x.low) / width))] += 1
     y = _Axis([0, max(4, *(sum(bars) for bars in zip(*counts, strict=True)))], bottom, top + 8)
     parts = [_upwards(y, "images"), _rightwards(x, x_label, bottom)]
     for i in range(num_bins):
         below, left, right = 0, x.low + i * width, x.low + (i + 1) * width
-        for colour, ((name, _), count) in enumerate(zip(groups, counts, strict=True)):
+        for group, count in zip(groups, counts, strict=True):
             if count[i]:
-                words = f"{_short(left)} to {_short(right)}: {count[i]} {name}"
+                words = f"{_short(left)} to {_short(right)}: {count[i]} {group.label}"
                 box = (x(left), y(below + count[i]), x(right) - x(left) - 0.6)
                 height = y(below) - y(below + count[i])
                 parts.append(
                     Markup(
                         '<rect class="s{}" x="{}" y="{}" width="{:.1f}" height="{:.1f}">'
                         "<title>{}</title></rect>"
-                    ).format(colour, *box, height, words)
+                    ).format(_colour(group.number), *box, height, words)
                 )
                 below += count[i]
     parts.append(_upright(marks, x, bottom))
     return _svg(title, parts, _HEIGHT + top)
 
 
-def lines(
+def along(
     title: str,
-    series: Sequence[Series],
+    panels: Sequence[Panel],
     x_label: str,
     y_label: str,
     *,
-    marks: Sequence[Mark] = (),
+    note: str = "",
     is_x_log: bool = False,
     is_y_log: bool = False,
     has_points: bool = False,
     is_joined: bool = True,
-) -> Markup:
-    """Return lines, or points alone, over a common axis.
+) -> Chart:
+    """Return lines, or points alone, over common axes: side by side where there are panels.
 
     Args:
-        title: for those who do not see the chart.
-        series: at least one point in all; places are finite, and positive on a logarithmic axis.
+        title: of the chart.
+        panels: at least one point in all; places are finite, and positive on a logarithmic axis.
+            All have the same axes.  Where series are joined, a panel with more than
+            :data:`MAX_SERIES` of them becomes one for each.
         x_label: what runs to the right.
         y_label: what runs upwards.
-        marks: levels to compare with.
+        note: put below.
         is_x_log: whether the horizontal axis is logarithmic.
         is_y_log: whether the vertical axis is.
         has_points: whether every point has a marker and, where there are few, its place a tick;
@@ -137,31 +204,87 @@ def lines(
         is_joined: whether the points of a series are joined by its line; where they are not, what
             would be its band are their whiskers.
     """
-    bottom = _HEIGHT - _BOTTOM
-    places = sorted({value for one in series for value in one.x})
-    heights = [value for one in series for value in (*one.y, *one.low, *one.high)]
-    x = _Axis(places, _LEFT, _WIDTH - _RIGHT, is_log=is_x_log)
-    y = _Axis([*heights, *(mark.value for mark in marks)], bottom, 12, is_log=is_y_log)
+    split = []
+    for panel in panels:
+        if is_joined and len(panel.series) > MAX_SERIES:
+            split += [
+                Panel(", ".join(filter(None, (panel.label, one.label))), [one], panel.marks)
+                for one in panel.series
+            ]
+        else:
+            split.append(panel)
+    drawings = []
+    for panel in split:
+        svg = _lines(
+            f"{title}, {panel.label}" if panel.label else title,
+            panel,
+            split,
+            x_label,
+            y_label,
+            is_x_log=is_x_log,
+            is_y_log=is_y_log,
+            has_points=has_points,
+            is_joined=is_joined,
+        )
+        drawings.append((panel.label, svg))
+    legend = []  # of what the panels do not name themselves
+    if not all(one.label in panel.label for panel in split for one in panel.series):
+        named = {one.number: one.label for panel in panels for one in panel.series}
+        looks = {"has_point": has_points, "has_line": is_joined}
+        numbers = sorted(named, key=lambda number: (number < 0, abs(number)))
+        legend += [(_sample(number, **looks), named[number]) for number in numbers]
+    for mark in dict.fromkeys(mark._replace(value=0.0) for panel in panels for mark in panel.marks):
+        words = mark.label
+        if len(split) == 1:  # else it may be another in each panel
+            words += "".join(f" {_short(m.value)}" for m in split[0].marks if m.label == mark.label)
+        legend.append((_sample(mark.number, is_mark=True), words))
+    return Chart(title, drawings, note, legend)
+
+
+def _lines(
+    title: str,
+    panel: Panel,
+    panels: Sequence[Panel],
+    x_label: str,
+    y_label: str,
+    *,
+    is_x_log: bool,
+    is_y_log: bool,
+    has_points: bool,
+    is_joined: bool,
+) -> Markup:
+    """Return one of the panels, over axes that hold all of them."""
+    all_series = [one for other in panels for one in other.series]
+    marks = [mark.value for other in panels for mark in other.marks]
+    is_alone = len(panels) == 1
+    width, height = (_WIDTH, _HEIGHT) if is_alone else (_PANEL_WIDTH, _PANEL_HEIGHT)
+    bottom = height - _BOTTOM
+    places = sorted({value for one in all_series for value in one.x})
+    heights = [value for one in all_series for value in (*one.y, *one.low, *one.high)]
+    x = _Axis(places, _LEFT, width - _RIGHT, is_log=is_x_log)
+    y = _Axis([*heights, *marks], bottom, 12, is_log=is_y_log)
     at = places if has_points and len(places) <= 10 else None
-    parts = [_upwards(y, y_label), _rightwards(x, x_label, bottom, at)]
-    for number, one in enumerate(series):
-        spread = _band if is_joined and len(one.x) > 1 else _whiskers
-        parts.append(spread(one, x, y, number % NUM_COLOURS))
-    parts.append(_across(marks, y))
-    for number, one in enumerate(series):
-        colour = number % NUM_COLOURS
+    parts = [_upwards(y, y_label, width - _RIGHT), _rightwards(x, x_label, bottom, at)]
+    parts += [
+        (_band if is_joined and len(one.x) > 1 else _whiskers)(one, x, y) for one in panel.series
+    ]
+    for mark in panel.marks:
+        line = Markup('<path class="mark {}" d="M{} {}H{}"><title>{} {}</title></path>')
+        ends = _LEFT, y(mark.value), x.stop
+        parts.append(line.format(_dashes(mark.number), *ends, mark.label, _short(mark.value)))
+    for one in panel.series:
         points = list(zip(one.x, one.y, strict=True))
         if is_joined:
             path = " ".join(f"{x(a)},{y(b)}" for a, b in points)
             kind = "line" if has_points else "line thin"
-            line = Markup('<polyline class="{} s{}" points="{}"><title>{}</title></polyline>')
-            parts.append(line.format(kind, colour, path, one.label))
+            line = Markup('<polyline class="{} {}" points="{}"><title>{}</title></polyline>')
+            parts.append(line.format(kind, _classes(one.number), path, one.label))
         if has_points:
             parts += [
-                _point(x(a), y(b), colour, f"{one.label}: {_short(b)} at {_short(a)}")
+                _point(x(a), y(b), one.number, f"{one.label}: {_short(b)} at {_short(a)}")
                 for a, b in points
             ]
-    return _svg(title, parts, _HEIGHT)
+    return _svg(title, parts, height, width)
 
 
 def ladder(title: str, dots: Sequence[Dot], x_label: str, marks: Sequence[Mark] = ()) -> Markup:
@@ -169,7 +292,7 @@ def ladder(title: str, dots: Sequence[Dot], x_label: str, marks: Sequence[Mark] 
 
     Args:
         title: for those who do not see the chart.
-        dots: from top to bottom; at least one.  More than there are colours have one colour.
+        dots: from top to bottom; at least one.
         x_label: what the values are.
         marks: values to compare with.
     """
@@ -178,32 +301,30 @@ def ladder(title: str, dots: Sequence[Dot], x_label: str, marks: Sequence[Mark] 
     values = [v for d in dots for v in (d.value, d.low, d.high, d.worst) if v is not None]
     x = _Axis([*values, *(mark.value for mark in marks)], 14, _WIDTH - 20)
     parts = [_rightwards(x, x_label, bottom, top=top), _upright(marks, x, bottom)]
-    colour = 0
     for i, dot in enumerate(dots):
         y = top + spacing * i + 29
-        kind = NUM_COLOURS - 1 if dot.is_control else colour
-        colour += not dot.is_control and len(dots) <= MAX_LINES
+        colour = _colour(dot.number)
         words = f"{dot.value:.1f}"
         if dot.worst is not None:
             parts.append(
                 Markup('<path class="tail s{}" d="M{} {}H{}m0-5v10"/>').format(
-                    kind, x(dot.value), y, x(dot.worst)
+                    colour, x(dot.value), y, x(dot.worst)
                 )
             )
         if dot.low is not None and dot.high is not None:
             words += f" ({dot.low:.1f} to {dot.high:.1f})"
             parts.append(
                 Markup('<path class="whisker s{}" d="M{} {}H{}"/>').format(
-                    kind, x(dot.low), y, x(dot.high)
+                    colour, x(dot.low), y, x(dot.high)
                 )
             )
         if dot.worst is not None:
             words += f", worst {dot.worst:.1f}"
-        parts.append(_point(x(dot.value), y, kind, f"{dot.label}: {words}"))
+        parts.append(_point(x(dot.value), y, dot.number, f"{dot.label}: {words}"))
         parts.append(
             Markup(
                 '<text class="halo" x="18" y="{}">{} <tspan class="soft">{}</tspan></text>'
-            ).format(y - 11, _cut(dot.label, 30), words)
+            ).format(y - 11, _cut(dot.label, max(20, 55 - len(words))), words)
         )
     return _svg(title, parts, bottom + _BOTTOM)
 
@@ -264,9 +385,8 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def _upwards(y: _Axis, label: str) -> Markup:
-    """Return the vertical axis: grid lines, labels, and its name."""
-    right = _WIDTH - _RIGHT
+def _upwards(y: _Axis, label: str, right: float = _WIDTH - _RIGHT) -> Markup:
+    """Return the vertical axis: grid lines up to ``right``, labels, and its name."""
     ticks = [
         Markup(
             '<path class="grid" d="M{} {}H{}"/><text class="end" x="{}" y="{}">{}</text>'
@@ -286,12 +406,13 @@ def _rightwards(
     last = -math.inf
     for value in x.ticks if at is None else at:
         place = x(value)
+        half = (_CHARACTER * len(_short(value)) + 9) / 2
         if top is not None:
             parts.append(Markup('<path class="grid" d="M{} {}V{}"/>').format(place, top, bottom))
-        if place - last >= 7 * len(_short(value)) + 6:  # no label over its neighbour
+        if place - half >= last:  # no label over its neighbour
             text = Markup('<text class="middle" x="{}" y="{}">{}</text>')
             parts.append(text.format(place, bottom + 16, _short(value)))
-            last = place
+            last = place + half
     name = Markup('<text class="soft middle" x="{}" y="{}">{}</text>')
     parts.append(name.format((x.start + x.stop) / 2, bottom + 34, label))
     return Markup("").join(parts)
@@ -303,15 +424,20 @@ def _room(marks: Sequence[Mark]) -> int:
 
 
 def _upright(marks: Sequence[Mark], x: _Axis, bottom: float) -> Markup:
-    """Return vertical marks, each label in a line of its own."""
+    """Return vertical marks, each label in a line of its own, clear of the marks on its side."""
+    middle = 0.55 * _WIDTH
+    left = sorted((mark for mark in marks if x(mark.value) <= middle), key=lambda mark: mark.value)
+    right = sorted((mark for mark in marks if x(mark.value) > middle), key=lambda mark: -mark.value)
     parts = []
-    for i, mark in enumerate(sorted(marks, key=lambda mark: mark.value)):
+    for i, mark in enumerate([*left, *right]):  # a mark begins beside its label
         place, y = x(mark.value), 12 + _LINE * i
-        is_right = place > 0.55 * _WIDTH
+        is_right = place > middle
         parts.append(
             Markup(
-                '<path class="mark" d="M{} {}V{}"/><text class="halo{}" x="{}" y="{}">{} {}</text>'
+                '<path class="mark {}" d="M{} {}V{}"/>'
+                '<text class="halo{}" x="{}" y="{}">{} {}</text>'
             ).format(
+                _dashes(mark.number),
                 *(place, y - 9, bottom, " end" if is_right else ""),
                 *(place + (-5 if is_right else 5), y, mark.label, _short(mark.value)),
             )
@@ -319,46 +445,57 @@ def _upright(marks: Sequence[Mark], x: _Axis, bottom: float) -> Markup:
     return Markup("").join(parts)
 
 
-def _across(marks: Sequence[Mark], y: _Axis) -> Markup:
-    """Return horizontal marks; labels of near levels are moved apart."""
-    parts, last = [], math.inf
-    for mark in sorted(marks, key=lambda mark: mark.value):
-        place = y(mark.value)
-        label = min(place - 4, last - 13)
-        last = label
-        parts.append(
-            Markup(
-                '<path class="mark" d="M{} {}H{}"/>'
-                '<text class="halo end" x="{}" y="{}">{} {}</text>'
-            ).format(
-                *(_LEFT, place, _WIDTH - _RIGHT),
-                *(_WIDTH - _RIGHT, label, mark.label, _short(mark.value)),
-            )
-        )
-    return Markup("").join(parts)
-
-
-def _band(one: Series, x: _Axis, y: _Axis, colour: int) -> Markup:
+def _band(one: Series, x: _Axis, y: _Axis) -> Markup:
     """Return the band of a line, nothing where it has none."""
     upper = [f"{x(a)},{y(b)}" for a, b in zip(one.x, one.high, strict=False)]
     lower = [f"{x(a)},{y(b)}" for a, b in zip(one.x, one.low, strict=False)]
     band = Markup('<polygon class="band s{}" points="{}"/>')
-    return band.format(colour, " ".join([*upper, *reversed(lower)]))
+    return band.format(_colour(one.number), " ".join([*upper, *reversed(lower)]))
 
 
-def _whiskers(one: Series, x: _Axis, y: _Axis, colour: int) -> Markup:
+def _whiskers(one: Series, x: _Axis, y: _Axis) -> Markup:
     """Return the intervals of single points."""
     whisker = Markup('<path class="whisker s{}" d="M{} {}V{}"/>')
     ends = zip(one.x, one.low, one.high, strict=False)
+    colour = _colour(one.number)
     return Markup("").join(whisker.format(colour, x(a), y(b), y(c)) for a, b, c in ends)
 
 
-def _point(x: float, y: float, colour: int, words: str) -> Markup:
-    """Return a marker in the series' shape, with words to show under the pointer."""
-    marker = Markup('<path class="point s{}" d="M{} {}{}"><title>{}</title></path>')
-    return marker.format(colour, x, y, _SHAPES[colour % len(_SHAPES)], words)
+def _point(x: float, y: float, number: int, words: str) -> Markup:
+    """Return a marker, with words to show under the pointer."""
+    marker = Markup('<path class="point s{}" d="M{} {:.1f}{}"><title>{}</title></path>')
+    return marker.format(_colour(number), x, y, _shape(number), words)
 
 
-def _svg(title: str, parts: Sequence[Markup], height: float) -> Markup:
-    frame = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>')
-    return frame.format(_WIDTH, height, title, Markup("").join(parts))
+def _colour(number: int) -> int:
+    """Return the colour of a number; with the shape it is one of 28 looks."""
+    return number % _NUM_COLOURS if number >= 0 else _CONTROL
+
+
+def _shape(number: int) -> str:
+    return _SHAPES[abs(number) % len(_SHAPES)]
+
+
+def _classes(number: int) -> str:
+    """Return the classes of a line; those of controls differ in their dashes."""
+    return f"s{_colour(number)} {_dashes(number)}".strip()
+
+
+def _dashes(number: int) -> str:
+    return f"d{-number % 5}" if number < 0 else ""
+
+
+def _sample(
+    number: int, *, has_point: bool = False, has_line: bool = False, is_mark: bool = False
+) -> Markup:
+    """Return what a legend shows of a number."""
+    classes = f"mark {_dashes(number)}" if is_mark else f"line {_classes(number)}"
+    line = Markup('<path class="{}" d="M0 6H22"/>').format(classes)
+    point = Markup('<path class="point s{}" d="M11 6{}"/>').format(_colour(number), _shape(number))
+    frame = Markup('<svg viewBox="0 0 22 12" aria-hidden="true">{}{}</svg>')
+    return frame.format(line if has_line or is_mark else "", point if has_point else "")
+
+
+def _svg(title: str, parts: Sequence[Markup], height: float, width: float = _WIDTH) -> Markup:
+    frame = Markup('<svg viewBox="0 0 {} {:g}" role="img" aria-label="{}">{}</svg>')
+    return frame.format(width, height, title, Markup("").join(parts))

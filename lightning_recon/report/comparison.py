@@ -22,9 +22,9 @@ from lightning_recon.report.cards import (
     place,
     within_budget,
 )
-from lightning_recon.report.charts import MAX_LINES, Chart, Mark, histogram
+from lightning_recon.report.charts import Chart, Group, Mark, spread
 from lightning_recon.report.figures import against_privacy, at_or_above, means
-from lightning_recon.report.findings import findings
+from lightning_recon.report.findings import Finding, findings
 from lightning_recon.report.folder import Run, read_run
 from lightning_recon.report.page import (
     DASH,
@@ -54,6 +54,11 @@ class _Side(NamedTuple):
     """The letter, and a name if that tells the runs apart."""
     rows: list[Row]
     """Those of the images that all runs share, in one order."""
+
+    @property
+    def number(self) -> int:
+        """Its place, from 0."""
+        return string.ascii_uppercase.index(self.letter)
 
     def has_pictures(self, row: Row) -> bool:
         """Return whether pictures were kept of that image."""
@@ -131,11 +136,11 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
         "source": "Made from the files of the runs; nothing here is fetched.",
         "figures": _figures(sides),
         "differences": _differences(pairs),
-        "difference_charts": [_histogram(pair) for pair in pairs if pair.first is sides[0]][:3],
+        "difference_charts": [_spread(pair) for pair in pairs if pair.first is sides[0]][:3],
         "leakage": [
             means(results),
             *against_privacy(results),
-            at_or_above({side.label: _column(side, "psnr") for side in sides[:MAX_LINES]}),
+            at_or_above({side.label: (_column(side, "psnr"), side.number) for side in sides}),
         ],
         "cards": cards,
         "pictures_note": note,
@@ -197,25 +202,31 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("-inf")
 
 
-def _warnings(sides: Sequence[_Side]) -> list[str]:
-    """Return what keeps the differences from meaning what they seem to mean."""
-    whose: dict[str, list[str]] = {}  # what holds for several runs is said once
+def _warnings(sides: Sequence[_Side]) -> list[Finding]:
+    """Return what keeps the differences from meaning what they seem to mean, alarms first."""
+    whose: dict[Finding, list[str]] = {}  # what holds for several runs is said once
     for side in sides:
         for finding in findings(side.run.results):
-            whose.setdefault(finding.text, []).append(side.label)
-    messages = [f"{', '.join(labels)}: {text}" for text, labels in whose.items()]
-    messages += [_other_truth(sides[0], side) for side in sides[1:]]
+            whose.setdefault(finding, []).append(side.label)
+    found = [
+        finding._replace(text=f"{', '.join(labels)}: {finding.text}")
+        for finding, labels in whose.items()
+    ]
+    truths = [_other_truth(sides[0], side) for side in sides[1:]]
+    found += [Finding("alarm", text) for text in truths if text]
     all_results = [side.run.results for side in sides]
     settings: dict[str, list[Any]] = {
         "call different PSNRs recovered": [results.recovered_psnr for results in all_results],
-        "grant the attacker different oracles": [list(results.oracles) for results in all_results],
+        "grant the attacker different oracles": [
+            ", ".join(results.oracles) or "nothing" for results in all_results
+        ],
         "have different threat models": [results.threat_model for results in all_results],
     }
     for what, values in settings.items():
         if len(set(map(str, values))) > 1:
             listed = "; ".join(f"{s.letter}: {v}" for s, v in zip(sides, values, strict=True))
-            messages.append(f"The runs {what} ({listed}).")
-    return [message for message in messages if message]
+            found.append(Finding("note", f"The runs {what} ({listed})."))
+    return sorted(found, key=lambda finding: finding.severity)  # alarm, note
 
 
 def _other_truth(first: _Side, second: _Side) -> str:
@@ -297,7 +308,11 @@ def _differences(pairs: Sequence[_Pair]) -> Table:
         "On the images that all runs share. Told apart: the interval does not hold 0. Of many "
         "differences, one in twenty is told apart by chance alone."
     )
-    return Table(caption, heads, body, is_sortable=True, facets=("Runs", "Metric"))
+    facets = {
+        "Runs": [pair.label for pair in pairs],
+        "Metric": list(dict.fromkeys(row[1] for row in body)),
+    }
+    return Table(caption, heads, body, is_sortable=True, facets=facets)
 
 
 def _difference(metric: str, found: PairedDifference) -> list[str]:
@@ -321,19 +336,20 @@ def _difference(metric: str, found: PairedDifference) -> list[str]:
     ]
 
 
-def _histogram(pair: _Pair) -> Chart:
-    """Return how the PSNR of the images differs."""
+def _spread(pair: _Pair) -> Chart:
+    """Return how the PSNR of the images differs, in the look of the second run."""
     differences = [
         other["psnr"] - one["psnr"]
         for one, other in zip(pair.first.rows, pair.second.rows, strict=True)
         if is_number(one["psnr"]) and is_number(other["psnr"])
     ]
-    title = f"Images by difference of PSNR, {pair.label}"
-    chart = histogram(
-        title, [("images", differences)], "difference, dB", [Mark("no difference", 0.0)]
+    return spread(
+        f"Images by difference of PSNR, {pair.label}",
+        [Group("images", differences, pair.second.number)],
+        "difference, dB",
+        [Mark("no difference", 0.0)],
+        f"{pair.first.label} against {pair.second.label}; to the right: the second leaks more.",
     )
-    note = f"{pair.first.label} against {pair.second.label}; to the right: the second leaks more."
-    return Chart(title, chart, note)
 
 
 def _cards(sides: Sequence[_Side]) -> tuple[list[Card], str]:

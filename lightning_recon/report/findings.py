@@ -26,11 +26,6 @@ def findings(results: Results) -> list[Finding]:
     return [Finding(severity, text) for severity, find in _CHECKS for text in find(results)]
 
 
-def texts(found: Sequence[Finding]) -> list[str]:
-    """Return the sentences, as a page lists them."""
-    return [finding.text for finding in found]
-
-
 def listed(names: Sequence[str], comma: str = ", ", rest: str = "") -> str:
     """Return the names in one line, or the first ones and how many more there are.
 
@@ -43,6 +38,21 @@ def listed(names: Sequence[str], comma: str = ", ", rest: str = "") -> str:
         return comma.join(names)
     left = len(names) - MAX_NAMED
     return f"{comma.join(names[:MAX_NAMED])} and {left:,} more{rest}"
+
+
+def _partial(results: Results) -> Iterator[str]:
+    clients, planned = results.num_clients, results.num_clients_planned
+    if clients is not None and planned is not None and clients < planned:
+        yield (
+            f"Partial run: {clients:,} of {count(planned, 'client')}. The figures speak of these "
+            "alone."
+        )
+    steps, whole = results.iterations, results.iterations_planned
+    if steps is not None and whole is not None and steps < whole:
+        yield (
+            f"Partial run: {steps:,} of {count(whole, 'iteration')} a client. The whole attack may "
+            "recover more."
+        )
 
 
 def _failures(results: Results) -> Iterator[str]:
@@ -127,6 +137,7 @@ def _unrecovered(results: Results) -> Iterator[str]:
 
 _REST = ", all in results.json"
 _CHECKS: tuple[tuple[Literal["alarm", "note"], Callable[[Results], Iterator[str]]], ...] = (
+    ("alarm", _partial),
     ("alarm", _failures),
     ("alarm", _prior_alone),
     ("alarm", _no_better),

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -45,7 +46,8 @@ class Table(NamedTuple):
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     is_sortable: bool = False
-    facets: Sequence[str] = ()
+    facets: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """Head of a column, and its values in the page's order; those without a row do no harm."""
 
 
 def write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:

@@ -108,7 +108,8 @@ def load_pictures(folder: Path, client: int, position: int) -> Pair:
         InputError: if the truth is not there, or one of both is no picture.
     """
     truth, reconstruction = _paths(folder, client, position)
-    return Pair(_load(truth), _load(reconstruction) if reconstruction.is_file() else None)
+    found = load_picture(reconstruction) if reconstruction.is_file() else None
+    return Pair(load_picture(truth), found)
 
 
 def data_uri(image: Image.Image, max_side: int) -> str:
@@ -133,7 +134,15 @@ def _paths(folder: Path, client: int, position: int) -> tuple[Path, Path]:
     return folder / f"{stem}_truth.png", folder / f"{stem}_reconstruction.png"
 
 
-def _load(path: Path) -> Image.Image:
+def load_picture(path: Path) -> Image.Image:
+    """Read a picture, in colour.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        InputError: if it is no picture.
+    """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -146,12 +155,16 @@ def _shown(images: Tensor) -> Tensor:
     return images.detach().cpu().float().nan_to_num(0.0).clamp(0.0, 1.0)
 
 
-def _png(image: Tensor) -> bytes:
-    """Return C H W in [0, 1] as a PNG: in colour for three channels, else the channels' mean."""
+def as_picture(image: Tensor) -> Image.Image:
+    """Return C H W in [0, 1] as a picture: of three channels in colour, else their mean."""
     image = _shown(image)
     if len(image) != 3:
         image = image.mean(dim=0, keepdim=True)
     pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels if len(image) == 3 else pixels[..., 0])
+
+
+def _png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels if len(image) == 3 else pixels[..., 0]).save(buffer, format="PNG")
+    as_picture(image).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -5,9 +5,11 @@ Everything is read from the run's folder, so that the page can be made again fro
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_recon.audit.results import Control, Guarantee, Metric, Results
 from lightning_recon.audit.scores import NOT_METRICS, Row
+from lightning_recon.report import predicted
 from lightning_recon.report.cards import cards_of_run, leak
 from lightning_recon.report.figures import (
     NULLS,
@@ -15,8 +17,8 @@ from lightning_recon.report.figures import (
     leakage,
     objective_curves,
 )
-from lightning_recon.report.findings import findings, texts
-from lightning_recon.report.folder import read_run
+from lightning_recon.report.findings import findings
+from lightning_recon.report.folder import Run, read_run
 from lightning_recon.report.page import (
     DASH,
     MAX_TABLE_ROWS,
@@ -44,7 +46,8 @@ def write_report(folder: Path) -> Path:
     """Write ``report.html`` into the folder of a run.
 
     The page has at most 5 MB however many clients there are: it shows at most 48 images and 1,500
-    lines of the table, and says what it leaves out.
+    lines of the table, and says what it leaves out.  Of a run of ``predict``, without the truth, it
+    shows the reconstructions and no score (:mod:`lightning_recon.report.predicted`).
 
     Args:
         folder: the run's, with ``results.json``, and with ``clients.csv``, ``config.yaml`` and
@@ -58,24 +61,34 @@ def write_report(folder: Path) -> Path:
     """
     run = read_run(folder)
     results = run.results
-    cards, pictures_note = cards_of_run(run)
-    curves = objective_curves(results)
+    is_predicted = results.num_images == 0 and not run.rows
+    content = predicted.content_of(run) if is_predicted else _content(run)
     subject = [results.attack, results.target, results.data.name]
-    sections = {
-        "figures": "Figures",
-        "pictures": "Pictures",
-        "distribution": "Distribution",
-        "setting": "What was attacked",
-        "privacy": "Privacy",
-        **({"curves": "Curves"} if curves else {}),
-        **({"images": "All images"} if run.rows else {}),
-        "reproduce": "Reproduce",
-    }
-    content = {
-        "title": f"{run.name}: privacy audit",
-        "kind": "Privacy audit of federated learning",
+    unprotected = "defenses unknown" if is_predicted else "no defense"
+    content |= {
         "heading": run.name,
         "about": " · ".join(part for part in subject if part),
+        "source": f"Made from the files of {folder.resolve().name}; nothing here is fetched.",
+        "setting": _setting(results),
+        "chain": ["Client's update", *(results.defenses or [unprotected]), "Attacker"],
+        "privacy": _privacy(results),
+        "privacy_gap": _privacy_gap(results),
+        "command": results.command or "not recorded",
+        "reproduce": _reproduce(results),
+        "config": shorten(run.config, _MAX_CONFIG),
+    }
+    template = "predicted.html" if is_predicted else "run.html"
+    return write_page(folder / "report.html", template, content)
+
+
+def _content(run: Run) -> dict[str, Any]:
+    """Return what the page says of a run with its truth."""
+    results = run.results
+    cards, pictures_note = cards_of_run(run)
+    curves = objective_curves(results)
+    return {
+        "title": f"{run.name}: privacy audit",
+        "kind": "Privacy audit of federated learning",
         "is_leak": bool(results.recovered),
         "status": _status(results),
         "verdict": verdict(results),
@@ -87,26 +100,26 @@ def write_report(folder: Path) -> Path:
             "Intervals are at 95 %, with whole clients resampled. An attack that fails does not "
             "prove that nothing leaked; a stronger one may not fail."
         ),
-        "warnings": texts(findings(results)),
-        "sections": sections,
-        "source": f"Made from the files of {folder.resolve().name}; nothing here is fetched.",
+        "warnings": findings(results),
+        "sections": {
+            "figures": "Figures",
+            "pictures": "Pictures",
+            "distribution": "Distribution",
+            "setting": "What was attacked",
+            "privacy": "Privacy",
+            **({"curves": "Curves"} if curves else {}),
+            **({"images": "All images"} if run.rows else {}),
+            "reproduce": "Reproduce",
+        },
         "tiles": _tiles(results),
         "cards": cards,
         "pictures_note": pictures_note,
         "distribution": distribution(results, run.rows),
         "metrics": _metrics(results),
-        "setting": _setting(results),
-        "chain": ["Client's update", *(results.defenses or ["no defense"]), "Attacker"],
-        "privacy": _privacy(results),
-        "privacy_gap": _privacy_gap(results),
         "leakage": leakage(results),
         "curves": curves,
         "images": _image_table(run.rows),
-        "command": results.command or "not recorded",
-        "reproduce": _reproduce(results),
-        "config": shorten(run.config, _MAX_CONFIG),
     }
-    return write_page(folder / "report.html", "run.html", content)
 
 
 def verdict(results: Results) -> str:
@@ -167,7 +180,9 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
         (
             "PSNR, mean",
             number(psnr.mean, 1, "dB"),
-            f"interval {interval(psnr.ci_low, psnr.ci_high)} dB",
+            "no interval"
+            if psnr.ci_low is None
+            else f"interval {interval(psnr.ci_low, psnr.ci_high)} dB",
         ),
         ("PSNR, worst leak", number(psnr.worst, 1, "dB"), "the image that leaked most"),
         (
@@ -204,7 +219,7 @@ def _metrics(results: Results) -> Table:
         for name, reason in results.unavailable_metrics.items()
     ]
     rows += [
-        _metric_row(_as_metric(results.null[name]), f"PSNR of the control: {label}", "dB", 1)
+        _metric_row(_as_metric(results.null[name]), f"PSNR of {label}", "dB", 1)
         for name, label in NULLS.items()
         if name in results.null
     ]
@@ -341,7 +356,9 @@ def _image_table(rows: Sequence[Row]) -> Table:
     ]
     shown = f"The {len(body):,} worst leaks of {len(rows):,} images; clients.csv holds all"
     caption = shown if len(body) < len(rows) else "One line for every true image, worst leak first"
-    return Table(f"{caption}.", heads, body, is_sortable=True, facets=("Client", "Recovered"))
+    clients = [str(client) for client in sorted({row.get("client", 0) for row in ordered})]
+    facets = {"Client": clients, "Recovered": ["yes", "no"]}
+    return Table(f"{caption}.", heads, body, is_sortable=True, facets=facets)
 
 
 def _reproduce(results: Results) -> dict[str, str]:

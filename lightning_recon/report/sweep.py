@@ -4,15 +4,25 @@ import csv
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from lightning_recon.errors import InputError
-from lightning_recon.report.charts import MAX_LINES, Chart, Dot, Mark, Series, ladder, lines
-from lightning_recon.report.findings import Finding, listed, texts
+from lightning_recon.report.charts import (
+    MAX_SERIES,
+    Chart,
+    Dot,
+    Mark,
+    Panel,
+    Series,
+    along,
+    ladder,
+)
+from lightning_recon.report.figures import CONTROLS, MIN_CLIENTS, NO_INTERVAL, NULLS, drawn_interval
+from lightning_recon.report.findings import Finding, listed
 from lightning_recon.report.page import (
     DASH,
     MAX_TABLE_ROWS,
@@ -29,10 +39,26 @@ from lightning_recon.report.page import (
 Cell = dict[str, str]
 """A line of ``results.csv``: texts by column, an empty one where there is no figure."""
 
-_MAX_CHARTS = 24
+
+class _Axis(NamedTuple):
+    """An axis of the sweep: the one order of its values, and their looks, on the whole page."""
+
+    name: str
+    values: list[str]
+    """As the sweep's file lists them, those without results included."""
+    is_numeric: bool
+    first: int
+    """Number of the first value; the others follow."""
+
+    def number(self, value: str) -> int:
+        """Return the number by which charts draw a value."""
+        return self.first + self.values.index(value)
+
+
+_MAX_PANELS = 24
 _MAX_DOTS = 24
 _MAX_CONFIG = 100_000  # characters
-_NULLS = {"null_mean_image": "mean image", "null_noise_only": "noise-only update"}
+_NULLS = ("mean_image", "noise_only")  # that charts draw
 _REPLICATES = "seed"  # the axis over which a line goes on: no setting, but chance
 _SHARES = ("recall", "precision", "identification")
 _LABELS = {
@@ -50,9 +76,11 @@ _LABELS = {
     "clip_norm": "C",
     "epsilon_claimed": "Claimed ε",
     "epsilon_actual": "Actual ε",
+    "num_clients": "Clients",
     "num_images": "Images",
     "num_failed": "Failed clients",
     "noise_only_recovered": "Recovered from noise",
+    "recovered_convincing": "Convincingly",
     **{name: name.capitalize() for name in ("recovered", *_SHARES, "seconds")},
 }
 
@@ -70,24 +98,25 @@ def write_sweep_report(folder: Path) -> Path:
     Raises:
         InputError: if there is no ``results.csv``, or it has no rows or no column ``psnr``.
     """
-    cells, axes = _read(folder / "results.csv")
+    cells, names = _read(folder / "results.csv")
     text = _plan(folder)
     record = _record(folder / "run.json")
+    axes = _axes(cells, names, text)
     charts, charts_note = _axis_charts(cells, axes)
     recovered = [cell for cell in cells if (_value(cell, "recovered") or 0) > 0]
     content = {
         "title": f"{_title(folder)}: sweep",
         "kind": "Sweep of privacy audits of federated learning",
         "heading": _title(folder),
-        "about": " × ".join(f"{len(_distinct(cells, axis))} {axis}" for axis in axes),  # noqa: RUF001
+        "about": " × ".join(f"{len(axis.values)} {axis.name}" for axis in axes),  # noqa: RUF001
         "is_leak": bool(recovered),
         "status": f"Images leak in {len(recovered)} of {count(len(cells), 'cell')}",
-        "verdict": _verdict(cells, axes),
+        "verdict": _verdict(cells, names),
         "caveat": (
             "Intervals are at 95 %, with whole clients resampled. An attack that fails does not "
             "prove that nothing leaked; a stronger one may not fail."
         ),
-        "warnings": texts(_findings(cells, axes, text)),
+        "warnings": _findings(cells, names, text, record),
         "sections": {
             "axes": "Leakage along the axes",
             "privacy": "Privacy against leakage",
@@ -142,21 +171,39 @@ def _record(path: Path) -> dict[str, Any]:
 
 def _value(cell: Cell, name: str) -> float | None:
     """Return a figure of a cell, None where it is missing or not finite."""
+    return _number(cell.get(name, ""))
+
+
+def _number(text: str) -> float | None:
     try:
-        value = float(cell.get(name, ""))
+        value = float(text)
     except ValueError:
         return None
     return value if math.isfinite(value) else None
 
 
-def _distinct(cells: Sequence[Cell], axis: str) -> list[str]:
-    """Return the values of an axis: numbers in their order, texts in that of the file."""
-    values = list(dict.fromkeys(cell[axis] for cell in cells))
-    return sorted(values, key=float) if _is_numeric(cells, axis) else values
+def _axes(cells: Sequence[Cell], names: Sequence[str], plan: str) -> list[_Axis]:
+    """Return the axes; no two values of them have one number, those of words have the first."""
+    planned = _planned(plan)
+    values = {
+        name: list(
+            dict.fromkeys(
+                [*(label[name] for label in planned if name in label), *(c[name] for c in cells)]
+            )
+        )
+        for name in names
+    }
+    numeric = {name: all(_number(value) is not None for value in values[name]) for name in names}
+    first, taken = {}, 0
+    for name in sorted(names, key=lambda name: numeric[name]):
+        first[name] = taken
+        taken += len(values[name])
+    return [_Axis(name, values[name], numeric[name], first[name]) for name in names]
 
 
-def _is_numeric(cells: Sequence[Cell], axis: str) -> bool:
-    return all(_value(cell, axis) is not None for cell in cells)
+def _varying(axes: Sequence[_Axis]) -> list[_Axis]:
+    """Return the axes along which something is set."""
+    return [axis for axis in axes if len(axis.values) > 1 and axis.name != _REPLICATES]
 
 
 def _name(cell: Cell, axes: Sequence[str]) -> str:
@@ -203,11 +250,17 @@ def sweep_findings(folder: Path) -> list[Finding]:
         InputError: see :func:`write_sweep_report`.
     """
     cells, axes = _read(folder / "results.csv")
-    return _findings(cells, axes, _plan(folder))
+    return _findings(cells, axes, _plan(folder), _record(folder / "run.json"))
 
 
-def _findings(cells: Sequence[Cell], axes: Sequence[str], plan: str) -> list[Finding]:
+def _findings(
+    cells: Sequence[Cell], axes: Sequence[str], plan: str, record: Mapping[str, Any]
+) -> list[Finding]:
     found = []
+    done, whole = (record.get(name) for name in ("num_clients", "num_clients_planned"))
+    if isinstance(done, int) and isinstance(whole, int) and done < whole:
+        text = f"Partial sweep: {done:,} of {count(whole, 'client')} of all cells."
+        found.append(Finding("alarm", text))
     if failed := _with(cells, "num_failed"):
         total = sum(int(_value(cell, "num_failed") or 0) for cell in failed)
         text = (
@@ -225,8 +278,10 @@ def _findings(cells: Sequence[Cell], axes: Sequence[str], plan: str) -> list[Fin
     if nothing := [cell for cell in cells if _value(cell, "recovered") == 0]:
         found.append(Finding("note", f"No image was recovered in {_cells(nothing, axes)}."))
     planned = _planned(plan)
-    done = {tuple(cell[axis] for axis in axes) for cell in cells}
-    missing = [labels for labels in planned if tuple(labels.get(axis) for axis in axes) not in done]
+    there = {tuple(cell[axis] for axis in axes) for cell in cells}
+    missing = [
+        labels for labels in planned if tuple(labels.get(axis) for axis in axes) not in there
+    ]
     if missing:
         names = [
             ", ".join(f"{axis} {labels.get(axis, DASH)}" for axis in axes) for labels in missing
@@ -267,60 +322,91 @@ def _planned(plan: str) -> list[dict[str, str]]:
     ]
 
 
-def _axis_charts(cells: Sequence[Cell], axes: Sequence[str]) -> tuple[list[Chart], str]:
-    """Return PSNR against every numeric axis, a chart for each setting of the others."""
-    scored = _scored(cells)
-    varying = [axis for axis in axes if len(_distinct(cells, axis)) > 1]
-    charts = []
-    for axis in varying:
-        if axis == _REPLICATES or not _is_numeric(cells, axis):
-            continue
-        others = [other for other in varying if other not in (axis, _REPLICATES)]
-        few = [other for other in others if len(_distinct(cells, other)) <= MAX_LINES]
-        by = max(few, key=lambda other: len(_distinct(cells, other)), default=None)
-        fixed = [other for other in others if other != by]
-        for setting in itertools.product(*(_distinct(cells, other) for other in fixed)):
-            chosen = [
-                c for c in scored if all(c[a] == v for a, v in zip(fixed, setting, strict=True))
-            ]
-            if chosen:
-                where = ", ".join(f"{a} {v}" for a, v in zip(fixed, setting, strict=True))
-                charts.append(_axis_chart(chosen, axis, by, where))
-    note = (
-        "Band: 95 % interval of the mean; over several seeds from the lowest to the highest end. "
-        "Dashed: null controls."
-    )
+def _axis_charts(cells: Sequence[Cell], axes: Sequence[_Axis]) -> tuple[list[Chart], str]:
+    """Return PSNR against every numeric axis: lines by another, panels by the rest."""
+    scored = [cell for cell in cells if _value(cell, "psnr") is not None]
+    varying = _varying(axes)
+    charts = [
+        _axis_chart(scored, axis, [other for other in varying if other != axis])
+        for axis in varying
+        if axis.is_numeric and scored
+    ]
     if not charts:
-        note = "No axis is numeric: see the ranking below."
-    if len(charts) > _MAX_CHARTS:
-        note += f" The first {_MAX_CHARTS} of {len(charts)} charts are shown."
-    return charts[:_MAX_CHARTS], note
+        return [], "No axis is numeric: see the ranking below."
+    band = "Band: 95 % interval of the mean; over several seeds from the lowest to the highest end."
+    few = [_has_few_clients(cell) for cell in scored]
+    words = " ".join([*([] if all(few) else [band]), *([NO_INTERVAL] if any(few) else [])])
+    return charts, f"{words} Dashed: null controls. All panels of a chart have the same axes."
 
 
-def _axis_chart(cells: Sequence[Cell], axis: str, by: str | None, where: str) -> Chart:
-    series = []
-    for value in _distinct(cells, by) if by else [""]:
-        mine = [cell for cell in cells if not by or cell[by] == value]
-        series.append(_line(mine, axis, f"{by} {value}" if by else "mean over all images"))
-    places = [float(cell[axis]) for cell in cells]
-    title = f"PSNR against {axis}" + (f" at {where}" if where else "")
-    means = {label: _mean(_value(cell, null) for cell in cells) for null, label in _NULLS.items()}
-    chart = lines(
-        *(title, series, axis, "PSNR, dB"),
-        marks=[Mark(label, mean) for label, mean in means.items() if mean is not None],
+def _has_few_clients(cell: Cell) -> bool:
+    num_clients = _value(cell, "num_clients")
+    return num_clients is not None and num_clients < MIN_CLIENTS
+
+
+def _line_axis(others: Sequence[_Axis]) -> _Axis | None:
+    """Return the axis whose values are lines of one panel: words if there are, and many."""
+    few = [other for other in others if len(other.values) <= MAX_SERIES]
+    return max(few, key=lambda other: (not other.is_numeric, len(other.values)), default=None)
+
+
+def _cell_axis(axes: Sequence[_Axis]) -> _Axis | None:
+    """Return the axis by whose value a single cell is drawn."""
+    varying = _varying(axes)
+    words = next((axis for axis in varying if not axis.is_numeric), None)
+    if words is None and len(varying) == 1:  # along which there is one line
+        return None
+    return words or _line_axis(varying) or next(iter(varying), None)
+
+
+def _axis_chart(cells: Sequence[Cell], axis: _Axis, others: Sequence[_Axis]) -> Chart:
+    by = _line_axis(others)
+    rest = [other for other in others if other != by]
+    panels = []
+    for setting in itertools.product(*(other.values for other in rest)):
+        where = list(zip(rest, setting, strict=True))
+        chosen = [c for c in cells if all(c[other.name] == value for other, value in where)]
+        if not chosen:
+            continue
+        label = ", ".join(f"{other.name} {value}" for other, value in where)
+        if by is None:
+            number = where[0][0].number(where[0][1]) if where else 0
+            series = [_line(chosen, axis, label or "mean over all images", number)]
+        else:
+            of_value = {v: [c for c in chosen if c[by.name] == v] for v in by.values}
+            series = [
+                _line(mine, axis, f"{by.name} {value}", by.number(value))
+                for value, mine in of_value.items()
+                if mine
+            ]
+        panels.append(Panel(label, series, _null_marks(chosen)))
+    places = [float(value) for value in axis.values]
+    shown = panels[:_MAX_PANELS]
+    left = f"The first {len(shown)} of {len(panels)} panels are shown."
+    return along(
+        *(f"PSNR against {axis.name}", shown, axis.name, "PSNR, dB"),
+        note=left if len(shown) < len(panels) else "",
         is_x_log=min(places) > 0 and max(places) >= 8 * min(places),
         has_points=True,
     )
-    return Chart(title, chart, "", [one.label for one in series])
 
 
-def _line(cells: Sequence[Cell], axis: str, label: str) -> Series:
+def _null_marks(cells: Sequence[Cell]) -> list[Mark]:
+    means = {name: _mean(_value(cell, f"null_{name}") for cell in cells) for name in _NULLS}
+    return [
+        Mark(NULLS[name], mean, CONTROLS[name]) for name, mean in means.items() if mean is not None
+    ]
+
+
+def _line(cells: Sequence[Cell], axis: _Axis, label: str, number: int) -> Series:
     """Return the mean PSNR at every value of the axis, with its interval where all have one."""
     points = []
-    for value in _distinct(cells, axis):
-        here = [cell for cell in cells if cell[axis] == value]
-        lows = [_value(cell, "psnr_ci_low") for cell in here]
-        highs = [_value(cell, "psnr_ci_high") for cell in here]
+    for value in sorted(axis.values, key=float):
+        here = [cell for cell in cells if cell[axis.name] == value]
+        if not here:
+            continue
+        ends = [_ends(cell) for cell in here]
+        lows, highs = zip(*ends, strict=True)
         points.append(
             (
                 float(value),
@@ -337,13 +423,19 @@ def _line(cells: Sequence[Cell], axis: str, label: str) -> Series:
         [point[1] for point in points],
         [point[2] for point in points] if has_band else (),
         [point[3] for point in points] if has_band else (),
+        number,
     )
 
 
-def _against_privacy(cells: Sequence[Cell], axes: Sequence[str]) -> list[Chart]:
+def _ends(cell: Cell) -> tuple[float | None, float | None]:
+    """Return the ends of the interval that charts draw."""
+    names = ("num_clients", "psnr_ci_low", "psnr_ci_high")
+    return drawn_interval(*(_value(cell, name) for name in names))
+
+
+def _against_privacy(cells: Sequence[Cell], axes: Sequence[_Axis]) -> list[Chart]:
     """Return all cells by the epsilon that holds, or else by the noise."""
-    words = [axis for axis in axes if not _is_numeric(cells, axis)]
-    by = next((axis for axis in words if 1 < len(_distinct(cells, axis)) <= MAX_LINES), None)
+    by = _cell_axis(axes)
     for column, label in (
         ("epsilon_actual", "actual ε of one update"),
         ("noise_std", "standard deviation of the noise"),
@@ -353,64 +445,74 @@ def _against_privacy(cells: Sequence[Cell], axes: Sequence[str]) -> list[Chart]:
         if len(places) < 2:
             continue
         series = []
-        for value in _distinct(there, by) if by else [""]:
-            mine = [cell for cell in there if not by or cell[by] == value]
+        for value in by.values if by else [""]:
+            mine = [cell for cell in there if not by or cell[by.name] == value]
             x = [_value(cell, column) or 0.0 for cell in mine]
             y = [_value(cell, "psnr") or 0.0 for cell in mine]
-            series.append(Series(f"{by} {value}" if by else "cells", x, y))
-        title = f"PSNR against the {label}"
-        null = _mean(_value(cell, "null_mean_image") for cell in there)
-        chart = lines(
-            *(title, series, label, "PSNR, dB"),
-            marks=[Mark("mean image", null)] if null is not None else [],
+            name, number = (f"{by.name} {value}", by.number(value)) if by else ("", 0)
+            if mine:
+                series.append(Series(name, x, y, number=number))
+        left = len(cells) - len(there)
+        chart = along(
+            f"PSNR against the {label}",
+            [Panel("", series, _null_marks(there)[:1])],
+            *(label, "PSNR, dB"),
+            note=f"{count(left, 'cell')} without it left out."
+            if left
+            else "A point for every cell.",
             is_x_log=max(places) >= 8 * min(places),
             has_points=True,
             is_joined=False,
         )
-        left = len(cells) - len(there)
-        note = f"{count(left, 'cell')} without it left out." if left else "A point for every cell."
-        return [Chart(title, chart, note, [one.label for one in series] if by else [])]
+        return [chart]
     return []
 
 
-def _ranking(cells: Sequence[Cell], axes: Sequence[str]) -> Chart:
-    """Return the cells from the worst leak to the least."""
+def _ranking(cells: Sequence[Cell], axes: Sequence[_Axis]) -> Chart:
+    """Return the cells from the worst leak to the least, in the looks of one axis' values."""
     scored = _scored(cells)
-    varying = [axis for axis in axes if len(_distinct(cells, axis)) > 1]
+    varying = [axis for axis in axes if len(axis.values) > 1]
     title = "Cells, worst leak first"
     if not scored:
-        return Chart(title, ladder(title, [Dot("no score", 0.0)], "PSNR, dB"))
+        return Chart(title, [("", ladder(title, [Dot("no score", 0.0)], "PSNR, dB"))])
+    by = _cell_axis(axes)
     dots = [
         Dot(
-            ", ".join(cell[axis] for axis in varying) or "the only cell",
+            ", ".join(cell[axis.name] for axis in varying) or "the only cell",
             _value(cell, "psnr") or 0.0,
-            _value(cell, "psnr_ci_low"),
-            _value(cell, "psnr_ci_high"),
+            *_ends(cell),
             _value(cell, "psnr_worst"),
+            by.number(cell[by.name]) if by else 0,
         )
         for cell in scored[:_MAX_DOTS]
     ]
-    null = _mean(_value(cell, "null_mean_image") for cell in scored)
-    marks = [Mark("mean image", null)] if null is not None else []
-    named = f"Named by {', '.join(varying)}. " if varying else ""
-    note = f"{named}Point: mean. Bar: 95 % interval. Thin line: up to the worst leak."
+    few = [_has_few_clients(cell) for cell in scored]
+    note = f"Named by {', '.join(axis.name for axis in varying)}" if varying else ""
+    note += f", coloured by {by.name}. " if by else ". " if varying else ""
+    note += "Point: mean. "
+    note += "" if all(few) else "Bar: 95 % interval. "
+    note += f"{NO_INTERVAL} " if any(few) else ""
+    note += "Thin line: up to the worst leak."
     if len(scored) > len(dots):
         note += f" The {len(dots)} worst of {len(scored)} are shown."
-    return Chart(title, ladder(title, dots, "PSNR, dB", marks), note)
+    return Chart(title, [("", ladder(title, dots, "PSNR, dB", _null_marks(scored)[:1]))], note)
 
 
-def _table(cells: Sequence[Cell], axes: Sequence[str]) -> Table:
+def _table(cells: Sequence[Cell], axes: Sequence[_Axis]) -> Table:
     """Return every cell's figures."""
+    facets = {axis.name: axis.values for axis in axes}
     columns = [name for name in cells[0] if any(cell[name] for cell in cells)]
     body = [
-        [cell[name] or DASH if name in axes else _shown(cell, name) for name in columns]
+        [cell[name] or DASH if name in facets else _shown(cell, name) for name in columns]
         for cell in cells[:MAX_TABLE_ROWS]
     ]
-    heads = [name if name in axes else _LABELS.get(name, metric_label(name)[0]) for name in columns]
+    heads = [
+        name if name in facets else _LABELS.get(name, metric_label(name)[0]) for name in columns
+    ]
     caption = "One line for every cell; results.csv holds the same figures."
     if len(cells) > len(body):
         caption = f"The first {len(body):,} of {len(cells):,} cells; results.csv holds all."
-    return Table(caption, heads, body, is_sortable=True, facets=tuple(axes))
+    return Table(caption, heads, body, is_sortable=True, facets=facets)
 
 
 def _shown(cell: Cell, name: str) -> str:

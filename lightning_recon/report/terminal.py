@@ -39,7 +39,9 @@ def print_summary(results: Results, folder: Path) -> None:
 def print_findings(console: Console, found: Sequence[Finding]) -> None:
     """Print what keeps the figures from meaning what they seem to mean, alarms in red."""
     for finding in found:
-        console.print(finding.text, style=_STYLES[finding.severity], highlight=False)
+        console.print(
+            f"{finding.severity}: {finding.text}", style=_STYLES[finding.severity], highlight=False
+        )
 
 
 def print_outputs(console: Console, folder: Path, names: Sequence[str]) -> None:

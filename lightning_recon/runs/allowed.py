@@ -8,7 +8,7 @@ bases are those of the options' type hints.
 import inspect
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -33,7 +33,8 @@ from lightning_recon.targets import Target
 
 FUNCTIONS: tuple[Callable[..., Any], ...] = (published_adam,)
 """The functions that a configuration may name wherever an option takes one."""
-_SECTIONS = {"audit": Audit, "checkpoint": ModelCheckpoint, "trainer": Trainer}
+SECTIONS = {"audit": Audit, "checkpoint": ModelCheckpoint, "trainer": Trainer}
+"""The sections of a configuration that hold the options of one class."""
 _PARTS = (
     *(Attack, AuditDataModule, MaskSource, Client, Defense, Target, Prior, ActivationPrior),
     *(Refiner, PerImageMetric, Optimizer, LRScheduler),
@@ -61,9 +62,36 @@ def check_named(config: Namespace, model: Callable[..., Any], data: Callable[...
     Raises:
         InputError: naming the first option that names something else, and what it names.
     """
-    sections = {**_SECTIONS, "model": model, "data": data}
+    sections = {**SECTIONS, "model": model, "data": data}
     for name, value in vars(config).items():
         _check(value, _Option(sections.get(name, Any)), name)
+
+
+def names_for(keys: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Return the names of all classes that an option may name.
+
+    Args:
+        keys: the options on the way to it, itself the last.
+        classes: paths of the classes that these options name.
+    """
+    sections = {**SECTIONS, "model": Attack, "data": AuditDataModule}
+    first, _, option = keys[0].partition(".") if keys else ("", "", "")
+    if len(keys) > 1 and classes:
+        owner, option = _named(classes[-1]), keys[-1].rpartition(".")[2]
+    else:
+        owner = sections.get(first)
+    bases: tuple[type[Any], ...] = () if owner is None else (owner,)
+    if option and owner is not None:
+        bases = _bases(_options_of(owner).get(option, _Option()).hint)
+    below = (name for base in bases or _all_bases() for name in _names_below(base))
+    return sorted(set(below))
+
+
+def _names_below(base: type[Any]) -> Iterator[str]:
+    for found in base.__subclasses__():
+        if not inspect.isabstract(found) and not found.__name__.startswith("_"):
+            yield found.__name__
+        yield from _names_below(found)
 
 
 def _check(value: Any, option: _Option, key: str) -> None:

@@ -3,12 +3,13 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 from torch import Tensor
@@ -19,7 +20,7 @@ from lightning_recon.audit.records import ClientRecord, append_record, read_reco
 from lightning_recon.audit.results import Results, view
 from lightning_recon.data import ClientDataModule
 from lightning_recon.errors import InputError
-from lightning_recon.files import write_csv, write_json
+from lightning_recon.files import run_folder, write_csv, write_json
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.metrics import PerImageMetric
 from lightning_recon.observation import Failure, Reconstruction
@@ -86,12 +87,35 @@ class Audit(Callback):
         # of a fit that was stopped: of the whole run, and of the client that it goes on with
         self._seconds_before = self._client_seconds_before = 0.0
         self._summary: tuple[Results, Path] | None = None
+        self._is_empty = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse callbacks that would choose by the truth, or end the run with a client.
+
+        Raises:
+            InputError: naming the callback and what to do instead.
+        """
+        assert isinstance(pl_module, Attack)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
+            if monitor == "psnr" or str(monitor).startswith("client/"):
+                raise InputError(
+                    f"{name}: {monitor} is measured against the truth, which must neither stop an "
+                    "attack nor choose what it gives back; watch objective, or a part of it"
+                )
+            if isinstance(callback, EarlyStopping):
+                has_patience = isinstance(pl_module, GradientMatching)
+                raise InputError(
+                    f"{name} would end the whole run, whose epochs are clients; to leave a client "
+                    "whose objective stands still, in fit and in test, set "
+                    f"model.init_args.{'patience' if has_patience else 'iterations'}"
+                )
 
     # --- one client ----------------------------------------------------------------------------
 
     def _begin(self, trainer: Trainer) -> None:
         # the folder is asked for on every process at once, since Lightning broadcasts it
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._folder = run_folder(trainer)
         self._started = self._client_started = time.monotonic()
         data = trainer.datamodule  # type: ignore[attr-defined]
         is_fit = trainer.state.fn == TrainerFn.FITTING
@@ -136,8 +160,12 @@ class Audit(Callback):
                 save_pictures(
                     folder, client, position, image, found if row["matched"] >= 0 else None
                 )
+            if trainer.state.fn != TrainerFn.FITTING and trainer.is_global_zero:
+                board.add_images(trainer.loggers, client, truth, aligned, client)
         # last, so that what has a record is complete
         append_record(self._folder, trainer.global_rank, record)
+        if trainer.is_global_zero:
+            board.add_scores(trainer.loggers, record)
         self._client_started = time.monotonic()
         return record
 
@@ -148,10 +176,15 @@ class Audit(Callback):
         self._begin(trainer)
         for record in self._fitted:
             append_record(self._folder, trainer.global_rank, record)
+            board.add_scores(trainer.loggers, record)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the time of the client that a resumed run goes on with."""
         self._client_started = time.monotonic() - self._client_seconds_before
+        # else a client of few iterations would pass without a figure
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        steps = int(trainer.num_training_batches)
+        trainer.log_every_n_steps = min(every, steps)  # type: ignore[attr-defined]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the time of the next client."""
@@ -171,30 +204,31 @@ class Audit(Callback):
         is_last = iteration == trainer.num_training_batches
         show_images = iteration % self.images_every == 0 or iteration == 1
         if is_last or show_images or iteration % self.psnr_every == 0:
-            self._show(trainer, pl_module, with_images=is_last or show_images)
+            step = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
+            self._show(trainer, pl_module, step, with_images=is_last or show_images)
         if is_last:
             # here and not at the end of the epoch: the checkpoint of this step holds the scores
             self._score_fitted(trainer, pl_module)
 
-    def _show(self, trainer: Trainer, attack: Attack, *, with_images: bool) -> None:
+    def _show(self, trainer: Trainer, attack: Attack, step: int, *, with_images: bool) -> None:
         assert attack.client_index is not None
         assert self._auditor is not None
         if self._truth is None:
             self._truth = self._auditor.data.client(attack.client_index).images
         images = attack.current.images.detach().cpu().float()
         shown = self._auditor.shown(images, self._truth)
-        attack.log("psnr", psnr(shown, self._truth).mean(), prog_bar=True, rank_zero_only=True)
-        if with_images and isinstance(trainer.logger, TensorBoardLogger):
-            board.add_images(trainer, attack.client_index, self._truth, shown)
+        figure = psnr(shown, self._truth).mean()
+        attack.log("psnr", figure, prog_bar=True, logger=False, rank_zero_only=True)
+        if trainer.is_global_zero:
+            board.add_figures(trainer.loggers, {"psnr": float(figure)}, step)
+            if with_images:
+                client = attack.client_index
+                board.add_images(trainer.loggers, client, self._truth, shown, step)
 
     def _score_fitted(self, trainer: Trainer, attack: Attack) -> None:
         assert attack.client_index is not None
         self._truth = None
-        record = self._record(trainer, attack, attack.client_index, attack.current)
-        self._fitted.append(record)
-        for name in ("psnr", "ssim", "cw_ssim", "psnr_subject"):
-            mean = sum(row[name] for row in record.rows) / len(record.rows)
-            attack.log(f"client/{name}", mean, rank_zero_only=True)
+        self._fitted.append(self._record(trainer, attack, attack.client_index, attack.current))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the outputs."""
@@ -248,6 +282,9 @@ class Audit(Callback):
         self._begin(trainer)
         if self._auditor is not None and self._auditor.data.completed:
             _check_same_clients(self._auditor.data, self._folder)
+            if trainer.is_global_zero:  # a CSV logger begins its file anew
+                for record in read_records(self._folder):
+                    board.add_scores(trainer.loggers, record)
 
     on_test_batch_start = on_validation_batch_start
 
@@ -321,9 +358,13 @@ class Audit(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Print the line that goes on with a run that its user stopped."""
+        """Write what a run that its user stopped has come to, and print the line that goes on."""
         if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
             return
+        if trainer.world_size == 1:  # of several processes, others may be gone
+            with suppress(InputError):
+                self._finish(trainer, pl_module)
+            self.print_summary()
         if line := going_on(self._folder, sys.argv[1:]):
             Console(markup=False, soft_wrap=True).print(f"go on with: {line}")
 
@@ -336,7 +377,10 @@ class Audit(Callback):
             return
         records = read_records(self._folder)
         if not records:
+            self._is_empty = True
             return
+        is_validated = trainer.state.fn == TrainerFn.VALIDATING
+        data = trainer.datamodule  # type: ignore[attr-defined]
         content = build_results(
             trainer,
             attack,
@@ -344,6 +388,8 @@ class Audit(Callback):
             experiment=self.experiment or type(attack).__name__,
             num_candidates=self._auditor.num_candidates if self._auditor else 0,
             recovered_psnr=self.recovered_psnr,
+            # validate scores what a checkpoint holds, however many clients there are
+            num_clients_planned=len(records) if is_validated else data.num_clients,
             unavailable_metrics={
                 name: metric.unavailable
                 for name, metric in (self.extra_metrics or {}).items()
@@ -353,14 +399,13 @@ class Audit(Callback):
             peak_memory=peak,
         )
         rows = [row for record in records for row in record.rows]
-        if rows:  # else there is no truth, and nothing to show
+        if rows:  # else there is no truth
             write_csv(self._folder / "clients.csv", rows)
         write_json(self._folder / "results.json", content)
         results = view(content)
+        write_report(self._folder)
         if rows:
-            write_report(self._folder)
-            if isinstance(trainer.logger, TensorBoardLogger):
-                board.add_summary(trainer.logger, results, rows)
+            board.add_summary(trainer.loggers, results, rows)
         self._summary = results, self._folder
         _check_any_success(records)
 
@@ -368,6 +413,8 @@ class Audit(Callback):
         """Print the figures and where the outputs are; nothing on processes but the first."""
         if self._summary is not None:
             print_summary(*self._summary)
+        elif self._is_empty:
+            Console(markup=False).print("no client was finished, and so there are no results")
 
 
 def _check_same_clients(data: ClientDataModule, folder: Path) -> None:

@@ -25,10 +25,13 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import get_loader
 
-from lightning_recon.errors import InputError
+from lightning_recon.errors import InputError, instead, missing_file
 
 SECTIONS = ("seed_everything", "model", "data", "audit")
 """What a cell takes of a configuration."""
+_KEYS = ("base", "axes", "set", "trainer")
+_BESIDE = ("class_path", "init_args", "dict_kwargs")
+"""What describes a class."""
 
 
 class Cell(NamedTuple):
@@ -47,10 +50,12 @@ def read_cells(path: Path) -> list[Cell]:
         InputError: if the file or one it names cannot be read, or a key leads nowhere.
     """
     content = read_yaml(path)
-    unknown = set(content) - {"base", "axes", "set", "trainer"}
+    unknown = set(content) - set(_KEYS)
     if unknown or not isinstance(content.get("axes"), Mapping) or not content["axes"]:
-        wrong = f"unknown key {min(unknown)}" if unknown else "no axes"
-        raise InputError(f"{path}: {wrong}; a sweep has base, axes, and maybe set and trainer")
+        wrong = "no axes; a sweep has base, axes, and maybe set and trainer"
+        for name in sorted(map(str, unknown)):
+            wrong = f"there is no key {name}{instead(name, _KEYS)}"
+        raise InputError(f"{path}: {wrong}")
     for name in ("set", "trainer"):
         if not isinstance(content.get(name) or {}, Mapping):
             raise InputError(f"{path}: {name} must hold keys and values")
@@ -79,6 +84,10 @@ def _options(path: Path, name: str, axis: Any) -> list[tuple[str, Any, dict[str,
         return [(name, value, {axis["key"]: value}) for value in axis["values"]]
     if isinstance(axis, Mapping) and axis and all(isinstance(v, Mapping) for v in axis.values()):
         return [(name, label, dict(changes)) for label, changes in axis.items()]
+    known = ("key", "values")
+    if isinstance(axis, Mapping) and set(axis) & set(known):
+        for other in sorted(map(str, set(axis) - set(known))):
+            raise InputError(f"{path}: axis {name}: there is no key {other}{instead(other, known)}")
     raise InputError(
         f"{path}: axis {name} needs either a key and values, or for each label what it changes"
     )
@@ -92,6 +101,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         content = get_loader("yaml")(path.read_text())  # as in runs: 1e-3 is a number
+    except FileNotFoundError as error:
+        raise InputError(missing_file(path)) from error
     except OSError as error:
         raise InputError(f"{path.absolute()} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -112,6 +123,10 @@ def _set(config: dict[str, Any], key: str, value: Any, path: Path) -> None:
     place: Any = config
     try:
         for name in parents:
+            if isinstance(place, dict) and "class_path" in place and name not in _BESIDE:
+                raise InputError(
+                    f"{path}: {key}: no key {name} beside class_path{instead(name, _BESIDE)}"
+                )
             place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
         place[int(last) if isinstance(place, list) else last] = value
     except (ValueError, IndexError, TypeError, AttributeError) as error:

@@ -74,6 +74,7 @@ def build_results(
     experiment: str,
     num_candidates: int,
     recovered_psnr: float,
+    num_clients_planned: int,
     unavailable_metrics: dict[str, str],
     seconds: float,
     peak_memory: int,
@@ -87,6 +88,7 @@ def build_results(
         experiment: name of the run.
         num_candidates: among how many images each was to be identified.
         recovered_psnr: least PSNR, in dB, of an image that counts as recovered.
+        num_clients_planned: how many clients a whole run attacks.
         unavailable_metrics: why a metric could not be computed, by its name.
         seconds: that the run took.
         peak_memory: largest memory of a process, in bytes.
@@ -108,7 +110,10 @@ def build_results(
         "import_memory_bytes": IMPORT_MEMORY_BYTES,
         "device": device_name(attack.device),
         "num_processes": trainer.world_size,
+        "num_clients_planned": num_clients_planned,
         "num_clients_resumed": len(data.completed),
+        "iterations": attack.loop.num_steps,
+        "iterations_planned": attack.iterations,
         "trainer_precision": str(trainer.precision),
         "versions": versions(),
         "command": shlex.join(["python", *sys.argv]),

@@ -6,18 +6,18 @@ client is one item, and the items are spread over the devices; each is on disk o
 
 import argparse
 import copy
+import inspect
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import CSVLogger
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +29,7 @@ from lightning_recon.audit.records import ClientRecord, append_record, read_reco
 from lightning_recon.audit.results import Results, view
 from lightning_recon.data import ClientDataModule
 from lightning_recon.data.sharing import ClientLoader, share_clients
-from lightning_recon.errors import InputError, input_error_in
+from lightning_recon.errors import InputError, input_error_in, instead
 from lightning_recon.federation import Federation
 from lightning_recon.files import write_atomically, write_csv, write_json
 from lightning_recon.observation import Observation
@@ -40,7 +40,9 @@ from lightning_recon.report.terminal import print_findings, print_outputs
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
 from lightning_recon.runs.cells import SECTIONS, Cell, read_cells, read_yaml
-from lightning_recon.runs.making import check_optimizers, making
+from lightning_recon.runs.making import RunParser, making
+from lightning_recon.runs.progress import with_progress
+from lightning_recon.runs.refusals import explain
 from lightning_recon.runs.results import summarise, versions
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -62,16 +64,15 @@ class BuiltCell(NamedTuple):
     auditor: Auditor
 
 
-def cell_parser() -> LightningArgumentParser:
+def cell_parser() -> RunParser:
     """Return the parser of a cell's configuration."""
-    parser = LightningArgumentParser(exit_on_error=False)
+    parser = RunParser(exit_on_error=False)
     parser.add_argument("--seed_everything", type=int, default=0)
     parser.add_lightning_class_args(Attack, "model", subclass_mode=True)
     parser.add_lightning_class_args(ClientDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(Audit, "audit")
     parser.link_arguments("seed_everything", "model.init_args.seed")
     parser.link_arguments("seed_everything", "data.init_args.seed")
-    check_optimizers(parser)
     return parser
 
 
@@ -81,10 +82,12 @@ def _in_cell(cell: Cell) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (found := input_error_in(error)) is None:
+        found = input_error_in(error)
+        if found is None and not isinstance(error, ArgumentError):
             raise
+        said = found or explain(str(error))
         labels = ", ".join(f"{axis} {label}" for axis, label in cell.labels.items())
-        raise InputError(f"the cell of {labels}: {found}") from error
+        raise InputError(f"the cell of {labels}: {said}") from error
 
 
 class Sweep(LightningModule):
@@ -104,8 +107,8 @@ class Sweep(LightningModule):
         for cell in self.cells:
             known = {name: cell.config[name] for name in SECTIONS if name in cell.config}
             # the parser writes into what it is given
-            parsed = self.parser.parse_object(copy.deepcopy(known))
             with _in_cell(cell):
+                parsed = self.parser.parse_object(copy.deepcopy(known))
                 check_named(parsed, Attack, ClientDataModule)
             self.parsed.append(parsed)
         self.items = [
@@ -114,6 +117,10 @@ class Sweep(LightningModule):
             for client in range(parsed.data.init_args.num_clients)
         ]
         self._built: tuple[int, str, BuiltCell] | None = None
+        self.watch: Callable[[int, int], None] | None = None
+        """Told how far the attack is; set by who shows progress."""
+        self.doing = ""
+        """Cell and client in hand, for people."""
 
     def on_test_start(self) -> None:
         """Agree on the folder: processes that started at different times would not."""
@@ -124,7 +131,8 @@ class Sweep(LightningModule):
 
     def make(self, number: int) -> Namespace:
         """Return the attack, data and audit of a cell, as they are made."""
-        with _in_cell(self.cells[number]), making("model or data"):
+        with _in_cell(self.cells[number]):
+            self.parser.says_where(self.parsed[number])
             objects: Namespace = self.parser.instantiate_classes(self.parsed[number])
         return objects
 
@@ -147,6 +155,7 @@ class Sweep(LightningModule):
             auditor = audit.auditor(data)
         attack.trainer = self.trainer
         attack.records_failures = True
+        attack.loop.limit = int(self.trainer.fast_dev_run) or None  # type: ignore[attr-defined]
         attack.to(self.device)
         attack.bind(data.spec, data.public_images())
         self._built = number, fingerprint, BuiltCell(attack, data, auditor)
@@ -162,7 +171,10 @@ class Sweep(LightningModule):
         """Attack one client of one cell; ``batch`` is the item's number."""
         item = int(batch)
         number, client = self.items[item]
+        clients = self.parsed[number].data.init_args.num_clients
+        self.doing = f"cell {number + 1} of {len(self.cells)}, client {client + 1} of {clients}"
         attack, _, auditor = self.build(number)
+        attack.watch = self.watch
         started = time.monotonic()
         outcome = attack.attempt(attack.attack_client, client)
         record, _ = auditor.audit(attack, client, outcome, time.monotonic() - started)
@@ -230,6 +242,7 @@ def _tidy(results: Results, records: Sequence[ClientRecord]) -> dict[str, Any]:
         "noise_std": privacy.noise_std,
         "epsilon_claimed": privacy.claimed.epsilon,
         "epsilon_actual": privacy.actual.epsilon,
+        "num_clients": results.num_clients,
         "num_images": results.num_images,
         "num_failed": len(results.failures),
         "noise_only_recovered": results.control("noise_only").recovered,
@@ -266,12 +279,25 @@ def run_sweep(
     if is_dry_run:
         _list_cells(sweep, trainer)
         return None
-    trainer.test(sweep, _Items(sweep, completed), verbose=False)
+    try:
+        trainer.test(sweep, _Items(sweep, completed), verbose=False)
+    except SystemExit:  # Ctrl-C
+        if trainer.is_global_zero and (sweep.folder / "records").is_dir():
+            words = ["--config", str(config), "--resume", str(sweep.folder)]
+            line = shlex.join(["python", "cli.py", "sweep", *words])
+            Console(markup=False, soft_wrap=True).print(f"go on with: {line}")
+        raise
     trainer.strategy.barrier()
     if trainer.is_global_zero:
-        table = write_results(sweep, read_records(sweep.folder))
-        command = shlex.join(["python", *sys.argv])
-        write_json(sweep.folder / "run.json", {"command": command, "versions": versions()})
+        records = read_records(sweep.folder)
+        table = write_results(sweep, records)
+        about = {
+            "command": shlex.join(["python", *sys.argv]),
+            "versions": versions(),
+            "num_clients": len(records),
+            "num_clients_planned": len(sweep.items),
+        }
+        write_json(sweep.folder / "run.json", about)
         write_sweep_report(sweep.folder)
         write_sweep_figure(sweep.folder / "figure.png", table, list(cells[0].labels))
         _print_table(sweep, table)
@@ -341,7 +367,7 @@ def main(args: Sequence[str]) -> int:
     Raises:
         InputError: see :func:`run_sweep`.
     """
-    parser = LightningArgumentParser(
+    parser = RunParser(
         prog="python cli.py sweep", description="Run the product of some axes.", exit_on_error=False
     )
     parser.add_argument("--config", type=Path, required=True, help="the sweep's YAML")
@@ -355,13 +381,17 @@ def main(args: Sequence[str]) -> int:
     if found:  # what the file says stands behind what the command line says
         section = read_yaml(Path(found)).get("trainer")
         values = dict(section) if isinstance(section, Mapping) else {}
-        try:
-            parser.set_defaults({f"trainer.{name}": value for name, value in values.items()})
-        except KeyError as error:
-            raise InputError(f"{found}: {error.args[0]}") from error
+        options = inspect.signature(Trainer).parameters
+        for name in values:
+            if name not in options:
+                meant = instead(name, options)
+                raise InputError(f"{found}: trainer: there is no option {name}{meant}")
+        parser.set_defaults({f"trainer.{name}": value for name, value in values.items()})
     config = parser.parse_args(list(args))
     check_named(config, Attack, ClientDataModule)
-    with making("trainer"):
-        trainer = Trainer(**parser.instantiate_classes(config).trainer.as_dict())
+    parser.says_where(config)
+    options = parser.instantiate_classes(config).trainer.as_dict()
+    with making("trainer", options):
+        trainer = Trainer(**{**options, "callbacks": with_progress(options)})
     run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run)
     return 0

@@ -4,6 +4,7 @@ import copy
 import difflib
 import importlib
 import inspect
+import json
 import pkgutil
 import sys
 import traceback
@@ -64,6 +65,26 @@ def imported_module(
         return made
 
     return make
+
+
+def json_arguments(text: str | None) -> dict[str, Any] | None:
+    """Return the arguments of a model that a command line gives as JSON; None for none.
+
+    Args:
+        text: such as ``{"num_classes": 10}``.
+
+    Raises:
+        InputError: if it is no JSON object.
+    """
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--model-args should be JSON, not {text}: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f'--model-args should be a JSON object, as {{"num_classes": 10}}: {text}')
+    return found
 
 
 def _well_formed(name: str) -> str:

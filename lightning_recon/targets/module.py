@@ -3,6 +3,8 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ class ModuleTarget(Target):
         num_classes: length of the output.
         mean: by which the images in [0, 1] are normalised before the module sees them, a number
             or one for each channel; null: 0.
-        std: the same; null: 1.
+        std: by which they are divided then, alike; null: 1.
         weights: a file with the module's tensors, or null for those that it was made with.
         seed: of the random weights.
 
@@ -105,7 +107,7 @@ class ModuleTarget(Target):
 
 def _made(module: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Return a module of one's own."""
-    name = getattr(module, "__name__", type(module).__name__)
+    name = _name_of(module)
     try:
         with seeded(seed):
             made = _copied(module) if isinstance(module, nn.Module) else module()
@@ -128,6 +130,14 @@ def _made(module: Callable[[], nn.Module], seed: int) -> nn.Module:
             "on images once before, or give the layers their sizes"
         )
     return made
+
+
+def _name_of(module: Any) -> str:
+    """Return the name of what makes a module; of a class with arguments its own."""
+    if isinstance(module, partial):
+        classes = [part for part in (module.func, *module.args) if isinstance(part, type)]
+        module = classes[0] if classes else module.func
+    return getattr(module, "__name__", type(module).__name__)
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -38,21 +38,37 @@ def named_as(model: nn.Module, given: Tensors, what: str) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters())
     known = {**parameters, **sent_buffers(model)}
     if not isinstance(given, Mapping):
-        stored = list(model.state_dict())
-        names = stored if len(given) == len(stored) else list(parameters)
-        if len(given) != len(names):
-            raise InputError(
-                f"{what} holds {len(given)} tensors, but the model has {len(names)} parameters "
-                f"and {len(stored)} entries in its state_dict; give them by name"
-            )
-        zeros = (torch.zeros_like(known[name]) for name in names)  # a parameter that plays no part
-        pairs = zip(names, given, zeros, strict=True)
-        given = {name: zero if value is None else value for name, value, zero in pairs}
+        given = {
+            name: torch.zeros_like(known[name]) if value is None else value  # it plays no part
+            for name, value in in_order(model, given, what).items()
+        }
     found = _tensors(under_wanted_names(given, known.keys()), what)
     wanted = {name: tensor for name, tensor in known.items() if name in parameters or name in found}
     if problem := misfit(found, wanted):
         raise InputError(f"{what} does not fit the model: {problem}")
     return {name: _alike(tensor, known[name]) for name, tensor in found.items()}
+
+
+def in_order(model: nn.Module, given: Sequence[Any], what: str) -> dict[str, Any]:
+    """Return by name what stands in the order of a model's ``state_dict``, or its parameters.
+
+    Args:
+        model: that has the names.
+        given: as many as one of both has.
+        what: they are, for the message.
+
+    Raises:
+        InputError: if they are as many as neither has.
+    """
+    stored = list(model.state_dict())
+    parameters = [name for name, _ in model.named_parameters()]
+    for names in (stored, parameters):
+        if len(given) == len(names):
+            return dict(zip(names, given, strict=True))
+    raise InputError(
+        f"{what} holds {len(given)} tensors, but the model has {len(parameters)} parameters and "
+        f"{len(stored)} entries in its state_dict; give them by name"
+    )
 
 
 def buffers_as(model: nn.Module, given: Mapping[str, Any], what: str) -> dict[str, Tensor]:
@@ -97,7 +113,7 @@ def _alike(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def weights_in(content: Any) -> dict[str, Any] | None:
-    """Return the tensors by name that a checkpoint holds; None if it holds none.
+    """Return the tensors or arrays by name that a checkpoint holds; None if it holds none.
 
     They lie at the top, or under one of the keys that trainers use.
 
@@ -108,7 +124,7 @@ def weights_in(content: Any) -> dict[str, Any] | None:
         inner = [content[key] for key in _KEYS if isinstance(content.get(key), dict)]
         if not inner:
             is_named = all(isinstance(name, str) for name in content)
-            has_tensors = any(isinstance(part, Tensor) for part in content.values())
+            has_tensors = any(hasattr(part, "shape") for part in content.values())
             return content if is_named and (has_tensors or not content) else None
         content = inner[0]
     return None
@@ -175,6 +191,16 @@ def misfit(found: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> str | None
         words.append(f"nothing takes {', '.join(more[:3])}{' ...' if len(more) > 3 else ''}")
     words += [f"{name} is {_size(found[name])}, not {_size(wanted[name])}" for name in wrong[:3]]
     return "; ".join(words) or None
+
+
+def partial_misfit(found: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> str | None:
+    """Return :func:`misfit` where some names may be missing, but not all.
+
+    Args:
+        found: by name.
+        wanted: by name.
+    """
+    return misfit(found, {name: wanted[name] for name in wanted if name in found} or wanted)
 
 
 def _may_lack(name: str) -> bool:

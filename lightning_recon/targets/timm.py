@@ -14,7 +14,7 @@ class TimmClassifier(Target):
     """A classifier of the package timm, which is not among the requirements.
 
     Args:
-        name: as in ``timm.list_models()``.
+        name: of the network, one of ``timm.list_models()``.
         weights: a file with the model's tensors, or null for random weights drawn from ``seed``.
             Nothing is ever downloaded.
         num_classes: length of the output.

@@ -24,7 +24,8 @@ class TorchvisionClassifier(Target):
     """A torchvision classifier: ResNet, VGG, DenseNet, ViT, ...
 
     Args:
-        name: as in ``torchvision.models.list_models(module=torchvision.models)``.
+        name: of the network, one of
+            ``torchvision.models.list_models(module=torchvision.models)``.
         weights: a file with the model's tensors, or null for random weights drawn from ``seed``.
             Nothing is ever downloaded.
         num_classes: length of the output.

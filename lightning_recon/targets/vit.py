@@ -78,8 +78,8 @@ class TinyViT(Target):
         width: of the tokens.
         depth: number of blocks.
         num_heads: of every attention.
-        is_plain: whether the first block is as above; false: one like the others, as in a usual
-            vision transformer, which the closed form cannot read.
+        is_plain: whether the first block's attention has neither layer norm nor shortcut, so that
+            the closed form can read it; false: that of a usual vision transformer.
         in_channels: channels of the images.
         weights: a file with the tensors, or null for random weights drawn from ``seed``.
         seed: of the random weights.

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from lightning_recon.errors import InputError
-from lightning_recon.files import write_atomically
+from lightning_recon.files import run_folder, write_atomically
 
 
 def check_same_network(
@@ -47,15 +46,15 @@ def save_weights(
     Raises:
         InputError: if the weights are not finite.
     """
-    folder = training.trainer.log_dir  # asks the first process: all must
-    if folder is None or not training.trainer.is_global_zero:
+    folder = run_folder(training.trainer)
+    if not training.trainer.is_global_zero:
         return
     state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
         raise InputError("the training diverged: its weights are not finite; lower lr")
     content = io.BytesIO()
     torch.save(state, content)
-    path = Path(folder) / "weights.pth"
+    path = folder / "weights.pth"
     write_atomically(path, content.getvalue())
     console = Console(highlight=False, soft_wrap=True)
     figures = training.trainer.callback_metrics

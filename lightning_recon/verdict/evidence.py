@@ -40,8 +40,9 @@ RIGHT_GAIN = 4.0
 """In dB: and at least this much more than the best null control of its image."""
 NUM_REHEARSED = 8
 """Public images, about, that an attack is rehearsed on."""
-_MAX_REHEARSALS = 3  # clients
+_MAX_REHEARSALS = 2  # clients
 _CAP = 40.0  # dB; more is the same
+_UNKNOWN_RATE = 0.01  # at which a step is rehearsed whose learning rate nobody knows
 
 Features = dict[str, float]
 """What speaks for one reconstruction, by name; see :data:`NAMES`."""
@@ -145,15 +146,19 @@ def shuffled(update: Update, seed: int) -> Update:
     return mixed
 
 
-def rehearse(
-    plan: Plan, sent: Sent, numbers: Numbers, training: Training, setting: Setting
-) -> Rehearsal:
+def noise_ratio(numbers: Numbers) -> float:
+    """Return the noise on an entry over the norm of the update, to two digits."""
+    if not numbers.noise_std:
+        return 0.0
+    return float(f"{numbers.noise_std / numbers.norm:.1e}")
+
+
+def rehearse(plan: Plan, sent: Sent, training: Training, setting: Setting) -> Rehearsal:
     """Return how an attack does on public images, in the setting that the update shows.
 
     Args:
         plan: of the attack.
-        sent: by a client; its update is used for what shows on its entries alone.
-        numbers: of that update.
+        sent: by a client; of its update's numbers, only what was done to them plays a part.
         training: of the client.
         setting: of the audit.
     """
@@ -169,7 +174,7 @@ def rehearse(
         images = public[chosen]
         attack = plan.make(setting.seed)
         labels = torch.randint(attack.target.num_classes, (size,), generator=generator)
-        update = _simulated(attack, images, labels, sent, numbers, training, seed)
+        update = _simulated(attack, images, labels, sent, training, seed)
         found = look(attack, update, training, setting, number + 1)
         rows = match(found.images, images).row
         controls = psnr(mean.expand_as(images), images).float()
@@ -193,7 +198,6 @@ def _simulated(
     images: Tensor,
     labels: Tensor,
     sent: Sent,
-    numbers: Numbers,
     training: Training,
     seed: int,
 ) -> Update:
@@ -201,16 +205,16 @@ def _simulated(
     target, client = attack.target, attack.client
     batch = PrivateBatch(images, labels, torch.ones_like(images[:, :1]).bool(), labels)
     update = client.run(target, batch, seed=seed)[0]
-    if sent.protocol == "fedavg" and not training.is_known:  # of a size that nobody knows
-        norm = sum(float(part.square().sum()) for part in update.values()) ** 0.5
-        update = {name: part * (numbers.norm / max(norm, 1e-30)) for name, part in update.items()}
+    if sent.protocol == "fedavg" and training.learning_rate is None:  # of a size that nobody knows
+        update = {name: _UNKNOWN_RATE * part for name, part in update.items()}
+    norm = sum(float(part.square().sum()) for part in update.values()) ** 0.5
+    noise = norm * noise_ratio(sent.numbers)
     generator = make_generator(seed, "obfuscation")
-    noise = numbers.noise_std or 0.0
     done = {}
     for name, part in update.items():
         observed = sent.update[name].flatten(1) if part.ndim > 1 else sent.update[name][None]
         shape = observed.shape
-        if numbers.reading.kind != "exact" and observed.any():
+        if sent.numbers.reading.kind != "exact" and observed.any():
             part = obfuscate(part.reshape(shape), read_entries(observed), observed, generator)
         grain = math.hypot(noise, sent.rounding.get(name, 0.0))
         drawn = torch.randn(shape, generator=generator).to(part)

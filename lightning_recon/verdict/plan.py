@@ -95,7 +95,7 @@ def plan_attacks(
     shape = setting.image_shape
     consider(
         "LinearLayerInversion",
-        lambda: _check_sent(sent, first_linear(target, shape)),
+        lambda: _check_sent(sent, first_linear(target, shape).prefix),
         lambda seed: LinearLayerInversion(target, client, seed=seed),
     )
     if plans:

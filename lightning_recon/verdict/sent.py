@@ -19,6 +19,7 @@ from lightning_recon.rowsparse import is_finite
 from lightning_recon.targets.names import misfit, under_wanted_names
 from lightning_recon.updates import Buffers, Update
 from lightning_recon.verdict.finding import Finding
+from lightning_recon.verdict.numbers import Numbers, read_numbers
 
 _SAME = 0.9  # cosine between weights and those that they began with
 _OTHER = 0.5  # the same, below which they began elsewhere
@@ -42,6 +43,8 @@ class Sent(NamedTuple):
     """Parameters that were not sent."""
     rounding: dict[str, float]
     """Standard deviation of the rounding of each parameter's update."""
+    numbers: Numbers
+    """What the update shows."""
     findings: list[Finding]
 
 
@@ -85,10 +88,12 @@ def read_reply(reply: Reply, model: nn.Module, image_shape: tuple[int, int, int]
         value = found[name].double()
         change = value - state[name].double() if kind == "weights" else value
         update[name] = change.to(parameter.dtype)
-        rounding[name] = _rounding(found[name])
+        rounding[name] = _rounding(state[name] if kind == "weights" else change, found[name].dtype)
     returned = {name: found[name].to(known[name]) for name in found if name not in parameters}
     protocol = "fedsgd" if kind == "gradient" else "fedavg"
-    sign = _sign(model, state, update, image_shape) if not missing else None
+    numbers = read_numbers(update, rounding)
+    size = reply.facts.get("batch_size") or numbers.rank
+    sign = _sign(model, update, image_shape, size) if size and not missing else None
     if sign is not None and (sign > 0) != (protocol == "fedavg"):
         now = "a gradient" if protocol == "fedavg" else "a change of weights"
         was = "a change of weights" if protocol == "fedavg" else "a gradient"
@@ -108,6 +113,7 @@ def read_reply(reply: Reply, model: nn.Module, image_shape: tuple[int, int, int]
         returned or None,
         missing,
         rounding,
+        numbers,
         findings,
     )
 
@@ -211,30 +217,27 @@ def _kind_by_size(
     return kind
 
 
-def _rounding(sent: Tensor) -> float:
-    """Return the standard deviation of the rounding of numbers of their size and type."""
-    bits = _BITS.get(sent.dtype, 24)
-    size = float(sent.double().square().mean() ** 0.5) if sent.numel() else 0.0
-    return float(size * 2.0**-bits)
+def _rounding(numbers: Tensor, kind: torch.dtype) -> float:
+    """Return the standard deviation of the rounding of numbers of this size to a type."""
+    size = float(numbers.double().square().mean() ** 0.5) if numbers.numel() else 0.0
+    return float(size * 2.0 ** -_BITS.get(kind, 24))
 
 
 def _sign(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    update: Update,
-    image_shape: tuple[int, int, int],
+    model: nn.Module, update: Update, image_shape: tuple[int, int, int], num_samples: int
 ) -> float | None:
     """Return the skewness of the last bias' change; None where it does not tell the sign.
 
-    Under the cross-entropy the gradient of the last bias is p_c - n_c / B: a few classes that are
-    there lie far below 0, the others a little above.
+    Under the cross-entropy the gradient of the last bias is p_c - n_c / B: the classes that are
+    there lie far below 0, the others a little above, and with fewer samples than half the classes
+    the others are more.
     """
     parameter = next(iter(model.parameters()))
     try:
         _, bias = last_linear_layer(model, torch.zeros(1, *image_shape).to(parameter))
     except InputError:
         return None
-    if bias is None or len(update[bias]) < 4:
+    if bias is None or 2 * num_samples >= len(update[bias]):
         return None
     values = update[bias].double()
     centred = values - values.mean()

@@ -194,11 +194,13 @@ class SpectralLDPAttack(OptimizationAttack):
         """Make the code for the spectrum of public images, or for the stored one without any.
 
         Raises:
-            InputError: if the images do not have three channels.
+            InputError: if the images have neither three channels nor one.
         """
         image_shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-        if image_shape[0] != 3:
-            raise InputError(f"SpectralLDPAttack takes images of 3 channels, not {image_shape[0]}")
+        if image_shape[0] not in (1, 3):
+            raise InputError(
+                f"SpectralLDPAttack takes images of 3 channels or 1, not {image_shape[0]}"
+            )
         energy = self.energy - self.sign_size**2
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             self.code = SpectralCode(images, image_shape, self.noise_std**2, energy)

@@ -12,10 +12,10 @@ channels", IEEE Trans. Communications 24, 1976).  What lies below the water leve
 
 The coefficients are those of the orthonormal discrete cosine transform (DCT-II; its even extension
 has no jump at the image's border, unlike the periodic one of a Fourier transform) of opponent
-colours, the mean of public images subtracted.  All images are sent with the same energy: for the
-mean of the errors' logarithms, which is what PSNR averages, that is best whatever the images are.
-The spectrum is that of images scaled to the same coded energy, averaged over rings of equal
-frequency; without public images it is a stored power law.
+colours (grey is luminance alone), the mean of public images subtracted.  All images are sent with
+the same energy: for the mean of the errors' logarithms, which is what PSNR averages, that is best
+whatever the images are.  The spectrum is that of images scaled to the same coded energy, averaged
+over rings of equal frequency; without public images it is a stored power law.
 """
 
 import math
@@ -77,7 +77,7 @@ def frequencies(height: int, width: int) -> Tensor:
 
 
 def ring_average(power: Tensor) -> Tensor:
-    """Return ``power``, 3 H W, with the mean of its ring of equal frequency everywhere."""
+    """Return ``power``, C H W, with the mean of its ring of equal frequency everywhere."""
     radius = frequencies(*power.shape[1:])
     edges = torch.cat(
         [
@@ -88,7 +88,7 @@ def ring_average(power: Tensor) -> Tensor:
     ring = (torch.bucketize(radius, edges) - 1).flatten().to(power.device)
     count = torch.zeros(len(edges), device=power.device, dtype=torch.float64)
     count.index_add_(0, ring, torch.ones_like(ring, dtype=torch.float64))
-    total = torch.zeros(3, len(edges), device=power.device, dtype=torch.float64)
+    total = torch.zeros(len(power), len(edges), device=power.device, dtype=torch.float64)
     total.index_add_(1, ring, power.flatten(1).double())
     return (total / count.clamp_min(1))[:, ring].view(power.shape).to(power.dtype)
 
@@ -97,8 +97,8 @@ class SpectralCode(nn.Module):
     """Images to unit vectors and back.  Nothing of it is a parameter.
 
     Args:
-        images: N 3 H W in [0, 1], public; N may be 0.
-        image_shape: 3, H, W.
+        images: N C H W in [0, 1], C 3 or 1, public; N may be 0.
+        image_shape: C, H, W.
         noise_variance: n of the channel, > 0.
         energy: P of the channel, > 0.
     """
@@ -119,8 +119,8 @@ class SpectralCode(nn.Module):
         energy: float,
     ) -> None:
         super().__init__()
-        _, height, width = image_shape
-        opponent = torch.tensor(_OPPONENT, dtype=torch.float64)
+        channels, height, width = image_shape
+        opponent = torch.tensor(_OPPONENT, dtype=torch.float64)[:channels, :channels]
         opponent /= opponent.norm(dim=1, keepdim=True)
         self.register_buffer("opponent", opponent.to(images))
         self.register_buffer("vertical", dct_matrix(height).to(images))
@@ -131,7 +131,7 @@ class SpectralCode(nn.Module):
             power = ring_average(coefficients.square().mean(0)) + _TINY
         else:
             coefficients = images.new_zeros(0, *image_shape)
-            power = model_power(height, width).to(images)
+            power = model_power(*image_shape).to(images)
         norms = images.new_ones(1)
         for _ in range(3 if len(images) else 1):
             # the spectrum of images of equal coded energy, and the code for that spectrum
@@ -152,7 +152,7 @@ class SpectralCode(nn.Module):
 
     @staticmethod
     def _mean_image(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
-        """Return the mean of the images, blurred as few images allow, 3 H W."""
+        """Return the mean of the images, blurred as few images allow, C H W."""
         if not len(images):
             return torch.full(image_shape, _MODEL_MEAN)
         reach = max(image_shape[1:]) // 9
@@ -166,12 +166,12 @@ class SpectralCode(nn.Module):
         return len(self.order)
 
     def transform(self, images: Tensor) -> Tensor:
-        """Return the DCT coefficients of the opponent colours; orthonormal.  B 3 H W."""
+        """Return the DCT coefficients of the opponent colours; orthonormal.  B C H W."""
         colours = torch.einsum("oc,bchw->bohw", self.opponent, images)
         return self.vertical @ colours @ self.horizontal.T
 
     def inverse(self, coefficients: Tensor) -> Tensor:
-        """Undo :meth:`transform`, B 3 H W."""
+        """Undo :meth:`transform`, B C H W."""
         colours = self.vertical.T @ coefficients @ self.horizontal
         return torch.einsum("oc,bohw->bchw", self.opponent, colours)
 
@@ -188,7 +188,7 @@ class SpectralCode(nn.Module):
     def decode(
         self, received: Tensor, amplitude: Tensor, log_norm: Tensor, noise_variance: float
     ) -> Tensor:
-        """Return the images of least expected squared error, B 3 H W: Wiener's filter.
+        """Return the images of least expected squared error, B C H W: Wiener's filter.
 
         Args:
             received: B N, ``amplitude`` times the code, plus noise.
@@ -220,13 +220,17 @@ class SpectralCode(nn.Module):
         return images + self.decode(residual, amplitude, log_norm, noise_variance) - self.mean
 
 
-def model_power(height: int, width: int) -> Tensor:
-    """Return the stored power law of photographs, 3 H W: power times frequency^-exponent."""
+def model_power(channels: int, height: int, width: int) -> Tensor:
+    """Return the stored power law of photographs, C H W: power times frequency^-exponent.
+
+    Luminance is the sum of three colours over sqrt(3): grey has a third of its power.
+    """
+    share = 1.0 if channels == 3 else 1 / 3
     radius = frequencies(height, width).clamp_min(1)
     shapes = [radius**-exponent for exponent in _MODEL_EXPONENT]
     return torch.stack(
         [
-            variance * height * width * shape / shape.sum()
+            variance * share * height * width * shape / shape.sum()
             for variance, shape in zip(_MODEL_VARIANCE, shapes, strict=True)
-        ]
+        ][:channels]
     )

@@ -69,7 +69,7 @@ class SpectralPayload(nn.Module):
         return len(self.head)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the model's logits of B 3 H W images; only the gradients know of the rows."""
+        """Return the model's logits of B C H W images; only the gradients know of the rows."""
         logits: Tensor = self.model(images)
         with torch.autocast(images.device.type, enabled=False):
             with torch.no_grad():

@@ -44,9 +44,8 @@ def given_labels(
     if known.ndim != 1 or not len(known) or not is_whole:
         raise InputError(f"{should}, not {_shown(known.flatten().tolist())}")
     known = known.to(torch.int64)
-    wrong = [label for label in known.tolist() if label < 0 or label >= (num_classes or label + 1)]
-    if wrong:
-        raise InputError(_out_of_range(what, known, wrong, num_classes))
+    if num_classes is not None:
+        _check_range(what, known, num_classes)
     if num_samples is not None and len(known) != num_samples:
         raise InputError(
             f"{what}: {len(known)} labels, but num_samples is {num_samples}; give one per sample"
@@ -54,14 +53,15 @@ def given_labels(
     return known
 
 
-def _out_of_range(what: str, known: Tensor, wrong: list[int], num_classes: int | None) -> str:
-    if num_classes is None:
-        return f"{what}: labels must be whole numbers from 0, not {_shown(wrong)}"
+def _check_range(what: str, known: Tensor, num_classes: int) -> None:
+    wrong = known[(known < 0) | (known >= num_classes)].tolist()
+    if not wrong:
+        return
     from_one = int(known.min()) >= 1 and int(known.max()) == num_classes
-    hint = "; if they count from 1, subtract 1" if from_one else ""
-    return (
+    hint = "if they count from 1, subtract 1" if from_one else "see the target's num_classes"
+    raise InputError(
         f"{what}: labels must be whole numbers from 0 to {num_classes - 1}, not {_shown(wrong)}, "
-        f"for the target has {num_classes} classes{hint}"
+        f"for the target has {num_classes} classes; {hint}"
     )
 
 

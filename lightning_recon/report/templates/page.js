@@ -70,9 +70,9 @@ function makeFilterable(table, box) {
   heads.forEach((head, column) => {
     if (!("facet" in head.dataset)) return;
     const text = (row) => row.cells[column].textContent;
-    const options = [...new Set(rows.map(text))];
+    const there = new Set(rows.map(text));
+    const options = JSON.parse(head.dataset.facet).filter((option) => there.has(option));
     if (options.length < 2 || options.length > 60) return;
-    options.sort((a, b) => compare(value({textContent: a}), value({textContent: b})));
     const choice = labelled(head.textContent, document.createElement("select"));
     choice.add(new Option("all", ""));
     for (const option of options) choice.add(new Option(option));
