@@ -13,7 +13,7 @@ from lightning_recon.integrations.flower.messages import only_warning, plain
 from lightning_recon.integrations.flower.tape import Asked, Tape
 
 
-class Recorder(Strategy):
+class Recorder(Strategy):  # type: ignore[misc]
     """Around a strategy: writes what is sent to clients for training, and what they return.
 
     Results are those of the strategy alone, bit for bit, and a fault of the recorder is a warning
@@ -155,7 +155,7 @@ def recording_grid(
     return _RecordingGrid(grid, Tape(folder, image_shape, run_config, kind))
 
 
-class _RecordingGrid(Grid):
+class _RecordingGrid(Grid):  # type: ignore[misc]
     def __init__(self, grid: Grid, tape: Tape) -> None:
         self.grid = grid
         self._tape = tape

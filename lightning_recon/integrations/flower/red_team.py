@@ -74,7 +74,7 @@ def load_payload(payload: nn.Module, arrays: ArrayRecord) -> nn.Module:
     return payload
 
 
-class _Injecting(Strategy):
+class _Injecting(Strategy):  # type: ignore[misc]
     def __init__(self, strategy: Strategy, payload: nn.Module) -> None:
         self.strategy = strategy
         self.payload = payload
