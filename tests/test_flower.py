@@ -430,8 +430,9 @@ def test_the_example_captures_and_audits_a_deployed_federation(sample_data, tmp_
         [sys.executable, program, *options], capture_output=True, text=True, timeout=300
     )
     assert found.returncode == 0, found.stdout + found.stderr
-    assert found.stdout.count("by the truth: 2 of 2 images right") == 2
-    assert (tmp_path / "out" / "plain" / "stronger.png").is_file()
+    assert found.stdout.count("by the truth: ") == 2  # of the audit, a client each
+    assert "plain: LinearLayerInversion: 4 of 4 images right" in found.stdout
+    assert (tmp_path / "out" / "plain" / "by_hand.png").is_file()
     replies = replies_of(tmp_path / "out" / "plain" / "capture")
     assert [reply.facts["mods"] for reply in replies] == [[], []]
     assert replies[0].facts["steps"] == 5

@@ -137,7 +137,7 @@ def federated_run(name: str, data: Path, output: Path, environment: dict[str, st
 
 
 def audit(names: list[str], data: Path, output: Path) -> None:
-    """Audit the captures by the command, and then by an attack that takes longer."""
+    """Audit the captures by the command, and by hand."""
     net = "ColourNet" if data.suffix == ".npz" else "FashionNet"
     for name in names:
         folder = output / name
@@ -146,7 +146,7 @@ def audit(names: list[str], data: Path, output: Path) -> None:
         arguments = ["audit", str(folder / "capture"), *options]
         print(f"\n{name}: python cli.py audit\n{python(ROOT / 'cli.py', *arguments)}", flush=True)
     folders = [str(output / name) for name in names]
-    print(f"\nan attack that takes longer:\n{python(HERE / 'stronger.py', *folders)}")
+    print(f"\nby hand, in Python:\n{python(HERE / 'by_hand.py', *folders)}")
 
 
 def python(program: Path, *arguments: str) -> str:
