@@ -23,6 +23,8 @@ class FederationJson(TypedDict, total=False):
     """What was captured, such as ``"flower 1.42.0"``."""
     created: str
     """ISO 8601, UTC."""
+    image_shape: list[int]
+    """C, H, W of what the model sees, where all clients share it."""
 
 
 class ModJson(TypedDict, total=False):
