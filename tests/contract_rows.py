@@ -143,6 +143,7 @@ CLIENTS = {
     "FedSGD": clients.FedSGD,
     "InstaHide": lambda: clients.InstaHide(clients.FedSGD(), 2),
     "MixUp": lambda: clients.MixUp(clients.FedSGD()),
+    "OpacusDPSGD": lambda: clients.OpacusDPSGD(1.0),
     "Soteria": lambda: clients.Soteria(clients.FedSGD(), 0.5),
 }
 TARGETS = {  # by seed
@@ -169,8 +170,12 @@ TARGETS = {  # by seed
     "VGG7": lambda seed: targets.VGG7(5, SIZE, width=2, seed=seed),
     "VariationalBottleneck": lambda seed: targets.VariationalBottleneck(lenet(), 8, seed=seed),
 }
-OPTIONAL = {"EfficientNetLite0": "efficientnet_lite_pytorch", "TimmClassifier": "timm"}
-"""Targets of packages that are not among the requirements."""
+OPTIONAL = {
+    "EfficientNetLite0": "efficientnet_lite_pytorch",
+    "OpacusDPSGD": "opacus",
+    "TimmClassifier": "timm",
+}
+"""Of packages that are not among the requirements."""
 TRAINED = {"EfficientNetLite0"}
 """Targets whose weights no seed draws."""
 PRIORS = {

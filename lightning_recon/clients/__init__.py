@@ -6,6 +6,7 @@ from lightning_recon.clients.dpsgd import DPSGD
 from lightning_recon.clients.fedavg import FedAvg
 from lightning_recon.clients.fedsgd import FedSGD
 from lightning_recon.clients.mixup import InstaHide, MixUp
+from lightning_recon.clients.opacus import OpacusDPSGD
 from lightning_recon.clients.soteria import Soteria
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "FedSGD",
     "InstaHide",
     "MixUp",
+    "OpacusDPSGD",
     "Soteria",
 ]

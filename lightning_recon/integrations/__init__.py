@@ -1,4 +1,4 @@
-"""Where a capture comes from: one framework of federated learning each.
+"""Captures from other frameworks, and defenses for them; each is imported by itself.
 
 What captures runs inside of someone's server: it imports neither Lightning nor matplotlib.
 """
