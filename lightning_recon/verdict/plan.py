@@ -95,8 +95,6 @@ def plan_attacks(
         lambda: _check_sent(sent, first_linear(target, shape).prefix),
         lambda seed: LinearLayerInversion(target, client, seed=seed),
     )
-    if plans:
-        return plans, {"others": "the first layer is linear, and gives the images in closed form"}
     consider(
         "RGAP",
         lambda: _check_chain(target, sent, training, shape),
