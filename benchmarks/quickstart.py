@@ -64,6 +64,15 @@ def images_of(path: str) -> tuple[Tensor, Tensor, Tensor]:
         return test, torch.from_numpy(held["y_test"]).long().flatten(), public
 
 
+def network() -> TutorialCNN:
+    """Return the network with the weights of Flower's class after ``torch.manual_seed(1)``."""
+    model = TutorialCNN(10)
+    torch.manual_seed(1)
+    for layer in (model.conv1, model.conv2, model.fc1, model.fc2, model.fc3):
+        layer.reset_parameters()
+    return model
+
+
 def trained(model: Target, images: Tensor, labels: Tensor, steps: int) -> dict[str, Tensor]:
     """Return the state dict after steps of SGD on the whole batch."""
     model = copy.deepcopy(model).requires_grad_()
@@ -84,7 +93,7 @@ def attacked(
     public = public[: options.public]
     for client in range(options.first, options.first + options.clients):
         here = slice(STRIDE * client, STRIDE * client + batch_size)
-        model = TutorialCNN(10, seed=1)
+        model = network()
         attack = ATTACKS[name](
             model, client=FedAvg(LEARNING_RATE, epochs=options.steps), known=KNOWN
         )

@@ -111,8 +111,7 @@ class TutorialCNN(Target):
         image_size: height and width of the images, one number or ``[H, W]``, at least 16; the first
             linear layer depends on it.
         in_channels: channels of the images.
-        weights: a file with the tensors, or null for random weights drawn from ``seed``, the same
-            as those of the tutorials' class after ``torch.manual_seed(seed)``.
+        weights: a file with the tensors, or null for random weights drawn from ``seed``.
         seed: of the random weights.
     """
 

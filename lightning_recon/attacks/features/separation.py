@@ -23,7 +23,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-_MIN_ZEROS = 0.1  # share of the places at which a sample is 0; other corners have fewer
+_MIN_ZEROS = 6  # beyond twice the samples; corners that are no sample have about as many as samples
 _DEAD = 1e-4  # of the largest place's norm: below, no sample is seen there
 _NEAR_ZERO = 1e-3  # of the root mean square, where a corner counts as 0 at first
 _NOISE = 5.0  # standard deviations within which an entry counts as 0
@@ -114,7 +114,7 @@ def _corners(places: Tensor, noise: float, seed: int) -> Tensor:
 
 def _refined(places: Tensor, corner: Tensor, noise: float) -> Tensor | None:
     """Return the sample at a corner, n, fitted to all places where it is 0; None: it is none."""
-    fewest = max(places.shape[1] + 2, int(_MIN_ZEROS * len(places)))
+    fewest = 2 * places.shape[1] + _MIN_ZEROS
     is_zero = corner.abs() < _NEAR_ZERO * corner.square().mean().sqrt()
     values = corner
     for _ in range(_NUM_LOOKS):

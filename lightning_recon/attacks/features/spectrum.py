@@ -49,11 +49,12 @@ class Spectrum:
     def encode(self, images: Tensor) -> Tensor:
         """Return the latents of images, B C H W."""
         found = self._transformed(images - self.mean).permute(2, 3, 1, 0)
-        latents = torch.linalg.solve_triangular(self.roots, found, upper=False)
+        latents: Tensor = torch.linalg.solve_triangular(self.roots, found, upper=False)
         return latents.permute(3, 2, 0, 1)
 
     def _transformed(self, images: Tensor) -> Tensor:
-        return self._down @ images @ self._right.T
+        found: Tensor = self._down @ images @ self._right.T
+        return found
 
 
 def _cosines(size: int) -> Tensor:
