@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attack_helpers import bind
+from pytorch_lightning import Callback, Trainer
 from torch import nn
 
 from lightning_recon import reconstruct
@@ -79,6 +80,14 @@ class TestSeparation:
         _, _, weight, bias = layer_gradient(4)
         noisy = weight + weight.std() * random(*weight.shape, seed=5)
         assert separate_inputs(noisy, bias, 4, seed=0) is None
+
+    def test_a_gradient_that_no_such_batch_has_is_not_believed(self):
+        _, _, weight, bias = layer_gradient(1)
+        assert separate_inputs(weight, bias, 1, seed=0) is not None
+        dropped = weight * (random(*weight.shape) > 0)
+        assert separate_inputs(dropped, bias, 1, seed=0) is None
+        _, _, weight, bias = layer_gradient(5)
+        assert separate_inputs(weight, bias, 4, seed=0) is None
 
     def test_nothing_is_found_in_nothing(self):
         assert separate_inputs(torch.zeros(5, 7), torch.zeros(5), 2, seed=0) is None
@@ -172,6 +181,19 @@ def photographs(batch_size=2, num_public=40):
     )
 
 
+class Keep(Callback):
+    """Keeps what an attack finds."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def on_train_end(self, trainer, pl_module):
+        self.found.append(pl_module.current)
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.found.append(outputs)
+
+
 def sent_by(model, batch, rate=0.01):
     """The state dict after a step of SGD."""
     parameters = dict(model.named_parameters())
@@ -231,10 +253,11 @@ class TestAttack:
         torch.testing.assert_close(first.images, second.images)
         assert torch.equal(first.labels, second.labels)
 
-    def test_obfuscated_updates_are_solved_with_labels(self):
-        data = photographs()
+    @pytest.mark.parametrize("batch_size", [1, 2])  # of one sample, signs are of rank 1 as well
+    def test_obfuscated_updates_are_solved_with_labels(self, batch_size):
+        data = photographs(batch_size)
         attack = AnnealedInversion(TutorialCNN(20), defenses=[SignSGD()], iterations=2)
-        bind(attack, data.public_images(), 2)
+        bind(attack, data.public_images(), batch_size)
         found = attack.reconstruct(attack.federation.play(data.client(0), 0))
         assert found.notes["separated"] == 0
         assert torch.equal(found.labels, data.client(0).labels)
@@ -266,6 +289,26 @@ class TestAttack:
             last_temperature=0.1,
         )
         assert seen == pytest.approx([0.4, 0.2, 0.1, 0.1])  # the last is the score's
+
+    def test_fit_anneals_as_test_does(self, tmp_path):
+        found = []
+        for stage in ("fit", "test"):
+            attack = AnnealedInversion(TutorialCNN(20), iterations=4)
+            trainer = Trainer(
+                accelerator="cpu",
+                logger=False,
+                max_epochs=1,
+                default_root_dir=tmp_path,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                enable_checkpointing=False,
+                use_distributed_sampler=False,
+                inference_mode=False,
+                callbacks=[Keep(found)],
+            )
+            getattr(trainer, stage)(attack, datamodule=photographs())
+        assert torch.equal(found[0].images, found[1].images)
+        assert torch.equal(found[0].score, found[1].score)
 
     @pytest.mark.parametrize(
         "wrong", [{"features_error": 0}, {"update_error": -1}, {"last_temperature": 0}]

@@ -38,7 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import ExponentialLR
 
 from lightning_recon.attacks.features.decoding import reading, teaching_images
-from lightning_recon.attacks.features.linear_layers import least_squares
+from lightning_recon.attacks.features.linear_layers import least_squares, read_entries
 from lightning_recon.attacks.features.linear_stack import LinearStack, find_stack, run_features
 from lightning_recon.attacks.features.reading import half_way, read_features
 from lightning_recon.attacks.features.separation import separate_inputs
@@ -192,11 +192,11 @@ class AnnealedInversion(OptimizationAttack):
     def _separated(self, update: Evidence, number: int, seed: int) -> BodyEvidence | None:
         """Return the evidence of a batch without its labels; None if it is not found."""
         stack = find_stack(update.payload, self.public[:2])
-        bias = stack.biases[0]
-        if bias is None:
+        bias, weight = stack.biases[0], update.observed[stack.weights[0]]
+        if bias is None or read_entries(weight).kind in ("rounded", "signs"):
             return None
         found = separate_inputs(
-            update.observed[stack.weights[0]],
+            weight,
             update.observed[bias],
             number,
             derive_seed(seed, "separation"),

@@ -29,6 +29,7 @@ _NEAR_ZERO = 1e-3  # of the root mean square, where a corner counts as 0 at firs
 _NOISE = 5.0  # standard deviations within which an entry counts as 0
 _FLOOR = 1e-9  # the least noise, of the gradient's norm
 _SAME = 0.02  # relative distance of two corners that are one
+_MOST_LEFT = 0.1  # of the gradient's norm, that no batch of this size explains
 _NUM_PROGRAMS = 25  # for each sample, at most
 _NUM_LOOKS = 3  # at the places where a corner is 0
 
@@ -45,8 +46,9 @@ class Separated(NamedTuple):
 def separate_inputs(weight: Tensor, bias: Tensor, num_samples: int, seed: int) -> Separated | None:
     """Return the inputs of a linear layer sample by sample, in any order; None: not all found.
 
-    Any factor of the gradient cancels in the inputs: a change of weights by a step of unknown
-    rate serves as well.
+    One sample needs no zeros.  Any factor of the gradient cancels in the inputs: a change of
+    weights by a step of unknown rate serves as well, and one by several steps where the layers
+    below hardly move; the inputs are means over the steps then.
 
     Args:
         weight: K N, gradient of the weights, not obfuscated but by rounding.
@@ -61,7 +63,10 @@ def separate_inputs(weight: Tensor, bias: Tensor, num_samples: int, seed: int) -
     gradient = whole / size
     basis = torch.linalg.eigh(gradient @ gradient.T).eigenvectors[:, -num_samples:]
     places = gradient.T @ basis  # N+1 B: a sample is a combination of its columns
-    noise = max(float((gradient - basis @ places.T).square().mean().sqrt()), _FLOOR)
+    left = gradient - basis @ places.T
+    if float(torch.linalg.matrix_norm(left)) > _MOST_LEFT:
+        return None
+    noise = max(float(left.square().mean().sqrt()), _FLOOR)
     norms = torch.linalg.vector_norm(places, dim=1)
     live = norms > _DEAD * norms.max()
     if not live[-1] or int(live.sum()) <= num_samples:
