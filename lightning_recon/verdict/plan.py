@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_recon.attacks import (
     RGAP,
+    AnnealedInversion,
     Attack,
     FeatureInversionAttack,
     InvertingGradients,
@@ -112,6 +113,12 @@ def plan_attacks(
             seed=seed,
         ),
     )
+    if setting.effort == "thorough":
+        consider(
+            "AnnealedInversion",
+            lambda: _check_stack(target, sent, setting),
+            lambda seed: AnnealedInversion(target, client, known=known, seed=seed),
+        )
     consider(
         "InvertingGradients",
         lambda: _check_sent(sent, ""),
