@@ -1,5 +1,6 @@
 """The audit of one client: preflight, attacks, and a verdict without any truth."""
 
+import copy
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -108,7 +109,7 @@ class Auditor:
         self.batch_size = batch_size
         self.steps = steps
         self.target: Target = (
-            model
+            copy.deepcopy(model)
             if isinstance(model, Target)
             else ModuleTarget(model, num_classes=num_classes, mean=mean, std=std)
         )
@@ -131,10 +132,11 @@ class Auditor:
         findings = [*sent.findings, *preflight(reply, declared, numbers)]
         privacy = privacy_lines(declared, numbers)
         training = self._training(reply, sent, numbers)
-        if training.is_assumed:
-            findings.append(
-                Finding("note", "how many samples there are is not known: one is assumed")
-            )
+        if not reply.facts.get("batch_size") and self.batch_size is None:
+            told = "is not known: one is assumed"
+            if not training.is_assumed:
+                told = f"is told by the rank of a linear layer's change: {training.num_samples}"
+            findings.append(Finding("note", f"how many samples there are {told}"))
         pictures, controls, attacks = self._attack(sent, training)
         verdict, reason = _verdict(pictures, numbers, attacks)
         return ClientAudit(
@@ -273,20 +275,25 @@ def _verdict(
         most = max(picture.confidence for picture in sure)
         images = "1 image" if len(sure) == 1 else f"{len(sure)} images"
         return "leaked", (
-            f"{images} came back with a confidence of at least {SURE:.0%} (the surest "
-            f"{min(most, 0.999):.1%}), by {sure[0].attack}"
+            f"{images} came back with a confidence of at least {_percent(SURE)} (the surest "
+            f"{_percent(most)}), by {sure[0].attack}"
         )
     best = max((picture.confidence for picture in pictures), default=0.0)
     is_hidden = bool(numbers.noise_std) or numbers.reading.kind != "exact"
     if best < LIKELY and is_hidden:
         return "not shown", (
-            f"the update is obfuscated, and the surest of what came back has {best:.0%}; stronger "
+            f"the update is obfuscated, and the surest of what came back has {_percent(best)}; stronger "
             "attacks may do better"
         )
     return "cannot tell", (
-        f"the surest of what came back has a confidence of {best:.0%}, and nothing that shows "
-        "protects the update: another attack may read it"
+        f"the surest of what came back has a confidence of {_percent(best)}, and nothing "
+        "that shows protects the update: another attack may read it"
     )
+
+
+def _percent(value: float) -> str:
+    """Return a probability for people, never 100 %."""
+    return f"{100 * min(value, 0.999):.3g} %"
 
 
 def _unread(reply: Reply, error: InputError) -> ClientAudit:
