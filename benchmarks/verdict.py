@@ -46,7 +46,6 @@ from lightning_recon.targets import (
     ConvNet,
     LeNet,
     ModuleTarget,
-    PlainConvNet,
     ROGLeNet,
     Target,
 )
@@ -109,6 +108,25 @@ class WideTail(nn.Module):
         return self.layers(images)
 
 
+class TwoStrides(nn.Module):
+    """Two convolutions with stride, and one linear layer behind their map."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 8 * 8, num_classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        return self.layers(images)
+
+
 def normalised(module: Callable[[], nn.Module]) -> Target:
     """Return a target that normalises as many tutorials do."""
     return ModuleTarget(module, num_classes=10, mean=0.5, std=0.5)
@@ -120,7 +138,6 @@ NETWORKS: dict[str, dict[str, Make]] = {
         "MLP 1000": lambda: MLP(10, SIDE, (1000, 100)),
         "ROGLeNet": lambda: ROGLeNet(10, SIDE),
         "LeNet": lambda: LeNet(10, SIDE),
-        "PlainConvNet": lambda: PlainConvNet(num_classes=10, image_size=SIDE),
         "WideTail": lambda: normalised(WideTail),
         "ConvNet 8": lambda: ConvNet(num_classes=10, width=8),
     },
@@ -129,7 +146,7 @@ NETWORKS: dict[str, dict[str, Make]] = {
         "MLP sigmoid": lambda: MLP(10, SIDE, (300, 60), "sigmoid"),
         "ROGLeNet, seed 9": lambda: normalised(lambda: ROGLeNet(10, SIDE).requires_grad_(True)),
         "Quickstart": lambda: normalised(QuickstartNet),
-        "LeNet, tanh": lambda: PlainConvNet(num_classes=10, image_size=SIDE, activation="tanh"),
+        "TwoStrides": lambda: ModuleTarget(TwoStrides, num_classes=10),
     },
 }
 DEFENSES: dict[str, Callable[[float], list[Defense]]] = {
@@ -142,7 +159,7 @@ DEFENSES: dict[str, Callable[[float], list[Defense]]] = {
     "signs": lambda norm: [SignSGD(scaled=True)],
 }
 """By name, from the norm of the update before: noise in its units."""
-SIZES = (1, 1, 2, 4, 4, 8)
+SIZES = (1, 1, 2, 4, 4)
 STEPS = (1, 1, 1, 5)
 
 

@@ -46,6 +46,7 @@ def reconstruct(
         InputError: if the update does not fit the model, or an argument the others.
 
     Examples:
+        >>> from torch import nn
         >>> from lightning_recon.attacks import LinearLayerInversion
         >>> from lightning_recon.targets import ModuleTarget
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))

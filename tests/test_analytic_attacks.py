@@ -426,5 +426,5 @@ class TestBadInput:
             make()
 
     def test_no_public_images_and_no_scaling(self):
-        with pytest.raises(InputError, match="set scaling, or num_public"):
+        with pytest.raises(InputError, match="set scaling, or take data with public images"):
             bind(CuriousAbandonHonesty(LeNet(), num_samples=4), torch.zeros(0, 3, 32, 32))

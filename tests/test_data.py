@@ -726,7 +726,7 @@ def test_unusable_captured_folder(tmp_path):
         CapturedUpdatesDataModule(str(tmp_path)).setup()
     assert "\n" not in str(caught.value)
     (tmp_path / "a.pt").write_bytes(b"")
-    with pytest.raises(InputError, match=r"a\.pt .*: it is empty"):
+    with pytest.raises(InputError, match=r"a\.pt is empty"):
         CapturedUpdatesDataModule(str(tmp_path)).setup()
     torch.save({"update": torch.nn.Linear(1, 1)}, tmp_path / "a.pt")
     with pytest.raises(InputError, match=r"Linear\), and is not unpickled") as caught:

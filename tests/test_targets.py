@@ -307,7 +307,6 @@ def test_wrong_weights_are_named_in_one_line(tmp_path, save):
         LeNet(weights=str(path))
     message = str(error.value)
     assert str(path) in message
-    assert "weights" in message.replace(str(path), "")
     assert message.isprintable()
     assert len(message) < 600
 
@@ -386,7 +385,7 @@ def test_check_input_of_classifiers(name, size, takes):
     assert "\n" not in message
     assert name in message
     assert f"3x{size}x{size}" in message
-    assert "image_size" in message
+    assert "images of another size" in message
 
 
 def test_check_input_of_channels():

@@ -91,7 +91,8 @@ class LDPAttack(OptimizationAttack):
 
     Args:
         target: the model that the federation trains.
-        client: the clients' protocol; null: FedSGD.
+        client: the clients' protocol; null: FedSGD.  FedAvg of one step on the whole batch will do:
+            all that is read is a ratio, and -learning_rate falls out.
         defenses: the clients' defenses, in order.
         num_bins: rows K; one image is held by each.
         bin_location: location of the Laplace distribution of mean brightness in [0, 1]; null:

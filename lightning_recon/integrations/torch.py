@@ -123,7 +123,8 @@ def recording_hook(
                 record_update(
                     folder,
                     before=model,
-                    gradients={name: gradients[name] for name in names.values()},
+                    # what is not trained is in no bucket
+                    gradients={n: gradients[n] for n in names.values() if n in gradients},
                     client=distributed.get_rank(process_group) if client is None else client,
                     number=number,
                     **facts,

@@ -176,14 +176,13 @@ def _cards(folder: Path, client: Mapping[str, Any]) -> list[Card]:
         cards = []
         for place, shown in enumerate(client["pictures"][:_MAX_PICTURES]):
             name = f"Image {place + 1}"
-            pictures = [
-                picture(_open(folder / shown["file"]), "Came back", f"{name}, by the attack", side)
-            ]
+            label = f"By {shown['attack']}"
+            pictures = [picture(_open(folder / shown["file"]), label, f"{name}, {label}", side)]
             if place < len(client["controls"]):
                 control = _open(folder / client["controls"][place])
                 pictures.append(picture(control, "Control", f"{name}, of the control", side))
             is_sure = shown["confidence"] >= 0.9
-            scores = {"Attack": shown["attack"], "Confidence": share(shown["confidence"])}
+            scores = {"Confidence": share(shown["confidence"])}
             if shown["label"] is not None:
                 scores["Class"] = str(shown["label"])
             if truth:

@@ -53,8 +53,8 @@ class Target(nn.Module):
         except _REFUSALS as error:
             raise InputError(
                 f"the target {self.name} does not take images of {_size(image_shape)}: "
-                f"{_first_line(error)}; take images of another size or number of channels, or a "
-                "target that is made for these"
+                f"{_first_line(error)}; take images of another size or number of channels "
+                "(docs/data.md), or a target that is made for these"
             ) from error
         self._check_logits(output, 2)
 

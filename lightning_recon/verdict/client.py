@@ -10,20 +10,21 @@ from lightning_recon.captures import Reply
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Reconstruction
 from lightning_recon.targets import ModuleTarget, Target
+from lightning_recon.updates import DataSpec
 from lightning_recon.verdict.confidence import LIKELY, SURE, confidence
 from lightning_recon.verdict.evidence import (
     Features,
     Rehearsal,
     best_psnr,
     look,
-    noise_ratio,
+    noise_of,
     rehearse,
     shuffled,
     weigh,
 )
 from lightning_recon.verdict.finding import Finding
 from lightning_recon.verdict.numbers import Numbers, read_numbers
-from lightning_recon.verdict.plan import Plan, Setting, Training, plan_attacks
+from lightning_recon.verdict.plan import Plan, Setting, Training, matching, plan_attacks
 from lightning_recon.verdict.preflight import (
     fingerprint,
     preflight,
@@ -171,6 +172,7 @@ class Auditor:
         if sent.numbers.norm == 0:
             return [], nothing, {}
         self.target.load_state_dict(sent.state, strict=False)
+        labels = self._labels(sent, training)
         plans, attacks = plan_attacks(self.target, sent, training, self.setting)
         seed = self.setting.seed
         mixed = shuffled(sent.update, seed)
@@ -183,7 +185,7 @@ class Auditor:
             if succeeded and is_quick:
                 attacks[plan.name] = f"not tried: {succeeded} succeeds on public images"
                 continue
-            rehearsal = rehearsals[plan.name] = self._rehearse(plan, sent, training)
+            rehearsal = rehearsals[plan.name] = self._rehearse(plan, sent, labels, training)
             rehearsed = f"on public images in this setting it gets {_of(rehearsal)} right"
             if is_quick and rehearsal.right == 0 and rehearsal.margin < _HOPELESS:
                 attacks[plan.name] = f"not tried: {rehearsed}"
@@ -210,15 +212,31 @@ class Auditor:
         images = [found.images for found in controls.values()]
         return _distinct(pictures, training.num_samples), torch.cat([nothing, *images]), attacks
 
-    def _rehearse(self, plan: Plan, sent: Sent, training: Training) -> Rehearsal:
+    def _labels(self, sent: Sent, training: Training) -> Tensor | None:
+        """Return the labels of the batch as the update tells them, sorted; None: it does not."""
+        attack = matching(self.target, sent, training, self.setting, self.setting.seed)
+        try:
+            attack.bind(
+                DataSpec(self.setting.image_shape, None, training.num_samples), self.setting.public
+            )
+            captured = {"update": sent.update, "num_samples": training.num_samples}
+            found, _ = attack.reader.labels(attack.federation.receive(captured, 0))
+        except (InputError, RuntimeError, ValueError):  # torch raises the last two
+            return None
+        return found.cpu().sort().values
+
+    def _rehearse(
+        self, plan: Plan, sent: Sent, labels: Tensor | None, training: Training
+    ) -> Rehearsal:
         """Return how an attack does in a setting, once for all clients that share it."""
         numbers = sent.numbers
         payload = fingerprint({name: sent.state[name] for name in sent.update})
         # what quantisers and sparsifiers do depends on the update itself
         own = "" if numbers.reading.kind == "exact" else fingerprint(sent.update)
-        key = (plan.name, payload, training, noise_ratio(numbers), sent.protocol, own)
+        repeats = [] if labels is None else sorted(labels.bincount().tolist())
+        key = (plan.name, payload, training, noise_of(sent, training), sent.protocol, *repeats, own)
         if key not in self._rehearsals:
-            self._rehearsals[key] = rehearse(plan, sent, training, self.setting)
+            self._rehearsals[key] = rehearse(plan, sent, labels, training, self.setting)
         return self._rehearsals[key]
 
 

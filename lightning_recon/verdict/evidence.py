@@ -30,7 +30,6 @@ from lightning_recon.in_memory import reconstruct
 from lightning_recon.observation import Reconstruction
 from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.updates import PrivateBatch, Update
-from lightning_recon.verdict.numbers import Numbers
 from lightning_recon.verdict.plan import Plan, Setting, Training
 from lightning_recon.verdict.sent import Sent
 
@@ -42,6 +41,8 @@ NUM_REHEARSED = 8
 """Public images, about, that an attack is rehearsed on."""
 _MAX_REHEARSALS = 2  # clients
 _CAP = 40.0  # dB; more is the same
+_LEAST_LEFT = 0.15  # of the noise's norm: an update below cannot be told from it
+_DROWNED = 0.02  # of the noise's norm, that such an update is taken to have
 _UNKNOWN_RATE = 0.01  # at which a step is rehearsed whose learning rate nobody knows
 
 Features = dict[str, float]
@@ -146,19 +147,36 @@ def shuffled(update: Update, seed: int) -> Update:
     return mixed
 
 
-def noise_ratio(numbers: Numbers) -> float:
-    """Return the noise on an entry over the norm of the update, to two digits."""
+def noise_of(sent: Sent, training: Training) -> float:
+    """Return the noise on an entry, to two digits, or over the update's norm where that is unknown.
+
+    Where the training can be simulated, the size of an update is known by rehearsing it.  Else it
+    is what the noise leaves of the norm, which is not known closer than the noise is: an update
+    that drowns is taken for very small.
+    """
+    numbers = sent.numbers
     if not numbers.noise_std:
         return 0.0
-    return float(f"{numbers.noise_std / numbers.norm:.1e}")
+    if sent.protocol == "fedsgd" or training.is_known:
+        return float(f"{numbers.noise_std:.1e}")
+    count = sum(part.numel() for part in sent.update.values())
+    drowned = numbers.noise_std * math.sqrt(count)
+    left = math.sqrt(max(numbers.norm**2 - drowned**2, 0.0))
+    if left < _LEAST_LEFT * drowned:
+        left = _DROWNED * drowned
+    return float(f"{numbers.noise_std / left:.1e}")
 
 
-def rehearse(plan: Plan, sent: Sent, training: Training, setting: Setting) -> Rehearsal:
+def rehearse(
+    plan: Plan, sent: Sent, labels: Tensor | None, training: Training, setting: Setting
+) -> Rehearsal:
     """Return how an attack does on public images, in the setting that the update shows.
 
     Args:
         plan: of the attack.
         sent: by a client; of its update's numbers, only what was done to them plays a part.
+        labels: B, int64, as they were inferred: those of the rehearsed images repeat likewise;
+            null: they are drawn.
         training: of the client.
         setting: of the audit.
     """
@@ -170,11 +188,12 @@ def rehearse(plan: Plan, sent: Sent, training: Training, setting: Setting) -> Re
     for number in range(min(_MAX_REHEARSALS, max(1, NUM_REHEARSED // size))):
         seed = derive_seed(setting.seed, number, "rehearsal")
         generator = make_generator(seed, "images")
-        chosen = torch.randint(len(public), (size,), generator=generator)
-        images = public[chosen]
+        images = public[torch.randint(len(public), (size,), generator=generator)]
         attack = plan.make(setting.seed)
-        labels = torch.randint(attack.target.num_classes, (size,), generator=generator)
-        update = _simulated(attack, images, labels, sent, training, seed)
+        classes = torch.randperm(attack.target.num_classes, generator=generator)
+        places = torch.randint(len(classes), (size,), generator=generator)
+        drawn = classes[places if labels is None else labels]
+        update = _simulated(attack, images, drawn, sent, training, seed)
         found = look(attack, update, training, setting, number + 1)
         rows = match(found.images, images).row
         controls = psnr(mean.expand_as(images), images).float()
@@ -205,10 +224,11 @@ def _simulated(
     target, client = attack.target, attack.client
     batch = PrivateBatch(images, labels, torch.ones_like(images[:, :1]).bool(), labels)
     update = client.run(target, batch, seed=seed)[0]
-    if sent.protocol == "fedavg" and training.learning_rate is None:  # of a size that nobody knows
-        update = {name: _UNKNOWN_RATE * part for name, part in update.items()}
-    norm = sum(float(part.square().sum()) for part in update.values()) ** 0.5
-    noise = norm * noise_ratio(sent.numbers)
+    noise = noise_of(sent, training)
+    if sent.protocol == "fedavg" and not training.is_known:  # of a size that nobody knows
+        if training.learning_rate is None:
+            update = {name: _UNKNOWN_RATE * part for name, part in update.items()}
+        noise *= sum(float(part.square().sum()) for part in update.values()) ** 0.5
     generator = make_generator(seed, "obfuscation")
     done = {}
     for name, part in update.items():

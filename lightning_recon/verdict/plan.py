@@ -22,7 +22,7 @@ from lightning_recon.verdict.sent import Sent
 
 Effort = Literal["quick", "thorough"]
 """How long the optimising attacks go on; quick is what the confidence is calibrated on."""
-_ITERATIONS: Mapping[Effort, int] = {"quick": 200, "thorough": 1200}
+_ITERATIONS: Mapping[Effort, int] = {"quick": 150, "thorough": 1200}
 _DECODER_STEPS: Mapping[Effort, int] = {"quick": 0, "thorough": 960}
 
 
@@ -77,10 +77,7 @@ def plan_attacks(
         training: of the client.
         setting: of the audit.
     """
-    client = _client(sent, training)
-    known = ["num_samples"]
-    if training.is_known or sent.protocol == "fedsgd":
-        known.append("client")
+    client, known = _client(sent, training), _known(sent, training)
     skipped: dict[str, str] = {}
     plans: list[Plan] = []
 
@@ -120,15 +117,36 @@ def plan_attacks(
     consider(
         "InvertingGradients",
         lambda: _check_sent(sent, ""),
-        lambda seed: InvertingGradients(
-            target,
-            client=client,
-            known=known,
-            iterations=_ITERATIONS[setting.effort],
-            seed=seed,
-        ),
+        lambda seed: matching(target, sent, training, setting, seed),
     )
     return plans, skipped
+
+
+def matching(
+    target: Target, sent: Sent, training: Training, setting: Setting, seed: int
+) -> InvertingGradients:
+    """Return the attack that matches updates, which needs nothing of the architecture.
+
+    Args:
+        target: with the payload's weights.
+        sent: by the client.
+        training: of the client.
+        setting: of the audit.
+        seed: of the attack.
+    """
+    return InvertingGradients(
+        target,
+        client=_client(sent, training),
+        known=_known(sent, training),
+        iterations=_ITERATIONS[setting.effort],
+        seed=seed,
+    )
+
+
+def _known(sent: Sent, training: Training) -> list[str]:
+    """Return what is granted to the attacks."""
+    simulates = training.is_known or sent.protocol == "fedsgd"
+    return ["num_samples", "client"] if simulates else ["num_samples"]
 
 
 def _client(sent: Sent, training: Training) -> Client:

@@ -87,7 +87,8 @@ class SpectralLDPAttack(OptimizationAttack):
 
     Args:
         target: the model that the federation trains.
-        client: the clients' protocol; null: FedSGD, for which the attack is made.
+        client: the clients' protocol; null: FedSGD, for which the attack is made.  FedAvg of one
+            step on the whole batch will do: noise and amplitudes are measured on the update.
         defenses: the clients' defenses, in order.
         num_bins: rows K; one image is held by each.
         clip_norm: the clipping norm C that the code is made for; null: that of the defenses.

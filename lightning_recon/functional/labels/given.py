@@ -35,7 +35,7 @@ def given_labels(
         known = torch.as_tensor(labels).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{should}, not a {type(labels).__name__}") from error
-    if known.ndim == 2 and known.shape[1] == (num_classes or known.shape[1]):
+    if known.ndim > 1:
         size = "x".join(map(str, known.shape))
         raise InputError(
             f"{should}, not {size} numbers; of one-hot labels give the place of the one, argmax(1)"
@@ -58,10 +58,10 @@ def _check_range(what: str, known: Tensor, num_classes: int) -> None:
     if not wrong:
         return
     from_one = int(known.min()) >= 1 and int(known.max()) == num_classes
-    hint = "if they count from 1, subtract 1" if from_one else "see the target's num_classes"
+    hint = "; if they count from 1, subtract 1" if from_one else ""
     raise InputError(
         f"{what}: labels must be whole numbers from 0 to {num_classes - 1}, not {_shown(wrong)}, "
-        f"for the target has {num_classes} classes; {hint}"
+        f"for the target has {num_classes} classes{hint}"
     )
 
 
