@@ -247,12 +247,13 @@ def test_what_nobody_says_is_not_guessed(tmp_path):
     assert facts["num_examples"] == 10
 
 
-def test_a_client_with_an_error_is_passed_over(tmp_path):
+def test_a_client_with_an_error_is_passed_over(tmp_path, caplog):
     app = client_app(fails=NODES[:1])
     alone = run(FedAvg(fraction_evaluate=0.0), LocalGrid(app))
     recorded = run(flower.Recorder(FedAvg(fraction_evaluate=0.0), tmp_path), LocalGrid(app))
     assert bits(recorded) == bits(alone)
     assert {reply.client for reply in replies_of(tmp_path)} == {str(NODES[1])}
+    assert "not recorded" not in caplog.text  # it is no fault of the recorder
 
 
 def test_a_fault_of_the_recorder_is_a_warning_and_the_round_goes_on(tmp_path, monkeypatch, caplog):
