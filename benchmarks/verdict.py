@@ -5,7 +5,7 @@ audited as a capture is (:mod:`lightning_recon.verdict`).  The fit sees CIFAR-10
 on networks of its own; the test has CIFAR-10's test images and ImageNet's, on networks that the fit
 never saw::
 
-    python -m benchmarks.verdict clients --part fit --num 400
+    python -m benchmarks.verdict clients --part fit --num 160
     python -m benchmarks.verdict fit
     python -m benchmarks.verdict clients --part test --num 500
     python -m benchmarks.verdict table --figure docs/verdict_reliability.png
@@ -43,7 +43,6 @@ from lightning_recon.randomness import make_generator
 from lightning_recon.runs.captured import judge
 from lightning_recon.targets import (
     MLP,
-    ConvNet,
     LeNet,
     ModuleTarget,
     ROGLeNet,
@@ -139,7 +138,6 @@ NETWORKS: dict[str, dict[str, Make]] = {
         "ROGLeNet": lambda: ROGLeNet(10, SIDE),
         "LeNet": lambda: LeNet(10, SIDE),
         "WideTail": lambda: normalised(WideTail),
-        "ConvNet 8": lambda: ConvNet(num_classes=10, width=8),
     },
     "test": {
         "MLP 200": lambda: normalised(lambda: MLP(10, SIDE, (200,)).requires_grad_(True)),

@@ -41,10 +41,12 @@ READABLE = {
     "convolutions": lambda: targets.PlainConvNet(CLASSES, SIZE, (4, 12), (2, 1)),
     "linear": lambda: targets.MLP(CLASSES, SIZE, (64,)),
     "linear end": lambda: targets.ROGLeNet(CLASSES, SIZE, num_features=64),
+    "pools": lambda: targets.TutorialCNN(CLASSES, SIZE),
 }
 QUICK = {"num_rehearsals": 2, "decoder_steps": 2, "refined_error": math.inf, "iterations": 2}
 ATTACKS = {
     "APRIL": on(attacks.APRIL, READABLE["transformer"]),
+    "AnnealedInversion": on(attacks.AnnealedInversion, READABLE["pools"], iterations=2),
     "CuriousAbandonHonesty": on(attacks.CuriousAbandonHonesty, num_rows=64),
     "DLG": on(attacks.DLG, iterations=2, optimizer=lbfgs),
     "FeatureInversionAttack": on(
@@ -65,7 +67,8 @@ ATTACKS = {
 SINGLE = {"APRIL", "IDLG", "RGAP"}
 """Those that read updates of one sample."""
 UNCOUNTED = {
-    *("FeatureInversionAttack", "GradInversion", "IDLG", "InvertingGradients"),
+    *("AnnealedInversion", "FeatureInversionAttack", "GradInversion", "IDLG"),
+    "InvertingGradients",
     *("ModernInvertingGradients", "MultiScale", "ROGAttack"),
 }
 """Those to which the number of samples need not be granted."""
@@ -167,6 +170,7 @@ TARGETS = {  # by seed
     "TorchvisionClassifier": lambda seed: targets.TorchvisionClassifier(
         "shufflenet_v2_x0_5", num_classes=5, seed=seed
     ),
+    "TutorialCNN": lambda seed: targets.TutorialCNN(5, SIZE, seed=seed),
     "VGG7": lambda seed: targets.VGG7(5, SIZE, width=2, seed=seed),
     "VariationalBottleneck": lambda seed: targets.VariationalBottleneck(lenet(), 8, seed=seed),
 }

@@ -629,6 +629,25 @@ def test_a_reply_that_cannot_be_protected_is_not_sent():
         app(asking(NODES[0]), context)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.complex64])
+def test_arrays_of_other_numbers_are_sent_only_if_they_did_not_change(dtype):
+    def reply_of(change):
+        def train(message, context):
+            array = message.content["arrays"]["quantised"].numpy()
+            content = RecordDict({"a": ArrayRecord({"quantised": Array(array + dtype(change))})})
+            return Message(content, reply_to=message)
+
+        app = ClientApp(mods=[flower.defense_mod([ClipL2(1.0)])])
+        app.train()(train)
+        sent = ArrayRecord({"quantised": Array(np.arange(4).astype(dtype))})
+        message = Message(RecordDict({"arrays": sent}), NODES[0], MessageType.TRAIN)
+        return app(message, Context(7, NODES[0], {}, RecordDict(), {}))
+
+    assert reply_of(0).content["a"]["quantised"].numpy().tolist() == [0, 1, 2, 3]
+    with pytest.raises(InputError, match="quantised changed, holds .* cannot be protected"):
+        reply_of(1)
+
+
 def test_a_chain_that_lacks_a_bound_is_told_when_the_app_is_made():
     noise = GaussianNoise(calibration="record_mean", epsilon=1.0, num_records=1)
     with pytest.raises(InputError, match="needs the norm bound"):

@@ -292,7 +292,7 @@ def test_the_plan_follows_the_architecture(images, public):
         training = Training(size, False, 0.1, 1, 0.0)
         return [one.name for one in plan_attacks(net, sent, training, Setting(SHAPE, public))[0]]
 
-    assert plan(mlp(), 4) == ["LinearLayerInversion"]
+    assert plan(mlp(), 4) == ["LinearLayerInversion", "InvertingGradients"]
     lenet = LeNet(10, 8).requires_grad_(True)
     assert plan(lenet, 1)[0] == "RGAP"
     assert "RGAP" not in plan(lenet, 2)

@@ -1,6 +1,7 @@
 """Published attacks, one a file."""
 
 from lightning_recon.attacks.analytic import AnalyticAttack
+from lightning_recon.attacks.annealed_inversion import AnnealedInversion
 from lightning_recon.attacks.april import APRIL
 from lightning_recon.attacks.base import Attack
 from lightning_recon.attacks.curious_abandon_honesty import CuriousAbandonHonesty
@@ -26,6 +27,7 @@ __all__ = [
     "IDLG",
     "RGAP",
     "AnalyticAttack",
+    "AnnealedInversion",
     "Attack",
     "CuriousAbandonHonesty",
     "FeatureInversionAttack",

@@ -7,7 +7,7 @@ from lightning_recon.targets.module import ModuleTarget
 from lightning_recon.targets.plain import MLP, PlainConvNet
 from lightning_recon.targets.precode import VariationalBottleneck
 from lightning_recon.targets.rog import VGG7, NormFreeResNet18, ResNet9, ROGLeNet
-from lightning_recon.targets.small import ConvNet, LeNet
+from lightning_recon.targets.small import ConvNet, LeNet, TutorialCNN
 from lightning_recon.targets.timm import TimmClassifier
 from lightning_recon.targets.torchvision import TorchvisionClassifier
 from lightning_recon.targets.vit import TinyViT
@@ -28,5 +28,6 @@ __all__ = [
     "TimmClassifier",
     "TinyViT",
     "TorchvisionClassifier",
+    "TutorialCNN",
     "VariationalBottleneck",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_recon.attacks import (
     RGAP,
+    AnnealedInversion,
     Attack,
     FeatureInversionAttack,
     InvertingGradients,
@@ -95,8 +96,6 @@ def plan_attacks(
         lambda: _check_sent(sent, first_linear(target, shape).prefix),
         lambda seed: LinearLayerInversion(target, client, seed=seed),
     )
-    if plans:
-        return plans, {"others": "the first layer is linear, and gives the images in closed form"}
     consider(
         "RGAP",
         lambda: _check_chain(target, sent, training, shape),
@@ -114,6 +113,12 @@ def plan_attacks(
             seed=seed,
         ),
     )
+    if setting.effort == "thorough":
+        consider(
+            "AnnealedInversion",
+            lambda: _check_stack(target, sent, setting),
+            lambda seed: AnnealedInversion(target, client, known=known, seed=seed),
+        )
     consider(
         "InvertingGradients",
         lambda: _check_sent(sent, ""),

@@ -69,7 +69,7 @@ def read_features(update: Evidence, public: Tensor, *, is_adaptive: bool) -> Sig
         read_entries(gradient) if is_adaptive else Reading("exact", 0.0) for gradient in gradients
     ]
     is_exact = readings[0].kind == "exact"
-    moved = _half_way(update) if is_exact else {}
+    moved = half_way(update) if is_exact else {}
     parameters: Update = dict(payload.named_parameters()) | moved
     if is_exact and (decay := update.client.weight_decay):
         gradients = [
@@ -104,7 +104,7 @@ def _features(payload: nn.Module, stack: LinearStack, images: Tensor, parameters
     return torch.cat([run_features(payload, stack, part, parameters) for part in parts])
 
 
-def _half_way(update: Evidence) -> Update:
+def half_way(update: Evidence) -> Update:
     """Return the mean weights at which the client took its gradients; none where it took one.
 
     On the straight line to where it ended: half-way after many steps, nearer to the start with

@@ -1,0 +1,336 @@
+"""Inversion of features and gradients that begins on a soft network and ends on its own.
+
+The strongest attack that we know on small convolutional networks with max-pools and a few linear
+layers, as tutorials of federated learning train them:
+
+- Where the first linear layer reads the outputs of ReLUs, its gradient gives what it saw of every
+  sample, and what came back there, without labels (:mod:`~lightning_recon.attacks.features.
+  separation`); else, or under a defense, the gradients of all linear layers are solved for it with
+  the labels (:mod:`~lightning_recon.attacks.features.reading`).
+- What came back at its inputs is then known, so that the gradient of the convolutions below is that
+  of a known linear function of the features: it tells of the images as much again, or more.
+- Images are the latents of a Gaussian with the mean spectrum of public images
+  (:mod:`~lightning_recon.attacks.features.spectrum`), and the most probable ones are sought:
+
+      min over u of  |f(x) - f*|^2 / 2 s^2 v  +  n |g(x) - g*|^2 / 2 r^2 |g*|^2  +  |u|^2 / 2,
+
+  x the images of the latents u, f* and g* the features and the gradient that were found, v the
+  usual variance of a feature, n the numbers in g*, s and r the relative errors that are allowed.
+- Which place wins a pool, and which ReLU is open, makes many valleys of this.  ReLUs and pools are
+  soft at first (:mod:`~lightning_recon.attacks.matching.softened`), and the errors allowed are
+  large; all fall together, by the same factor at each iteration.
+
+The steps are known, their combination is ours.  Features from the gradient of a linear layer: Phong
+et al., IEEE TIFS 13, 2018; Kariyappa et al., "Cocktail Party Attack", ICML 2023; Dimitrov et al.,
+"SPEAR", NeurIPS 2024.  The most probable image: Balunović et al., "Bayesian Framework for Gradient
+Leakage", ICLR 2022.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.lr_scheduler import ExponentialLR
+
+from lightning_recon.attacks.features.decoding import reading, teaching_images
+from lightning_recon.attacks.features.linear_layers import least_squares, read_entries
+from lightning_recon.attacks.features.linear_stack import LinearStack, find_stack, run_features
+from lightning_recon.attacks.features.reading import half_way, read_features
+from lightning_recon.attacks.features.separation import separate_inputs
+from lightning_recon.attacks.features.spectrum import Spectrum
+from lightning_recon.attacks.inverting_gradients import NORMALISED_STD, published_adam
+from lightning_recon.attacks.matching.evidence import KNOWN, Evidence, Reader, grants_of
+from lightning_recon.attacks.matching.softened import Softened
+from lightning_recon.attacks.optimization import OptimizationAttack
+from lightning_recon.clients import Client
+from lightning_recon.defenses import Defense
+from lightning_recon.errors import InputError
+from lightning_recon.functional.labels.inference import LabelMethod
+from lightning_recon.observation import Observation, Reconstruction
+from lightning_recon.randomness import derive_seed
+from lightning_recon.targets import Target
+from lightning_recon.updates import Update
+
+_LAST_RATE = 0.2  # of the first
+_FIRST_FEATURES_ERROR = 3.0  # times the last
+_FIRST_UPDATE_ERROR = 10.0  # times the last
+_SHUT = 1e-3  # of the features' root mean square: below, a ReLU was shut
+_NUM_SEEN = 256  # public images that tell a feature's usual variance
+
+
+class BodyEvidence(NamedTuple):
+    """What the objective needs of an observation."""
+
+    update: Evidence
+    stack: LinearStack
+    parameters: Update
+    """That the features belong to, by name."""
+    features: Tensor
+    """B F: what the first linear layer saw."""
+    upstream: Tensor
+    """B F: what came back there, in the units of the observed update."""
+    variance: float
+    """Of a feature, usually."""
+    body: Update
+    """The update of all that lies below the first linear layer, by name."""
+
+
+class AnnealedInversion(OptimizationAttack):
+    """Finds every sample's features, and images of these that have the convolutions' gradient.
+
+    Args:
+        target: see :class:`GradientMatching`; it ends in linear layers, ReLUs between them.
+        client: see there.
+        defenses: see there; the attacker does not simulate them.
+        known: see there; labels are needed only where the features do not come from ReLUs, or
+            the update was obfuscated.
+        features_error: allowed at the end, in standard deviations of a feature, above 0.
+        update_error: allowed at the end, relative to the update's root mean square, above 0.
+        first_temperature: of ReLUs and pools, in standard deviations of what they see, above 0.
+        last_temperature: likewise, at the end.
+        label_inference: see there.
+        iterations: of the optimisation.
+        optimizer: of the latents, which are scaled as pixels are; by default Adam of the rate of
+            Inverting Gradients.
+        lr_scheduler: makes its schedule; null: the rate falls to a fifth, by a factor at each
+            iteration.
+        seed: see there.
+
+    Raises:
+        InputError: if an argument is out of its range.
+    """
+
+    threat_model = "an honest-but-curious server that sees one client's update"
+    citation = (
+        "this project, after Kariyappa et al., Cocktail Party Attack, ICML 2023, Dimitrov et al., "
+        "SPEAR, NeurIPS 2024, and Balunović et al., Bayesian Framework for Gradient Leakage, "
+        "ICLR 2022"
+    )
+
+    def __init__(
+        self,
+        target: Target,
+        client: Client | None = None,
+        defenses: Sequence[Defense] = (),
+        known: Sequence[str] = KNOWN,
+        features_error: float = 0.1,
+        update_error: float = 0.05,
+        first_temperature: float = 0.6,
+        last_temperature: float = 0.04,
+        label_inference: LabelMethod = "residual_counts",
+        iterations: int = 1000,
+        optimizer: OptimizerCallable = published_adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int = 0,
+    ) -> None:
+        numbers = {
+            "features_error": features_error,
+            "update_error": update_error,
+            "first_temperature": first_temperature,
+            "last_temperature": last_temperature,
+        }
+        if not all(number > 0 for number in numbers.values()):
+            given = ", ".join(f"{name} {number}" for name, number in numbers.items())
+            raise InputError(f"AnnealedInversion: all must be above 0: {given}")
+        super().__init__(
+            target,
+            client,
+            defenses,
+            iterations=iterations,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler
+            or partial(ExponentialLR, gamma=_LAST_RATE ** (1 / max(1, iterations))),
+            seed=seed,
+        )
+        name = type(self).__name__
+        self.oracles = grants_of(name, known, adaptive=False)
+        self.reader = Reader(name, label_inference)
+        self.features_error = features_error
+        self.update_error = update_error
+        self.first_temperature = first_temperature
+        self.last_temperature = last_temperature
+        self.progress = 1.0
+        """From 0, the first iteration, to 1, the last one."""
+
+    def server_payload(self, model: Target) -> Target:
+        """Send the model as it is."""
+        return model
+
+    def learn_public(self, images: Tensor) -> None:
+        """Learn the spectrum of images; noise of a natural one replaces fewer than 8."""
+        self.reader.learn(images, self.seed)
+        seed = derive_seed(self.seed, "synthetic")
+        public, _ = teaching_images(images, self.spec.image_shape, seed)
+        self.public = public[:_NUM_SEEN]
+        self.spectrum = Spectrum(public)
+
+    # --- reading the update --------------------------------------------------------------------
+
+    def initialize(self, observation: Observation) -> tuple[Tensor, BodyEvidence]:
+        """Find the features of every sample; the latents begin at 0, the mean image."""
+        labels = observation.labels
+        number = observation.num_samples if labels is None else len(labels)
+        found = None
+        if number is not None:
+            update = self.reader.evidence(observation, self.reader.seen.new_empty(0), {})
+            with reading(update):
+                found = self._separated(update, number, observation.seed)
+        is_separated = found is not None
+        if found is None:
+            update = self.reader.evidence(observation, *self.reader.labels(observation))
+            with reading(update):
+                found = self._solved(update)
+        found.update.notes["separated"] = float(is_separated)
+        start = found.features.new_zeros(len(found.features), *self.spec.image_shape)
+        return start, found
+
+    def _separated(self, update: Evidence, number: int, seed: int) -> BodyEvidence | None:
+        """Return the evidence of a batch without its labels; None if it is not found."""
+        stack = find_stack(update.payload, self.public[:2])
+        bias, weight = stack.biases[0], update.observed[stack.weights[0]]
+        if bias is None or read_entries(weight).kind in ("rounded", "signs"):
+            return None
+        found = separate_inputs(
+            weight,
+            update.observed[bias],
+            number,
+            derive_seed(seed, "separation"),
+        )
+        if found is None:
+            return None
+        moved = half_way(update._replace(labels=torch.zeros(number, dtype=torch.int64)))
+        parameters: Update = dict(update.payload.named_parameters()) | moved
+        labels = _labels_of(stack, parameters, found.inputs, found.residuals)
+        return self._evidence(update._replace(labels=labels), stack, moved, found.inputs)
+
+    def _solved(self, update: Evidence) -> BodyEvidence:
+        """Return the evidence of a batch whose labels are known or inferred."""
+        sight = read_features(update, self.public, is_adaptive=True)
+        return self._evidence(update, sight.stack, sight.moved, sight.solved.features)
+
+    def _evidence(
+        self, update: Evidence, stack: LinearStack, moved: Update, features: Tensor
+    ) -> BodyEvidence:
+        parameters: Update = dict(update.payload.named_parameters()) | moved
+        first = stack.weights[0]
+        residuals = least_squares(features, update.observed[first].T)
+        is_open = features > _SHUT * features.square().mean().sqrt()
+        usual = run_features(update.payload, stack, self.public, moved).var(0).mean()
+        above = {*stack.weights, *stack.biases}
+        body = {name: part for name, part in update.observed.items() if name not in above}
+        return BodyEvidence(
+            update,
+            stack,
+            {name: parameters[name] for name in {*moved, *body}},
+            features,
+            residuals @ parameters[first] * is_open,
+            float(usual.clamp_min(torch.finfo(usual.dtype).tiny)),
+            body,
+        )
+
+    # --- the optimisation ----------------------------------------------------------------------
+
+    def objective(self, dummy: Tensor, evidence: BodyEvidence) -> dict[str, Tensor]:
+        """Return minus the logarithms of the features', the update's and the images' densities."""
+        latents = dummy / NORMALISED_STD
+        left = 1 - self.progress  # both errors are large at first
+        features_error = self.features_error * _FIRST_FEATURES_ERROR**left
+        update_error = self.update_error * _FIRST_UPDATE_ERROR**left
+        ratio = self.first_temperature / self.last_temperature
+        body = {
+            name: evidence.parameters[name].detach().clone().requires_grad_()
+            for name in evidence.body
+        }
+        with Softened(self.last_temperature * ratio**left):
+            features = run_features(
+                evidence.update.payload,
+                evidence.stack,
+                self.spectrum.decode(latents),
+                {**evidence.parameters, **body},
+            )
+        error = (features - evidence.features).square().sum() / evidence.variance
+        parts = {"features": error[None] / (2 * features_error**2)}
+        distance = _relative_distance(features, body, evidence)
+        numbers = sum(part.numel() for part in evidence.body.values())
+        parts["matching"] = distance[None] * numbers / (2 * update_error**2)
+        parts["spectrum"] = latents.square().sum()[None] / 2
+        return parts
+
+    def differentiate(
+        self, dummy: Tensor, evidence: BodyEvidence
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the parts of the objective and the gradient of their sum."""
+        update = evidence.update
+        with update.client.working(update.payload), sdpa_kernel(SDPBackend.MATH):
+            return super().differentiate(dummy.requires_grad_(), evidence)
+
+    def iterate(
+        self, dummy: nn.Parameter, evidence: Any, optimizer: Any, scheduler: Any
+    ) -> dict[str, Tensor]:
+        """Do one iteration at its temperature."""
+        # the scheduler counts the iterations, and goes on where a checkpoint left
+        self.progress = min(1.0, scheduler.last_epoch / max(1, self.iterations - 1))
+        try:
+            return super().iterate(dummy, evidence, optimizer, scheduler)
+        finally:
+            self.progress = 1.0
+
+    def project(self, dummy: Tensor) -> None:
+        """Leave the latents: no box holds them."""
+
+    def finish(self, dummy: Tensor, evidence: BodyEvidence) -> Reconstruction:
+        """Return the images with the last objective as the score of all."""
+        with torch.enable_grad():
+            parts, _ = self.differentiate(dummy.detach().clone(), evidence)
+        with torch.no_grad():
+            images = self.spectrum.decode(dummy.detach() / NORMALISED_STD).clamp(0, 1)
+        return Reconstruction(
+            images=images,
+            labels=evidence.update.labels,
+            score=torch.stack([part.detach() for part in parts.values()]).sum().expand(len(dummy)),
+            notes=evidence.update.notes,
+        )
+
+
+def _relative_distance(features: Tensor, body: Update, evidence: BodyEvidence) -> Tensor:
+    """Return the squared distance of the body's gradient to the observed one, over its length."""
+    size = sum(float(part.square().sum()) for part in evidence.body.values())
+    if size == 0:
+        return features.new_zeros(())
+    passed = (features * evidence.upstream).sum()
+    gradients = torch.autograd.grad(
+        passed, list(body.values()), create_graph=True, materialize_grads=True
+    )
+    pairs = zip(gradients, evidence.body.values(), strict=True)
+    return torch.stack([(one - other).square().sum() for one, other in pairs]).sum() / size
+
+
+def _labels_of(
+    stack: LinearStack, parameters: Update, features: Tensor, residuals: Tensor
+) -> Tensor:
+    """Return the labels, B, by which what came back at the first layer's output is explained best.
+
+    Args:
+        stack: of the payload.
+        parameters: at which the gradients were taken, by name.
+        features: B F.
+        residuals: B K, up to one factor of either sign.
+    """
+    with torch.enable_grad():
+        outputs = stack.forward(parameters, features)[1]
+        num_classes = outputs[-1].shape[1]
+        added = torch.zeros_like(outputs[0]).repeat(num_classes, 1).requires_grad_()
+        logits = stack.forward(parameters, features.repeat(num_classes, 1), added)[1][-1]
+        labels = torch.arange(num_classes, device=features.device)
+        loss = F.cross_entropy(logits, labels.repeat_interleave(len(features)), reduction="sum")
+        (expected,) = torch.autograd.grad(loss, [added])
+    expected = expected.view(num_classes, len(features), -1)
+    likeness = F.cosine_similarity(expected, residuals[None], dim=2)
+    # a step against the gradient has the other sign, and all samples have the same
+    sign = 1 if likeness.max(0).values.sum() >= -likeness.min(0).values.sum() else -1
+    return (sign * likeness).argmax(0)

@@ -1,0 +1,94 @@
+"""A network whose ReLUs and max-pools have no kinks, while images are sought.
+
+A ReLU that is shut and a place that did not win its pool pass no gradient: what an image would have
+to become is not seen from where it is.  At a temperature T, in units of the standard deviation of
+what a layer sees, a ReLU is T log(1 + exp(x / T)) and a pool T log(sum(exp(x / T))).  Both tend to
+the network's own as T falls to 0, and so do their derivatives, which gradient matching needs as
+well: it begins on an objective with few valleys, and ends on its own.  Such graduated
+non-convexity: Blake & Zisserman, "Visual Reconstruction", 1987.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_LEAST = 1e-12  # temperature in a layer that sees one number everywhere
+
+
+class Softened(TorchFunctionMode):
+    """Within this context ReLUs and max-pools of images are soft.
+
+    Pools that are dilated, round up or return places stay as they are, as do ReLUs that write over
+    their input by ``F.relu_``, and other kinks.
+
+    Args:
+        temperature: in standard deviations of what a layer sees, at least 0; 0: nothing changes.
+
+    Examples:
+        >>> with Softened(0.1):
+        ...     soft = F.relu(torch.tensor([-1.0, 0.0, 1.0]))
+        >>> [round(value, 2) for value in soft.tolist()]
+        [0.0, 0.07, 1.0]
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run a function of torch, or what is soft in its stead."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if self.temperature > 0 and name == "relu":
+            return _soft_relu(args[0] if args else kwargs["input"], self.temperature)
+        if self.temperature > 0 and name == "max_pool2d":
+            soft = _soft_max_pool(self.temperature, *args, **kwargs)
+            return func(*args, **kwargs) if soft is None else soft
+        return func(*args, **kwargs)
+
+
+def _soft_relu(x: Tensor, temperature: float) -> Tensor:
+    width = _width(x, temperature)
+    return width * F.softplus(x / width)
+
+
+def _soft_max_pool(
+    temperature: float,
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | None:
+    """Return the soft pool, B C h w; None if there is none of this kind."""
+    if ceil_mode or return_indices or _pair(dilation) != (1, 1) or x.ndim != 4:
+        return None
+    (height, width), (down, right) = _pair(kernel_size), _pair(stride or kernel_size)
+    above, beside = _pair(padding)
+    unit = _width(x, temperature)
+    padded = x / unit
+    if above or beside:
+        padded = F.pad(padded, (beside, beside, above, above), value=-torch.inf)
+    windows = padded.unfold(2, height, down).unfold(3, width, right)
+    return unit * windows.flatten(4).logsumexp(4)
+
+
+def _width(x: Tensor, temperature: float) -> Tensor:
+    return (temperature * x.detach().std(correction=0)).clamp_min(_LEAST)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    values = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
