@@ -644,7 +644,7 @@ def test_arrays_of_other_numbers_are_sent_only_if_they_did_not_change(dtype):
         return app(message, Context(7, NODES[0], {}, RecordDict(), {}))
 
     assert reply_of(0).content["a"]["quantised"].numpy().tolist() == [0, 1, 2, 3]
-    with pytest.raises(InputError, match="quantised changed, holds .* cannot be protected"):
+    with pytest.raises(InputError, match=r"quantised changed, holds .* cannot be protected"):
         reply_of(1)
 
 
