@@ -48,12 +48,12 @@ MODULES = {
     "a function": ("torchvision.models.resnet18", "resnet18"),
     "a function by class path": ({"class_path": "torch.hub.load", "init_args": {}}, "a function"),
     "code": ({"class_path": "os.system", "init_args": {"command": "touch marker"}}, "os.system"),
-    "another kind of class": ({"class_path": "my_defense.Net"}, "no attribute 'Net'"),
+    "another kind of class": ({"class_path": "my_defense.Net"}, "there is no Net in my_defense"),
     "no module": ({"class_path": "collections.Counter"}, "collections.Counter"),
-    "a typing error": ({"class_path": "my_model.Nett"}, "no attribute 'Nett'"),
-    "a file that is not there": ({"class_path": "elsewhere.Net"}, "No module named 'elsewhere'"),
+    "a typing error": ({"class_path": "my_model.Nett"}, "there is no Nett in my_model; did you mean Net?"),
+    "a file that is not there": ({"class_path": "elsewhere.Net"}, "there is no module elsewhere"),
     "an argument it has not": (
-        {"class_path": "my_model.Net", "init_args": {"depth": 3}}, "'depth' is not accepted",
+        {"class_path": "my_model.Net", "init_args": {"depth": 3}}, "there is no option depth",
     ),
     "other classes": (
         {"class_path": "my_model.Net", "init_args": {"num_classes": 7}}, "set num_classes to 7",

@@ -136,7 +136,8 @@ def _missing_in_module(text: str) -> str | None:
         return f"there is no {found[2]} in {found[1]}{instead(found[2], inside)}"
     if found := re.search(r"No module named '([\w.]+)'", text):
         path = re.findall(r"given class_path '([\w.]+)'", text)[-1:]
-        if path and not f"{path[0]}.".startswith(f"{found[1]}."):
+        is_named = re.search(rf"'{re.escape(found[1])}(\.\w+)+'", text)
+        if path and not is_named and not f"{path[0]}.".startswith(f"{found[1]}."):
             return f"{path[0]} cannot be imported: it needs the module {found[1]}"
         return (
             f"there is no module {found[1]}; put the folder that holds it on the path: "
