@@ -247,12 +247,13 @@ def test_what_nobody_says_is_not_guessed(tmp_path):
     assert facts["num_examples"] == 10
 
 
-def test_a_client_with_an_error_is_passed_over(tmp_path):
+def test_a_client_with_an_error_is_passed_over(tmp_path, caplog):
     app = client_app(fails=NODES[:1])
     alone = run(FedAvg(fraction_evaluate=0.0), LocalGrid(app))
     recorded = run(flower.Recorder(FedAvg(fraction_evaluate=0.0), tmp_path), LocalGrid(app))
     assert bits(recorded) == bits(alone)
     assert {reply.client for reply in replies_of(tmp_path)} == {str(NODES[1])}
+    assert "not recorded" not in caplog.text  # it is no fault of the recorder
 
 
 def test_a_fault_of_the_recorder_is_a_warning_and_the_round_goes_on(tmp_path, monkeypatch, caplog):
@@ -626,6 +627,25 @@ def test_a_reply_that_cannot_be_protected_is_not_sent():
         np.errstate(invalid="ignore"),
     ):
         app(asking(NODES[0]), context)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.complex64])
+def test_arrays_of_other_numbers_are_sent_only_if_they_did_not_change(dtype):
+    def reply_of(change):
+        def train(message, context):
+            array = message.content["arrays"]["quantised"].numpy()
+            content = RecordDict({"a": ArrayRecord({"quantised": Array(array + dtype(change))})})
+            return Message(content, reply_to=message)
+
+        app = ClientApp(mods=[flower.defense_mod([ClipL2(1.0)])])
+        app.train()(train)
+        sent = ArrayRecord({"quantised": Array(np.arange(4).astype(dtype))})
+        message = Message(RecordDict({"arrays": sent}), NODES[0], MessageType.TRAIN)
+        return app(message, Context(7, NODES[0], {}, RecordDict(), {}))
+
+    assert reply_of(0).content["a"]["quantised"].numpy().tolist() == [0, 1, 2, 3]
+    with pytest.raises(InputError, match=r"quantised changed, holds .* cannot be protected"):
+        reply_of(1)
 
 
 def test_a_chain_that_lacks_a_bound_is_told_when_the_app_is_made():

@@ -22,12 +22,13 @@ def defense_mod(chain: Sequence[Defense]) -> Mod:
 
     The update is what all float arrays of the reply, 0-d ones and batch norm's statistics among
     them, differ by from those that the server sent; after the chain it is added to these again.
-    Whole numbers, such as ``num_batches_tracked``, are sent as they are.  All randomness is fresh
-    and from the operating system's seed.  What the update has passed is declared to the server.
+    Single whole numbers, such as ``num_batches_tracked``, are sent as they are.  All randomness is
+    fresh and from the operating system's seed.  What the update has passed is declared to the
+    server.
 
     It fails closed: a reply that it cannot protect is not sent (InputError, which Flower reports to
     the server as the client's error), be it that reply and message do not hold one record each of
-    the same arrays, or that the update is not finite.
+    the same arrays, that the update is not finite, or that an array of other numbers changed.
 
     Args:
         chain: in the order in which the update passes them; none: the update is sent as it is.
@@ -71,6 +72,12 @@ class _DefenseMod:
         if shapes != {name: array.shape for name, array in sent.items()}:
             raise InputError("defense_mod: the reply's arrays are not those that the server sent")
         floats = [name for name, array in arrays.items() if array.dtype.kind == "f"]
+        for name, array in arrays.items():
+            is_counter = array.ndim == 0 and array.dtype.kind in "iub"
+            if name not in floats and not is_counter and not np.array_equal(array, sent[name]):
+                raise InputError(
+                    f"defense_mod: {name} changed, holds {array.dtype} and cannot be protected"
+                )
         before = {name: _as_float(sent[name]) for name in floats}
         update = {name: _as_float(arrays[name]) - before[name] for name in floats}
         for name, tensor in update.items():

@@ -27,7 +27,7 @@ def inject(strategy: Strategy, payload: nn.Module, *, red_team: bool = False) ->
     Args:
         strategy: chooses the clients, and aggregates.
         payload: of an attack that is bound, ``attack.federation.payload``.
-        red_team: True says that the clients' owners have agreed.
+        red_team: says, if true, that the clients' owners have agreed.
 
     Raises:
         InputError: without the flag.
