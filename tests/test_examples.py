@@ -50,7 +50,7 @@ MODULES = {
     "code": ({"class_path": "os.system", "init_args": {"command": "touch marker"}}, "os.system"),
     "another kind of class": ({"class_path": "my_defense.Net"}, "there is no Net in my_defense"),
     "no module": ({"class_path": "collections.Counter"}, "collections.Counter"),
-    "a typing error": ({"class_path": "my_model.Nett"}, "there is no Nett in my_model; did you mean Net?"),
+    "a typing error": ({"class_path": "my_model.Nett"}, "did you mean Net?"),
     "a file that is not there": ({"class_path": "elsewhere.Net"}, "there is no module elsewhere"),
     "an argument it has not": (
         {"class_path": "my_model.Net", "init_args": {"depth": 3}}, "there is no option depth",

@@ -187,6 +187,19 @@ class TestNumbers:
         }
         assert read_numbers(grid, {}).reading.kind == "rounded"
 
+    def test_black_pixels_and_shut_relus_are_no_sparsification(self, images):
+        net = MLP(10, 8, (64,)).requires_grad_(True)
+        dark = images[:2] * (images[:2] > 0.5)
+        sent = read_reply(reply_of(net, dark), net, SHAPE)
+        assert sent.numbers.zeros > 0.2
+        assert sent.numbers.reading.kind == "exact"
+        generator = torch.Generator().manual_seed(0)
+        some = {
+            name: value * (torch.rand(value.shape, generator=generator) < 0.3)
+            for name, value in sent.update.items()
+        }
+        assert read_numbers(some, sent.rounding).reading.kind == "kept"
+
 
 class TestDeclared:
     def test_unknown_is_never_no_defense(self):

@@ -189,7 +189,8 @@ class Auditor:
                 continue
             rehearsal = rehearsals[plan.name] = self._rehearse(plan, sent, labels, training)
             rehearsed = f"on public images in this setting it gets {_of(rehearsal)} right"
-            if is_quick and rehearsal.right == 0 and rehearsal.margin < _HOPELESS:
+            is_hopeless = rehearsal.right == 0 and rehearsal.margin < _HOPELESS
+            if is_quick and is_hopeless and not plan.is_instant:
                 attacks[plan.name] = f"not tried: {rehearsed}"
                 continue
             for again in range(1 + plan.is_random):
@@ -282,8 +283,8 @@ def _verdict(
     is_hidden = bool(numbers.noise_std) or numbers.reading.kind != "exact"
     if best < LIKELY and is_hidden:
         return "not shown", (
-            f"the update is obfuscated, and the surest of what came back has {_percent(best)}; stronger "
-            "attacks may do better"
+            f"the update is obfuscated, and the surest of what came back has {_percent(best)}; "
+            "stronger attacks may do better"
         )
     return "cannot tell", (
         f"the surest of what came back has a confidence of {_percent(best)}, and nothing "

@@ -62,6 +62,8 @@ class Plan(NamedTuple):
     """From a seed."""
     is_random: bool
     """Whether another seed is another look."""
+    is_instant: bool
+    """Whether it costs nothing to try."""
 
 
 def plan_attacks(
@@ -88,7 +90,8 @@ def plan_attacks(
         except InputError as error:
             skipped[name] = str(error)
         else:
-            plans.append(Plan(name, make, is_random=name == "InvertingGradients"))
+            is_random, is_instant = name == "InvertingGradients", name == "LinearLayerInversion"
+            plans.append(Plan(name, make, is_random, is_instant))
 
     shape = setting.image_shape
     consider(

@@ -27,6 +27,8 @@ from lightning_recon.errors import InputError
 
 _CHUNK = 2**21  # entries that are worked on at once
 _SAMPLED = 200_000  # entries from which an obfuscation is recognised
+_MIN_ROWS = 8  # whose zeros are compared
+_MAX_PATTERNS = 0.5  # of the rows: more patterns of zeros are no structure
 _KEPT_ERROR = 0.02  # std of kept entries about what the residuals explain, of an entry's usual size
 _MIN_ROUNDING = 0.02  # of step^2: the least variance that a rounded entry is taken to have
 _SIGN_WIDTH = 0.3  # of the logistic, in units of an entry's usual size
@@ -79,8 +81,18 @@ def read_entries(observed: Tensor) -> Reading:
     least = float(torch.where(observed == 0, torch.inf, observed.abs()).min())
     if len(nonzero) < len(live) and least > 0.05 * float(nonzero.median()):
         return Reading("kept", least)
-    # ReLUs of few samples leave zeros, too
-    return Reading("exact", 0.0) if len(nonzero) > 0.9 * len(live) else Reading("kept", math.inf)
+    # ReLUs of few samples leave zeros, too, and so do black pixels that all of these have
+    is_whole = len(nonzero) > 0.9 * len(live) or _zeros_repeat(observed)
+    return Reading("exact", 0.0) if is_whole else Reading("kept", math.inf)
+
+
+def _zeros_repeat(observed: Tensor) -> bool:
+    """Whether many rows have their zeros at the same places, as no random choice leaves them.
+
+    A row's zeros are those that all samples that reach it share: of few samples, few patterns.
+    """
+    rows = observed[observed.any(1)] == 0
+    return len(rows) >= _MIN_ROWS and len(torch.unique(rows, dim=0)) <= _MAX_PATTERNS * len(rows)
 
 
 def obfuscate(
