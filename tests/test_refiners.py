@@ -77,7 +77,7 @@ class TestLatents:
         )
 
     def test_sides_must_be_multiples(self):
-        with pytest.raises(InputError, match="multiples of 4, not 18x16; set image_size"):
+        with pytest.raises(InputError, match="multiples of 4, not 18x16; take images"):
             encode(torch.zeros(1, 3, 18, 16), 4)
 
 

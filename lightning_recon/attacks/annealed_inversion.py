@@ -84,22 +84,24 @@ class AnnealedInversion(OptimizationAttack):
     """Finds every sample's features, and images of these that have the convolutions' gradient.
 
     Args:
-        target: see :class:`GradientMatching`; it ends in linear layers, ReLUs between them.
-        client: see there.
-        defenses: see there; the attacker does not simulate them.
-        known: see there; labels are needed only where the features do not come from ReLUs, or
-            the update was obfuscated.
+        target: the model that the federation trains; it ends in linear layers, ReLUs between them.
+        client: the protocol that the clients follow; null: FedSGD.
+        defenses: what a client does to its update before it sends it, in order; the attacker does
+            not simulate them.
+        known: what is granted to the attacker, of ``labels``, ``num_samples``, ``client`` and
+            ``buffers``; labels are needed only where the features do not come from ReLUs, or the
+            update was obfuscated.
         features_error: allowed at the end, in standard deviations of a feature, above 0.
         update_error: allowed at the end, relative to the update's root mean square, above 0.
         first_temperature: of ReLUs and pools, in standard deviations of what they see, above 0.
         last_temperature: likewise, at the end.
-        label_inference: see there.
-        iterations: of the optimisation.
+        label_inference: how labels are found that are not known.
+        iterations: of the optimisation, steps on the images of one client.
         optimizer: of the latents, which are scaled as pixels are; by default Adam of the rate of
             Inverting Gradients.
         lr_scheduler: makes its schedule; null: the rate falls to a fifth, by a factor at each
             iteration.
-        seed: see there.
+        seed: of all randomness: the clients', the defenses' and the attack's own.
 
     Raises:
         InputError: if an argument is out of its range.

@@ -29,10 +29,11 @@ class Softened(TorchFunctionMode):
         temperature: in standard deviations of what a layer sees, at least 0; 0: nothing changes.
 
     Examples:
+        >>> import torch.nn.functional as F
         >>> with Softened(0.1):
         ...     soft = F.relu(torch.tensor([-1.0, 0.0, 1.0]))
         >>> [round(value, 2) for value in soft.tolist()]
-        [0.0, 0.07, 1.0]
+        [0.0, 0.06, 1.0]
     """
 
     def __init__(self, temperature: float) -> None:
