@@ -19,6 +19,7 @@ from lightning_recon.audit.schema import ResultsJson
 from lightning_recon.commands import plain
 from lightning_recon.commands.lightning import ReconCLI, main
 from lightning_recon.data import AuditDataModule
+from lightning_recon.targets import MLP
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests/conf/ldp_tiny.yaml")
@@ -203,6 +204,26 @@ class TestPredict:
         assert "nothing here is a score" in page
         assert "PSNR" not in page.partition("Privacy against leakage")[0]
         assert all(path.stat().st_size for path in latest().rglob("*"))
+
+    def test_what_clients_did_and_nobody_said_is_unknown(self):
+        net = MLP(10, 8, (16,)).requires_grad_(True)
+        loss = torch.nn.functional.cross_entropy(net(torch.rand(1, 3, 8, 8)), torch.tensor([3]))
+        names = [name for name, _ in net.named_parameters()]
+        gradient = dict(zip(names, torch.autograd.grad(loss, net.parameters()), strict=True))
+        Path("captured").mkdir()
+        content = {"update": gradient, "num_samples": 1, "labels": None, "image_shape": (3, 8, 8)}
+        torch.save(content, "captured/a.pt")
+        arguments = {"num_classes": 10, "image_size": 8, "hidden": [16]}
+        target = {"class_path": "MLP", "init_args": arguments}
+        model = {"class_path": "LinearLayerInversion", "init_args": {"target": target}}
+        data = {"class_path": "CapturedUpdatesDataModule", "init_args": {"folder": "captured"}}
+        Path("linear.yaml").write_text(yaml.safe_dump({"model": model, "data": data}))
+        assert main(["predict", "--config", "linear.yaml", "--trainer.accelerator", "cpu"]) == 0
+        statement = json.loads((latest() / "results.json").read_text())["privacy"]["statement"]
+        assert statement.startswith("unknown")
+        page = (latest() / "report.html").read_text()
+        assert "defenses unknown" in page
+        assert "no defense" not in page
 
 
 class TestFallback:

@@ -31,6 +31,7 @@ from lightning_recon.observation import Grant
 
 MAX_CURVES = 24  # of clients, that results.json keeps
 _NO_MASKS: MaskSummary = {"method": "none", "mean_area": None, "replaced": 0}
+_UNKNOWN = "unknown: nobody said what the clients did to their updates"
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -94,10 +95,13 @@ def build_results(
         peak_memory: largest memory of a process, in bytes.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
+    outcome = summarise(attack, records, num_candidates)
+    if not isinstance(data, ClientDataModule) and not attack.federation.defenses:
+        outcome["privacy"]["statement"] = _UNKNOWN
     return {
         "schema_version": SCHEMA_VERSION,
         "experiment": experiment,
-        **summarise(attack, records, num_candidates),
+        **outcome,
         "oracles": [
             grant.value for grant in map(Grant, attack.oracles) if grant not in data.unknown
         ],
