@@ -67,7 +67,8 @@ def describe_changes(
     turned = sum(look.orientation != 1 for look in looks)
     if turned:
         verb = "applied" if reading.exif_orientation else "ignored"
-        words.append(f"EXIF orientation {verb} ({turned} images)")
+        pictures = "1 image" if turned == 1 else f"{turned} images"
+        words.append(f"EXIF orientation {verb} ({pictures})")
     if any(is_deep(look.mode) for look in looks) and reading.value_range:
         low, high = reading.value_range
         doubt = "guessed" if reading.is_guess else "clipped outside"
