@@ -219,7 +219,7 @@ def test_exif_orientation(tmp_path):
     assert "EXIF orientation ignored (1 image)" in words
     image, words = only_image(tmp_path, exif_orientation=True)
     assert image[:, :, -3].mean() > 0.9 > 0.1 > image[:, :, 2].mean()
-    assert "EXIF orientation applied (1 images)" in words
+    assert "EXIF orientation applied (1 image)" in words
 
 
 def test_exif_turns_sides(tmp_path):
