@@ -239,22 +239,21 @@ def run_clients(part: str, num: int, output: Path, data: Path, share: tuple[int,
             auditors[network] = Auditor(target, 10, Setting((3, SIDE, SIDE), public))
         started = time.monotonic()
         audit = auditors[network].audit(reply)
-        right, reached, rows = judge(audit, images, public.mean(0))
-        of = {row: is_right for row, is_right in zip(rows, right, strict=True) if row >= 0}
+        judged = judge(audit, images, public.mean(0))
         line = {
             "number": number,
             **told,
             "verdict": audit.verdict,
-            "right": right,
-            "psnr": [round(value, 2) for value in reached],
+            "right": judged.right,
+            "psnr": [round(value, 2) for value in judged.psnr],
             "pictures": [
                 {
                     "attack": picture.attack,
                     "confidence": picture.confidence,
-                    "right": of.get(place, False),
+                    "right": is_right,
                     "features": picture.features,
                 }
-                for place, picture in enumerate(audit.pictures)
+                for picture, is_right in zip(audit.pictures, judged.picture_right, strict=True)
             ],
             "attacks": audit.attacks,
             "seconds": round(time.monotonic() - started, 1),

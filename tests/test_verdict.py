@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_recon.captures import CaptureWriter, Reply, write_truth
+from lightning_recon.errors import InputError
 from lightning_recon.targets import MLP, LeNet
 from lightning_recon.verdict import Auditor, Setting
 from lightning_recon.verdict.confidence import SURE, confidence
@@ -112,6 +113,16 @@ class TestSent:
     def test_another_model(self, images):
         with pytest.raises(Exception, match="another model"):
             read_reply(reply_of(mlp(), images), MLP(10, 8, (64, 32)), SHAPE)
+
+    def test_another_shape_is_told_with_both(self, images):
+        with pytest.raises(InputError, match=r"another model .*128x192, not 64x192"):
+            read_reply(reply_of(mlp(), images), MLP(10, 8, (64, 32)), SHAPE)
+
+    def test_a_list_of_another_length_is_told(self, images):
+        reply = reply_of(mlp(), images)
+        listed = {str(place): value for place, value in enumerate(list(reply.tensors.values())[1:])}
+        with pytest.raises(InputError, match="5 tensors, but the model has 6 parameters"):
+            read_reply(reply._replace(tensors=listed), mlp(), SHAPE)
 
     def test_weights_that_began_elsewhere(self, images):
         net = mlp()

@@ -78,21 +78,12 @@ def _add_audit(parser: Parser) -> None:
         "--model", required=True, metavar="PKG:NET", help="class of the federation's model"
     )
     parser.add_argument(
-        "--model-args", metavar="JSON", help="its arguments, such as '{\"num_classes\": 10}'"
-    )
-    parser.add_argument(
         "--normalize",
         nargs=2,
         metavar=("MEAN", "STD"),
         help="what clients do to images in [0, 1]; numbers, or a list for the channels: .5,.5,.5",
     )
-    parser.add_argument(
-        "--image-shape",
-        nargs=3,
-        type=int,
-        metavar=("C", "H", "W"),
-        help="of what the model takes, where the capture does not say",
-    )
+    _add_model_facts(parser, "of what the model takes, where the capture does not say")
     parser.add_argument("--lr", type=float, help="of the clients' SGD, where the capture is silent")
     parser.add_argument("--batch-size", type=int, help="samples of a client, likewise")
     parser.add_argument("--steps", type=int, help="local steps of a client, likewise")
@@ -116,6 +107,16 @@ def _add_audit(parser: Parser) -> None:
     )
 
 
+def _add_model_facts(parser: Parser, shape_help: str) -> None:
+    """Add what goes with ``--model``: its arguments, and the shape of its images."""
+    parser.add_argument(
+        "--model-args", metavar="JSON", help="its arguments, such as '{\"num_classes\": 10}'"
+    )
+    parser.add_argument(
+        "--image-shape", nargs=3, type=int, metavar=("C", "H", "W"), help=shape_help
+    )
+
+
 def _add_import(parser: Parser) -> None:
     """Add the options of ``import``."""
     parser.add_argument(
@@ -130,9 +131,6 @@ def _add_import(parser: Parser) -> None:
         "--model", metavar="PKG:NET", help="class of the model, for arrays without names"
     )
     parser.add_argument(
-        "--model-args", metavar="JSON", help="its arguments, such as '{\"num_classes\": 10}'"
-    )
-    parser.add_argument(
         "--output",
         metavar="CAPTURE",
         default="capture",
@@ -144,13 +142,7 @@ def _add_import(parser: Parser) -> None:
     parser.add_argument("--steps", type=int, help="of the client's training, if known")
     parser.add_argument("--batch-size", type=int, help="samples of one step, if known")
     parser.add_argument("--num-examples", type=int, help="of the client's data set, if known")
-    parser.add_argument(
-        "--image-shape",
-        nargs=3,
-        type=int,
-        metavar=("C", "H", "W"),
-        help="of what the model sees, if known",
-    )
+    _add_model_facts(parser, "of what the model sees, if known")
 
 
 def light_parser() -> Parser:

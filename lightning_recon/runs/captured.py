@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -203,23 +203,30 @@ def _score(
             f"{reply.name}: the truth holds images of {tuple(images.shape[1:])}, but the audit is "
             f"of {auditor.setting.image_shape}"
         )
-    right, reached, _ = judge(audit, images, auditor.setting.public.mean(0))
+    judged = judge(audit, images, auditor.setting.public.mean(0))
     for number, image in enumerate(images):
         save_image(folder / "reconstructions" / f"{stem}_truth{number:03d}.png", image)
     return {
         "num_images": len(images),
-        "right": int(sum(right)),
-        "psnr": [round(value, 2) for value in reached],
-        "picture_right": _picture_right(audit, images, auditor.setting.public.mean(0)),
+        "right": sum(judged.right),
+        "psnr": [round(value, 2) for value in judged.psnr],
+        "picture_right": judged.picture_right,
     }
 
 
-def judge(
-    audit: ClientAudit, images: Tensor, mean_image: Tensor
-) -> tuple[list[bool], list[float], list[int]]:
-    """Return for each true image whether it was got right, its PSNR, and its picture or -1.
+class Judgement(NamedTuple):
+    """How right an audit was, by the truth."""
 
-    An image that nothing was matched to counts with the mean image.
+    right: list[bool]
+    """Of each true image."""
+    psnr: list[float]
+    """Likewise, in dB; an image that nothing was matched to counts with the mean image."""
+    picture_right: list[bool]
+    """Of each picture that came back."""
+
+
+def judge(audit: ClientAudit, images: Tensor, mean_image: Tensor) -> Judgement:
+    """Return how right an audit was, all true images counted.
 
     Args:
         audit: of the client.
@@ -229,22 +236,19 @@ def judge(
     """
     found = torch.stack([picture.image for picture in audit.pictures]) if audit.pictures else None
     rows = match(found, images).row.tolist() if found is not None else [-1] * len(images)
-    right, reached = [], []
+    judged = Judgement([], [], [False] * len(audit.pictures))
     for image, row in zip(images, rows, strict=True):
         controls = [mean_image, *audit.controls]
         best = max(float(psnr(one[None].to(image), image[None])) for one in controls)
         value = float(psnr(mean_image[None].to(image), image[None]))
         if row >= 0 and found is not None:
             value = float(psnr(found[row][None].to(image), image[None]))
-        reached.append(value)
-        right.append(row >= 0 and bool(margin(torch.tensor(value), torch.tensor(best)) >= 0))
-    return right, reached, rows
-
-
-def _picture_right(audit: ClientAudit, images: Tensor, mean_image: Tensor) -> list[bool]:
-    right, _, rows = judge(audit, images, mean_image)
-    of = {row: is_right for row, is_right in zip(rows, right, strict=True) if row >= 0}
-    return [of.get(number, False) for number in range(len(audit.pictures))]
+        is_right = row >= 0 and bool(margin(torch.tensor(value), torch.tensor(best)) >= 0)
+        judged.psnr.append(value)
+        judged.right.append(is_right)
+        if row >= 0:
+            judged.picture_right[row] = is_right
+    return judged
 
 
 def _summary(clients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The audit of one client: preflight, attacks, and a verdict without any truth."""
 
 import copy
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from lightning_recon.verdict.evidence import (
 )
 from lightning_recon.verdict.finding import Finding
 from lightning_recon.verdict.numbers import Numbers, read_numbers
-from lightning_recon.verdict.plan import Plan, Setting, Training, matching, plan_attacks
+from lightning_recon.verdict.plan import Setting, Training, matching, plan_attacks
 from lightning_recon.verdict.preflight import (
     fingerprint,
     preflight,
@@ -138,7 +137,7 @@ class Auditor:
                 told = f"is told by the rank of a linear layer's change: {training.num_samples}"
             findings.append(Finding("note", f"how many samples there are {told}"))
         pictures, controls, attacks = self._attack(sent, training)
-        verdict, reason = _verdict(pictures, numbers, attacks)
+        verdict, reason = _verdict(pictures, numbers)
         return ClientAudit(
             reply.name,
             verdict,
@@ -178,6 +177,7 @@ class Auditor:
         plans, attacks = plan_attacks(self.target, sent, training, self.setting)
         seed = self.setting.seed
         mixed = shuffled(sent.update, seed)
+        setting = self._shared(sent, labels, training)
         looks: list[tuple[str, Reconstruction]] = []
         controls: dict[str, Reconstruction] = {}
         rehearsals: dict[str, Rehearsal] = {}
@@ -187,7 +187,10 @@ class Auditor:
             if succeeded and is_quick:
                 attacks[plan.name] = f"not tried: {succeeded} succeeds on public images"
                 continue
-            rehearsal = rehearsals[plan.name] = self._rehearse(plan, sent, labels, training)
+            key = (plan.name, *setting)
+            if key not in self._rehearsals:
+                self._rehearsals[key] = rehearse(plan, sent, labels, training, self.setting)
+            rehearsal = rehearsals[plan.name] = self._rehearsals[key]
             rehearsed = f"on public images in this setting it gets {_of(rehearsal)} right"
             is_hopeless = rehearsal.right == 0 and rehearsal.margin < _HOPELESS
             if is_quick and is_hopeless and not plan.is_instant:
@@ -228,19 +231,13 @@ class Auditor:
             return None
         return found.cpu().sort().values
 
-    def _rehearse(
-        self, plan: Plan, sent: Sent, labels: Tensor | None, training: Training
-    ) -> Rehearsal:
-        """Return how an attack does in a setting, once for all clients that share it."""
-        numbers = sent.numbers
+    def _shared(self, sent: Sent, labels: Tensor | None, training: Training) -> tuple[object, ...]:
+        """Return the setting of a rehearsal: clients that have it in common share one."""
         payload = fingerprint({name: sent.state[name] for name in sent.update})
         # what quantisers and sparsifiers do depends on the update itself
-        own = "" if numbers.reading.kind == "exact" else fingerprint(sent.update)
+        own = "" if sent.numbers.reading.kind == "exact" else fingerprint(sent.update)
         repeats = [] if labels is None else sorted(labels.bincount().tolist())
-        key = (plan.name, payload, training, noise_of(sent, training), sent.protocol, *repeats, own)
-        if key not in self._rehearsals:
-            self._rehearsals[key] = rehearse(plan, sent, labels, training, self.setting)
-        return self._rehearsals[key]
+        return (payload, training, noise_of(sent, training), sent.protocol, *repeats, own)
 
 
 def _distinct(pictures: list[Picture], number: int) -> list[Picture]:
@@ -266,9 +263,7 @@ def _of(rehearsal: Rehearsal) -> str:
     return f"{rehearsal.right} of {rehearsal.num_images}"
 
 
-def _verdict(
-    pictures: list[Picture], numbers: Numbers, attacks: Mapping[str, str]
-) -> tuple[Verdict, str]:
+def _verdict(pictures: list[Picture], numbers: Numbers) -> tuple[Verdict, str]:
     if numbers.norm == 0:
         return "not shown", "the update is zero, and tells nothing of any image"
     sure = [picture for picture in pictures if picture.confidence >= SURE]
@@ -286,9 +281,11 @@ def _verdict(
             f"the update is obfuscated, and the surest of what came back has {_percent(best)}; "
             "stronger attacks may do better"
         )
+    rest = "and nothing that shows protects the update: another attack may read it"
+    if is_hidden:
+        rest = "from an obfuscated update: too little to be sure, too much to dismiss"
     return "cannot tell", (
-        f"the surest of what came back has a confidence of {_percent(best)}, and nothing "
-        "that shows protects the update: another attack may read it"
+        f"the surest of what came back has a confidence of {_percent(best)}, {rest}"
     )
 
 

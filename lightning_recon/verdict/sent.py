@@ -5,7 +5,7 @@ sign, no attack makes an image.  So nothing that a capture declares is believed 
 agree, and what is set right is said.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from lightning_recon.errors import InputError
 from lightning_recon.functional.labels.last_layer import last_linear_layer
 from lightning_recon.functional.stateless import sent_buffers
 from lightning_recon.rowsparse import is_finite
-from lightning_recon.targets.names import misfit, under_wanted_names
+from lightning_recon.targets.names import in_order, misfit, under_wanted_names
 from lightning_recon.updates import Buffers, Update
 from lightning_recon.verdict.finding import Finding
 from lightning_recon.verdict.numbers import Numbers, read_numbers
@@ -76,10 +76,8 @@ def read_reply(reply: Reply, model: nn.Module, image_shape: tuple[int, int, int]
         )
     missing = tuple(name for name in parameters if name not in found)
     if missing:
-        some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-        findings.append(
-            Finding("note", f"{len(missing)} of {len(parameters)} parameters not sent: {some}")
-        )
+        count = f"{len(missing)} of {len(parameters)}"
+        findings.append(Finding("note", f"{count} parameters not sent: {_some(missing)}"))
     update, rounding = {}, {}
     for name, parameter in parameters.items():
         if name not in found:
@@ -129,28 +127,20 @@ def _by_name(
     """Return what of the tensors the model knows, by its names."""
     stored = [name for name in model.state_dict() if name in known]
     if all(name.isdecimal() for name in given):  # a list, in the order of the state_dict
-        names = list(model.state_dict())
-        names = names if len(names) == len(given) else list(dict(model.named_parameters()))
-        if len(names) != len(given):
-            raise InputError(
-                f"{len(given)} tensors without names, but the model has {len(names)} parameters "
-                f"and {len(model.state_dict())} entries in its state_dict: another model?"
-            )
-        ordered = sorted(given, key=int)
-        given = {name: given[key] for name, key in zip(names, ordered, strict=True)}
+        given = in_order(model, [given[place] for place in sorted(given, key=int)], "the reply")
     renamed = under_wanted_names(given, stored)
     found = {name: tensor for name, tensor in renamed.items() if name in known}
     wrong = {name: known[name] for name in found if found[name].shape != known[name].shape}
     lacking = [] if may_lack and found else [name for name in known if name not in found]
     lacking = [name for name in lacking if not name.endswith("num_batches_tracked")]
     if wrong or lacking:
-        reason = misfit(renamed, {**{name: known[name] for name in lacking}, **wrong, **found})
+        reason = misfit(renamed, {name: known[name] for name in [*found, *lacking]})
         raise InputError(f"it is of another model than the one given: {reason}")
     more = [name for name in renamed if name not in known]
     counters = [name for name in more if not renamed[name].ndim]
     if rest := [name for name in more if name not in counters]:
-        some = ", ".join(rest[:3]) + (" ..." if len(rest) > 3 else "")
-        findings.append(Finding("note", f"sent beside what the model knows: {some}; left out"))
+        more_words = f"sent beside what the model knows: {_some(rest)}; left out"
+        findings.append(Finding("note", more_words))
     types = sorted({str(found[name].dtype).removeprefix("torch.") for name in found})
     short = [name for name in found if found[name].dtype in _TYPES]
     if short:
@@ -161,6 +151,11 @@ def _by_name(
             )
         )
     return found
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first names in a line."""
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
 def _check_numbers(found: Mapping[str, Tensor], reply: Reply) -> None:
