@@ -48,10 +48,22 @@ class TestPace:
             clock.seconds += 2
             pace.at(iteration, 10)
         pace.at(1, 10)
+        assert pace.left_of_pass() is None
         clock.seconds += 2
         pace.at(2, 10)
         assert pace.within_client().startswith("pass 2, iteration 2 of 10")
-        assert pace.left_of_pass() == pytest.approx(8)
+        assert pace.left_of_pass() == 16
+
+    def test_what_precedes_the_first_iteration_is_none(self, clock):
+        pace = Pace()
+        pace.begin(total=2, passes=1)
+        clock.seconds = 100  # the payload is made, the client trains
+        pace.at(1, 10)
+        assert (pace.left_of_pass(), pace.left()) == (None, None)
+        clock.seconds = 101
+        pace.at(2, 10)
+        assert pace.left_of_pass() == 8
+        assert pace.left() == 8 + 100 + 9
 
     def test_later_clients_by_those_before(self, clock):
         pace = Pace()
@@ -70,7 +82,7 @@ class TestPace:
         pace.at(61, 100)
         clock.seconds = 8
         pace.at(64, 100)
-        assert pace.left_of_pass() == pytest.approx(36 * 8 / 4)
+        assert pace.left_of_pass() == pytest.approx(36 * 8 / 3)
 
     def test_no_iterations(self, clock):
         pace = Pace()

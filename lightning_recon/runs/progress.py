@@ -38,15 +38,20 @@ class Pace:
         """Begin a client, or go on with one after some iterations."""
         self._client_started = self._pass_started = time.monotonic()
         self._first = self.iteration = iteration
+        self._before = 0.0  # the iterations: the payload is made, the client trains
         self.num_iterations = 0
         self.num_passes = 0
 
     def at(self, iteration: int, num_iterations: int) -> None:
         """Take note of an iteration, counted from 1; one that is no later begins another pass."""
-        if iteration <= self.iteration and self.num_iterations:
-            self.num_passes += 1
-            self._first = 0
+        is_first = not self.num_iterations
+        is_again = iteration <= self.iteration and not is_first
+        if is_first or is_again:
+            self.num_passes += is_again
+            self._first = iteration
             self._pass_started = time.monotonic()
+        if is_first:
+            self._before = self._pass_started - self._client_started
         self.iteration, self.num_iterations = iteration, num_iterations
 
     def end_client(self) -> None:
@@ -71,7 +76,8 @@ class Pace:
         if of_pass is None:
             return None
         # a client that is gone on with is the shorter one
-        whole = (now - self._pass_started) / (self.iteration - self._first) * self.num_iterations
+        each = (now - self._pass_started) / (self.iteration - self._first)
+        whole = self._before + each * (self.num_iterations - 1)
         others = self.passes - 1 - self.num_passes + self.passes * (self.total - 1)
         return of_pass + whole * max(0, others)
 

@@ -24,6 +24,7 @@ from lightning_recon.verdict.sent import Sent
 Effort = Literal["quick", "thorough"]
 """How long the optimising attacks go on; quick is what the confidence is calibrated on."""
 _ITERATIONS: Mapping[Effort, int] = {"quick": 150, "thorough": 1200}
+_ANNEALED_ITERATIONS: Mapping[Effort, int] = {"quick": 100, "thorough": 1000}
 _DECODER_STEPS: Mapping[Effort, int] = {"quick": 0, "thorough": 960}
 
 
@@ -105,6 +106,17 @@ def plan_attacks(
         lambda seed: RGAP(target, client, seed=seed),
     )
     consider(
+        "AnnealedInversion",
+        lambda: _check_stack(target, sent, setting),
+        lambda seed: AnnealedInversion(
+            target,
+            client,
+            known=known,
+            iterations=_ANNEALED_ITERATIONS[setting.effort],
+            seed=seed,
+        ),
+    )
+    consider(
         "FeatureInversionAttack",
         lambda: _check_stack(target, sent, setting),
         lambda seed: FeatureInversionAttack(
@@ -116,12 +128,6 @@ def plan_attacks(
             seed=seed,
         ),
     )
-    if setting.effort == "thorough":
-        consider(
-            "AnnealedInversion",
-            lambda: _check_stack(target, sent, setting),
-            lambda seed: AnnealedInversion(target, client, known=known, seed=seed),
-        )
     consider(
         "InvertingGradients",
         lambda: _check_sent(sent, ""),
