@@ -10,7 +10,7 @@ from browser import needs_chromium, open_browser
 from run_folders import EVIL, Page
 
 from lightning_recon.errors import InputError
-from lightning_recon.report import write_sweep_report
+from lightning_recon.report import write_again, write_sweep_report
 
 browser = pytest.fixture(open_browser, scope="module")
 
@@ -97,6 +97,8 @@ def test_the_page_of_a_full_sweep(tmp_path):
         assert text in page.text, text
     assert "Read this first" not in page.text
     page.must_be_self_contained_and_accessible()
+    (folder / "report.html").unlink()
+    assert write_again(folder).read_text() == page.text
 
 
 def test_lines_run_along_the_numeric_axes(tmp_path):

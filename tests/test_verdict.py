@@ -367,6 +367,9 @@ class TestCommand:
         assert "Audit of a real federation" in page
         assert page.count("data:image/png") >= 6
         assert len(list((captured / "out" / "reconstructions").glob("*_00?.png"))) == 6
+        (captured / "out" / "report.html").unlink()
+        assert plain.main(["report", "out"]) == 0
+        assert (captured / "out" / "report.html").read_text() == page
 
     def test_an_audit_that_was_stopped_goes_on_and_another_is_refused(self, captured, capsys):
         assert self.run(*self.ARGS, "--output", "out") == 0

@@ -13,7 +13,7 @@ LIGHT = {
     "import": "add what a client was sent and sent back, from files, to a capture",
     "sweep": "run every combination of the values that one YAML file lists",
     "compare": "put several runs side by side on one page",
-    "report": "build the report.html of a run anew",
+    "report": "build the report.html of a run, a sweep or an audit anew",
     "attacks": "list the attacks, with their citations",
     "defenses": "list the defenses, with their citations",
     "data": "list the data sets, with their citations",

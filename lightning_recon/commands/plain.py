@@ -64,9 +64,9 @@ def _run(command: str, options: Namespace) -> int:
 
         print(compare_runs(options.runs, options.output))  # noqa: T201
     elif command == "report":
-        from lightning_recon.report import write_report
+        from lightning_recon.report import write_again
 
-        print(write_report(options.run))  # noqa: T201
+        print(write_again(options.run))  # noqa: T201
     else:
         from lightning_recon.commands.completion import completion_script
 
