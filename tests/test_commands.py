@@ -133,7 +133,7 @@ class TestBadCommand:
             (["compare", "one"], "compare takes 2 to 26 runs"),
             (["compare", "one", "two"], "one holds no results.json"),
             (["report", "nowhere"], "there is no folder nowhere"),
-            (["report", str(ROOT / "configs")], "no results.json (a run), results.csv (a sweep) or audit"),
+            (["report", str(ROOT / "configs")], "no results.json (a run), results.csv (a"),
             (["completion", "cmd"], "there is no shell cmd; there are bash, tcsh, zsh"),
             (["doctor", "--configs", "nowhere"], "no folder"),
         ],

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_recon.captures import CaptureWriter, Reply, write_truth
+from lightning_recon.commands import plain
 from lightning_recon.errors import InputError
 from lightning_recon.targets import MLP, LeNet
 from lightning_recon.verdict import Auditor, Setting
@@ -349,8 +350,6 @@ def captured(tmp_path, images, monkeypatch):
 
 class TestCommand:
     def run(self, *args):
-        from lightning_recon.commands import plain
-
         return plain.main(["audit", "capture", *args])
 
     ARGS = ("--model", "my_net:Net", "--normalize", ".5", ".25")
