@@ -72,8 +72,12 @@ class TestPace:
         pace.end_client()
         clock.seconds = 40
         assert pace.left() == 3 * 30 - 10
-        clock.seconds = 1000  # a slow one: never below zero
-        assert pace.left() == 0
+        clock.seconds = 1000  # a slow one
+        assert pace.left() == 2 * 30
+        pace.at(1, 10)
+        clock.seconds = 1100
+        pace.at(2, 10)
+        assert pace.left() == 800 + 2 * 30
 
     def test_what_was_done_before_a_resumed_run_does_not_count(self, clock):
         pace = Pace()

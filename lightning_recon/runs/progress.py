@@ -71,7 +71,8 @@ class Pace:
         now = time.monotonic()
         if self.done:
             each = (self._client_started - self._started) / self.done
-            return max(0.0, each * (self.total - self.done) - (now - self._client_started))
+            here = max(each - (now - self._client_started), self.left_of_pass() or 0.0)
+            return here + each * (self.total - self.done - 1)
         of_pass = self.left_of_pass()
         if of_pass is None:
             return None

@@ -130,7 +130,7 @@ class Auditor:
         numbers = sent.numbers
         findings = [*sent.findings, *preflight(reply, declared, numbers)]
         privacy = privacy_lines(declared, numbers)
-        training = self._training(reply, sent, numbers)
+        training = self.training(reply, sent)
         if not reply.facts.get("batch_size") and self.batch_size is None:
             told = "is not known: one is assumed"
             if not training.is_assumed:
@@ -152,11 +152,17 @@ class Auditor:
             fingerprint(sent.update),
         )
 
-    def _training(self, reply: Reply, sent: Sent, numbers: Numbers) -> Training:
-        facts = reply.facts
+    def training(self, reply: Reply, sent: Sent) -> Training:
+        """Return what is known, or assumed, of how a client trained.
+
+        Args:
+            reply: of the client.
+            sent: what was read of it.
+        """
+        facts, rank = reply.facts, sent.numbers.rank
         size = self.batch_size or facts.get("batch_size")
-        if not size and numbers.rank and numbers.rank <= _MAX_RANK:
-            size = numbers.rank
+        if not size and rank and rank <= _MAX_RANK:
+            size = rank
         return Training(
             int(size or 1),
             not size,
