@@ -134,7 +134,7 @@ def normalised(module: Callable[[], nn.Module]) -> Target:
 Make = Callable[[], Target]
 NETWORKS: dict[str, dict[str, Make]] = {
     "fit": {
-        "MLP 1000": lambda: MLP(10, SIDE, (1000, 100)),
+        "MLP 400": lambda: MLP(10, SIDE, (400, 100)),
         "ROGLeNet": lambda: ROGLeNet(10, SIDE),
         "LeNet": lambda: LeNet(10, SIDE),
         "WideTail": lambda: normalised(WideTail),
@@ -283,7 +283,7 @@ def fit(paths: Sequence[Path]) -> None:
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = F.binary_cross_entropy_with_logits(inputs @ weights + offset, right)
-        value = value + 1e-3 * weights.square().sum()
+        value = value + 3e-4 * weights.square().sum()
         value.backward()
         return value
 

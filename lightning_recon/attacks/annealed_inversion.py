@@ -238,7 +238,7 @@ class AnnealedInversion(OptimizationAttack):
     # --- the optimisation ----------------------------------------------------------------------
 
     def objective(self, dummy: Tensor, evidence: BodyEvidence) -> dict[str, Tensor]:
-        """Return minus the logarithms of the features', the update's and the images' densities."""
+        """Return minus the logarithms of the densities: of features and images each, of the update."""
         latents = dummy / NORMALISED_STD
         left = 1 - self.progress  # both errors are large at first
         features_error = self.features_error * _FIRST_FEATURES_ERROR**left
@@ -255,12 +255,13 @@ class AnnealedInversion(OptimizationAttack):
                 self.spectrum.decode(latents),
                 {**evidence.parameters, **body},
             )
-        error = (features - evidence.features).square().sum() / evidence.variance
-        parts = {"features": error[None] / (2 * features_error**2)}
+        error = (features - evidence.features).square().sum(1) / evidence.variance
+        parts = {"features": error / (2 * features_error**2)}
         distance = _relative_distance(features, body, evidence)
         numbers = sum(part.numel() for part in evidence.body.values())
-        parts["matching"] = distance[None] * numbers / (2 * update_error**2)
-        parts["spectrum"] = latents.square().sum()[None] / 2
+        shares = distance.expand(len(dummy)) / len(dummy)
+        parts["matching"] = shares * numbers / (2 * update_error**2)
+        parts["spectrum"] = latents.flatten(1).square().sum(1) / 2
         return parts
 
     def differentiate(
@@ -286,7 +287,7 @@ class AnnealedInversion(OptimizationAttack):
         """Leave the latents: no box holds them."""
 
     def finish(self, dummy: Tensor, evidence: BodyEvidence) -> Reconstruction:
-        """Return the images with the last objective as the score of all."""
+        """Return the images; the score of each has its features, its spectrum, its share of the rest."""
         with torch.enable_grad():
             parts, _ = self.differentiate(dummy.detach().clone(), evidence)
         with torch.no_grad():
@@ -294,7 +295,7 @@ class AnnealedInversion(OptimizationAttack):
         return Reconstruction(
             images=images,
             labels=evidence.update.labels,
-            score=torch.stack([part.detach() for part in parts.values()]).sum().expand(len(dummy)),
+            score=torch.stack([part.detach() for part in parts.values()]).sum(0),
             notes=evidence.update.notes,
         )
 

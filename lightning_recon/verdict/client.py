@@ -188,6 +188,7 @@ class Auditor:
         controls: dict[str, Reconstruction] = {}
         rehearsals: dict[str, Rehearsal] = {}
         is_quick = self.setting.effort == "quick"
+        is_simulated = training.is_known or sent.protocol == "fedsgd"
         succeeded: str | None = None
         for plan in plans:
             if succeeded and is_quick:
@@ -217,7 +218,7 @@ class Auditor:
                 confidence(features),
                 features,
             )
-            for one in weigh(looks, controls, rehearsals)
+            for one in weigh(looks, controls, rehearsals, is_simulated)
             for index, features in enumerate(one.features)
         ]
         pictures.sort(key=lambda picture: -picture.confidence)

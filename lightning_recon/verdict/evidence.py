@@ -39,7 +39,7 @@ RIGHT_GAIN = 4.0
 """In dB: and at least this much more than the best null control of its image."""
 NUM_REHEARSED = 8
 """Public images, about, that an attack is rehearsed on."""
-_MAX_REHEARSALS = 2  # clients
+_MAX_REHEARSALS = 4  # clients
 _CAP = 40.0  # dB; more is the same
 _LEAST_LEFT = 0.15  # of the noise's norm: an update below cannot be told from it
 _DROWNED = 0.02  # of the noise's norm, that such an update is taken to have
@@ -47,7 +47,19 @@ _UNKNOWN_RATE = 0.01  # at which a step is rehearsed whose learning rate nobody 
 
 Features = dict[str, float]
 """What speaks for one reconstruction, by name; see :data:`NAMES`."""
-NAMES = ("rehearsed", "margin", "grid", "agreement", "control", "fit", "contrast", "natural")
+NAMES = (
+    "rehearsed",
+    "margin",
+    "floor",
+    "grid",
+    "agreement",
+    "control",
+    "fit",
+    "misfit",
+    "simulated",
+    "contrast",
+    "natural",
+)
 """Of the features: those of a confidence, in the order of its weights."""
 
 
@@ -59,6 +71,8 @@ class Rehearsal(NamedTuple):
     num_images: int
     margin: float
     """In dB: by how much a public image is right, or is not, in the median."""
+    floor: float
+    """Likewise, of the quarter that does worst."""
     score: float
     """The objective, in the median; NaN where the attack returns nothing."""
 
@@ -208,6 +222,7 @@ def rehearse(
         int((together >= 0).sum()),
         len(together),
         float(together.median()),
+        float(together.quantile(0.25)),
         float(torch.tensor(scores).median()) if scores else math.nan,
     )
 
@@ -246,6 +261,7 @@ def weigh(
     looks: Sequence[tuple[str, Reconstruction]],
     controls: Mapping[str, Reconstruction],
     rehearsals: Mapping[str, Rehearsal],
+    is_simulated: bool,
 ) -> list[Look]:
     """Return what speaks for every image of every look.
 
@@ -253,6 +269,7 @@ def weigh(
         looks: name of the attack, and what it found; an attack may look twice.
         controls: what each attack makes of the shuffled update.
         rehearsals: of each attack.
+        is_simulated: whether the clients of the rehearsals train as this one is known to.
     """
     weighed = []
     for place, (name, found) in enumerate(looks):
@@ -268,10 +285,13 @@ def weigh(
             {
                 "rehearsed": (rehearsal.right + 0.5) / (rehearsal.num_images + 1),
                 "margin": max(-15.0, min(25.0, rehearsal.margin)) / 10,
+                "floor": max(-15.0, min(25.0, rehearsal.floor)) / 10,
                 "grid": float(1 - misfit[index] / 0.25),
                 "agreement": float(agreement[index]) / 10,
                 "control": float(control[index]) / 10,
-                "fit": _fit(float(found.score[index]), rehearsal.score),
+                "fit": (fit := _fit(float(found.score[index]), rehearsal.score)),
+                "misfit": max(0.0, fit),
+                "simulated": float(is_simulated),
                 "contrast": float(images[index].std()),
                 "natural": float(natural[index]),
             }
