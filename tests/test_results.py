@@ -91,7 +91,7 @@ def test_a_file_of_the_previous_version_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "line 1 is truncated or no JSON"),
         ([1], "holds no object"),
         ({"name": "another program's"}, "holds nothing of an audit"),
         ({**VERSION_1, "schema_version": 3}, "is of version 3, and this program reads up to 2"),

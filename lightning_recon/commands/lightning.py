@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -23,6 +22,7 @@ from lightning_recon.commands.bad_input import report_bad_input
 from lightning_recon.commands.lists import replacing_lists
 from lightning_recon.commands.names import LIGHTNING
 from lightning_recon.data import AuditDataModule
+from lightning_recon.documents import read_yaml
 from lightning_recon.errors import InputError
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
@@ -319,9 +319,7 @@ def _cli_options(args: Sequence[str] | None, commands: dict[str, Any]) -> dict[s
 def _model_in(file: str) -> Any:
     """The class of the model that a configuration names, if any."""
     try:
-        return yaml.safe_load(Path(file).read_text())["model"]["class_path"]
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{Path(file).absolute()}: no YAML: {error}") from error
+        return read_yaml(Path(file))["model"]["class_path"]
     except (OSError, LookupError, TypeError):
         return None
 

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from lightning_recon.documents import parse_yaml
 from lightning_recon.errors import InputError
 from lightning_recon.report.charts import (
     MAX_SERIES,
@@ -308,8 +307,8 @@ def _cells(cells: Sequence[Cell], axes: Sequence[str]) -> str:
 def _planned(plan: str) -> list[dict[str, str]]:
     """Return the labels of the cells that were asked for, as ``results.csv`` writes them."""
     try:
-        content = yaml.safe_load(plan)
-    except yaml.YAMLError:
+        content = parse_yaml(plan, "sweep.yaml")
+    except InputError:
         return []
     cells = content.get("cells") if isinstance(content, dict) else None
     if not isinstance(cells, list):

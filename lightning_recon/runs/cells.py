@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import get_loader
 
+from lightning_recon.documents import MAX_YAML_BYTES, check_yaml, read_text
 from lightning_recon.errors import InputError, instead, missing_file
 
 SECTIONS = ("seed_everything", "model", "data", "audit")
@@ -100,12 +101,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: if it cannot be read, or holds no keys.
     """
     try:
-        content = get_loader("yaml")(path.read_text())  # as in runs: 1e-3 is a number
+        text = read_text(path, MAX_YAML_BYTES)
+        check_yaml(text, str(path.absolute()))
+        content = get_loader("yaml")(text)  # as in runs: 1e-3 is a number
     except FileNotFoundError as error:
         raise InputError(missing_file(path)) from error
     except OSError as error:
         raise InputError(f"{path.absolute()} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path.absolute()} is no YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path.absolute()} holds no keys")

@@ -6,7 +6,6 @@ is computed (devices, progress bar), but nothing that the figures depend on.
 
 import argparse
 import json
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +55,8 @@ def folder_to_resume(args: Sequence[str]) -> Path | None:
             f"--resume: no config.yaml in {folder}: it is no run, or was stopped before its first "
             "client; start it again without --resume"
         )
-    written_by = re.search(rf"^# {header('(.*)')}$", config.read_text(), flags=re.MULTILINE)
+    text = read_text(config, MAX_YAML_BYTES)
+    written_by = re.search(rf"^# {header('(.*)')}$", text, flags=re.MULTILINE)
     if written_by is None or written_by[1] != "test":
         found = written_by[1] if written_by else "an unknown command"
         raise InputError(f"--resume is for runs of test, but {config} was written by {found}")

@@ -29,6 +29,7 @@ from lightning_recon.audit.records import ClientRecord, append_record, read_reco
 from lightning_recon.audit.results import Results, view
 from lightning_recon.data import ClientDataModule
 from lightning_recon.data.sharing import ClientLoader, share_clients
+from lightning_recon.documents import read_yaml as read_stored_yaml
 from lightning_recon.errors import InputError, input_error_in, instead
 from lightning_recon.federation import Federation
 from lightning_recon.files import write_atomically, write_csv, write_json
@@ -312,7 +313,7 @@ def _check_same(cells: Sequence[Cell], config: Path, resume: Path) -> None:
     path = resume.absolute() / "sweep.yaml"
     if not path.is_file():
         raise InputError(f"{path} is missing: {resume} is no sweep to resume")
-    if yaml.safe_load(path.read_text()) != _description(cells):
+    if read_stored_yaml(path) != _description(cells):
         raise InputError(f"{path} lists other cells than {config}; run the sweep anew")
 
 
