@@ -86,7 +86,9 @@ def read_json(path: Path, advice: str, largest: int = MAX_JSON_BYTES) -> tuple[d
         content = parse_json(text)
     except ValueError as error:
         line = getattr(error, "lineno", 1)
-        raise InputError(f"{path}, line {line} is truncated or no JSON ({error}); {advice}") from error
+        raise InputError(
+            f"{path}, line {line} is truncated or no JSON ({error}); {advice}"
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path}, line 1 holds no object of names and values; {advice}")
     return content, text

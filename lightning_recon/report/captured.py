@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from PIL import Image, UnidentifiedImageError
-
 from lightning_recon.documents import read_json, refusal
-from lightning_recon.errors import InputError
 from lightning_recon.report.cards import Card, picture, within_budget
 from lightning_recon.report.findings import Finding
 from lightning_recon.report.page import Table, count, number, share, write_page
+from lightning_recon.report.pictures import load_picture
 from lightning_recon.schemas import MisfitError, conform
 
 _MAX_CLIENTS = 40  # with pictures
@@ -273,9 +271,11 @@ def _cards(folder: Path, client: Mapping[str, Any]) -> list[Card]:
         for place, shown in enumerate(client["pictures"][:_MAX_PICTURES]):
             name = f"Image {place + 1}"
             label = f"By {shown['attack']}"
-            pictures = [picture(_open(folder / shown["file"]), label, f"{name}, {label}", side)]
+            pictures = [
+                picture(load_picture(folder / shown["file"]), label, f"{name}, {label}", side)
+            ]
             if place < len(client["controls"]):
-                control = _open(folder / client["controls"][place])
+                control = load_picture(folder / client["controls"][place])
                 pictures.append(picture(control, "Control", f"{name}, of the control", side))
             is_sure = shown["confidence"] >= 0.9
             scores = {"Confidence": share(shown["confidence"])}
@@ -288,14 +288,6 @@ def _cards(folder: Path, client: Mapping[str, Any]) -> list[Card]:
         return cards
 
     return within_budget(make)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path} cannot be read as a picture; audit again") from error
 
 
 def _table(clients: Sequence[Mapping[str, Any]]) -> Table:

@@ -6,6 +6,7 @@ is computed (devices, progress bar), but nothing that the figures depend on.
 
 import argparse
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from lightning_recon.documents import MAX_YAML_BYTES, read_text
 from lightning_recon.errors import InputError
 
 _SAME = ("seed_everything", "model", "data", "audit", "trainer.precision", "ckpt_path")
