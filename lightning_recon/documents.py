@@ -6,6 +6,7 @@ this program writes, and is told with its reason in docs/trust.md.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,18 @@ def parse_json(text: str, *, keeps_nan: bool = False) -> Any:
         ValueError: if it is none, holds a name twice, or is nested too deeply.
     """
     constant = float if keeps_nan else _none
+    hooks = {"object_pairs_hook": _once_each, "parse_constant": constant}
     try:
-        return json.loads(text, object_pairs_hook=_once_each, parse_constant=constant)
+        return json.loads(text, **hooks, parse_float=_finite)  # type: ignore[arg-type]
     except RecursionError as error:
         raise ValueError("lists or objects are nested too deeply") from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
 
 
 def _none(_: str) -> None:

@@ -1,6 +1,5 @@
 """Types of JSON as type hints: a value that was read is held against one before it is used."""
 
-import math
 import re
 import types
 from collections.abc import Hashable, Mapping, Sequence
@@ -48,7 +47,7 @@ def conform(hint: Any, value: Any, place: Place = ()) -> Any:
         place: of the value, for the error.
 
     Raises:
-        MisfitError: if it is of another type, or a number that is not finite or above 64 bits.
+        MisfitError: if it is of another type, or a whole number above 64 bits.
     """
     origin = get_origin(hint)
     if hint is Any:
@@ -82,8 +81,6 @@ def _plain(kind: type, value: Any, place: Place) -> Any:
         raise MisfitError(place, f"is {_shown(value)}, no {_NAMES[kind]}")
     if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
         raise MisfitError(place, "is a number of more than 64 bits")
-    if isinstance(value, float) and math.isinf(value):
-        raise MisfitError(place, "is infinite")
     return value
 
 
@@ -103,7 +100,7 @@ def _record(kind: Any, content: Mapping[str, Any], place: Place) -> Any:
     """Return a TypedDict or NamedTuple; keys that it does not know are kept, or left out."""
     hints = get_type_hints(kind)
     is_dictionary = is_typeddict(kind)
-    needed = kind.__required_keys__ if is_dictionary else frozenset()
+    needed = kind.__required_keys__ if is_dictionary else hints.keys() - kind._field_defaults.keys()
     if lacking := needed - content.keys():
         raise MisfitError(place, f"lacks {', '.join(sorted(lacking))}")
     found = {

@@ -4,15 +4,18 @@ Pages and the terminal read these records, never the file itself, and so never m
 number should be.  What the keys mean stands in docs/results-schema.md.
 """
 
+import json
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_recon.audit.schema import SCHEMA_VERSION, ResultsJson
+from lightning_recon.audit.records import Origin, configuration_hash, hash_of
+from lightning_recon.audit.schema import SCHEMA_VERSION, IntegrityJson, ResultsJson
 from lightning_recon.audit.scores import Row, aggregate
-from lightning_recon.documents import read_json, refusal
+from lightning_recon.documents import read_json, read_text, refusal
 from lightning_recon.errors import InputError
+from lightning_recon.files import finite_json
 from lightning_recon.schemas import MisfitError, conform
 
 _AGAIN = "run the audit again"
@@ -184,6 +187,8 @@ def read_results(path: Path, rows: Sequence[Row] = ()) -> Results:
     content, text = read_json(path, _AGAIN)
     try:
         _check_version(content, path)
+        if "integrity" in content:
+            _check_integrity(content, path)
         results: Results = conform(Results, _completed(content, rows))
     except MisfitError as misfit:
         raise refusal(path, text, misfit, _AGAIN) from misfit
@@ -203,6 +208,47 @@ def view(content: Mapping[str, Any]) -> Results:
     return results
 
 
+def integrity(origin: Origin, clients: Path) -> IntegrityJson:
+    """Return what tells that a run's files were changed.
+
+    Args:
+        origin: of the run's records.
+        clients: the file ``clients.csv``; one that is not there is left out.
+    """
+    table = hash_of(clients.read_bytes()) if clients.is_file() else ""
+    return {**origin._asdict(), "clients": table, "results": ""}  # type: ignore[typeddict-item]
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of ``results.json`` with its checksum in ``integrity``."""
+    finite: dict[str, Any] = finite_json(content)
+    found = {**finite["integrity"], "results": _checksum(finite)}
+    return {**finite, "integrity": found}
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    inner = {name: value for name, value in content["integrity"].items() if name != "results"}
+    return hash_of(json.dumps({**content, "integrity": inner}, sort_keys=True).encode())
+
+
+def _check_integrity(content: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError if the file, or one beside it, is not as the run wrote it."""
+    found: IntegrityJson = conform(IntegrityJson, content["integrity"], ("integrity",))
+    if found["results"] != _checksum(content):
+        raise InputError(f"{path} was changed: its checksum is not its own; {_AGAIN}")
+    clients = path.with_name("clients.csv")
+    if clients.is_file() and found["clients"] != hash_of(clients.read_bytes()):
+        raise InputError(f"{clients} was changed since {path.name} was written; {_AGAIN}")
+    config = path.with_name("config.yaml")
+    if config.is_file() and found["configuration"]:
+        text = read_text(config)
+        if configuration_hash(text, str(config)) != found["configuration"]:
+            raise InputError(
+                f"{config} is another configuration than that of {path.name}; put back what was "
+                "changed, or run the audit again"
+            )
+
+
 def _check_version(content: Mapping[str, Any], path: Path) -> None:
     version = content.get("schema_version", 1)
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
@@ -213,7 +259,8 @@ def _check_version(content: Mapping[str, Any], path: Path) -> None:
             "newer one"
         )
     missing = ResultsJson.__required_keys__ - content.keys()
-    if version == 1 and len(missing) == len(ResultsJson.__required_keys__):
+    missing -= {"integrity"} if version < 3 else set()
+    if version == 1 and len(missing) == len(ResultsJson.__required_keys__) - 1:
         raise InputError(f"{path} holds nothing of an audit; name the folder of a finished run")
     if version > 1 and missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; {_AGAIN}")

@@ -17,12 +17,12 @@ from rich.console import Console
 
 from lightning_recon import __version__
 from lightning_recon.attacks import Attack
-from lightning_recon.audit.records import read_records
+from lightning_recon.audit.records import Origin, configuration_hash, read_records
 from lightning_recon.commands.bad_input import report_bad_input
 from lightning_recon.commands.lists import replacing_lists
 from lightning_recon.commands.names import LIGHTNING
 from lightning_recon.data import AuditDataModule
-from lightning_recon.documents import read_yaml
+from lightning_recon.documents import read_text, read_yaml
 from lightning_recon.errors import InputError
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
@@ -190,7 +190,10 @@ class ReconCLI(_CheckedCLI):
         """Leave out what a resumed run has done, and leave its ``config.yaml`` as it is."""
         if self.run_folder is None:
             return
-        self.datamodule.completed = {record.client for record in read_records(self.run_folder)}
+        text = read_text(self.run_folder / "config.yaml")
+        origin = Origin(configuration_hash(text, str(self.run_folder / "config.yaml")))
+        records = read_records(self.run_folder, origin, self.datamodule.num_clients)
+        self.datamodule.completed = {record.client for record in records}
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunConfig):
                 callback.already_saved = True

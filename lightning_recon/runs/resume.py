@@ -15,10 +15,12 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from lightning_recon.audit.records import SAME, Origin, hash_of
+from lightning_recon.data import AuditDataModule
 from lightning_recon.documents import MAX_YAML_BYTES, read_text
 from lightning_recon.errors import InputError
 
-_SAME = ("seed_everything", "model", "data", "audit", "trainer.precision", "ckpt_path")
+_SAME = (*SAME, "ckpt_path")
 """What must be as it was."""
 
 
@@ -78,6 +80,19 @@ def going_on(folder: Path, words: Sequence[str]) -> str | None:
     if words[:1] == ["fit"] and checkpoint.is_file():
         return shlex.join(["python", "cli.py", *words, "--ckpt_path", str(checkpoint)])
     return None
+
+
+def origin_of(configuration: str, data: AuditDataModule) -> Origin:
+    """Return what the records of a run say that they belong to.
+
+    Args:
+        configuration: hash of the run's configuration; empty: not known.
+        data: of the run, set up.
+    """
+    contents = "\n".join(data.contents())
+    # names may hold bytes that are no UTF-8
+    hashed = hash_of(contents.encode("utf-8", "surrogateescape")) if contents else ""
+    return Origin(configuration, hashed)
 
 
 def check_same(parser: ArgumentParser, stored: Namespace, given: Namespace) -> None:
