@@ -58,6 +58,8 @@ _MOVED = (
     "lightning_recon.refiners.training",
 )
 """Where configurations of version 0.1.0 look for them."""
+_WORDS = {"best", "last", "hpc", "registry"}
+"""What Lightning would look for beside the run's own checkpoints, and go on without."""
 _NOISE = (  # warnings of Lightning that do not concern a person who runs an audit
     ".*isinstance\\(treespec, LeafSpec\\).*",
     "Total length of `ClientLoader` across ranks is zero.*",
@@ -240,8 +242,13 @@ def _words(args: Any) -> list[str]:
 
 def _check_checkpoint(path: Any, key: str, kind: str) -> None:
     """Raise InputError if a checkpoint is asked for that cannot be read, or lacks ``key``."""
-    if path is None or str(path) in {"best", "last", "hpc", "registry"}:
+    if path is None:
         return
+    if str(path) in _WORDS and not Path(str(path)).exists():
+        raise InputError(
+            f"--ckpt_path {path}: a run begins in a new folder, which holds none; give the file, "
+            "such as lightning_logs/version_0/checkpoints/last.ckpt"
+        )
     if not Path(str(path)).is_file():
         raise InputError(f"no checkpoint at {Path(str(path)).absolute()}; see --ckpt_path")
     try:

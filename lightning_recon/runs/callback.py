@@ -1,5 +1,6 @@
 """The audit of a run: what Lightning calls when, and what is written."""
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -69,6 +70,10 @@ class Audit(Callback):
         images_every: int = 100,
     ) -> None:
         super().__init__()
+        if not 0 <= recovered_psnr < math.inf:  # NaN is neither
+            raise InputError(
+                f"audit.recovered_psnr must be a number of decibels from 0, not {recovered_psnr}"
+            )
         for name, value, least in (
             ("num_candidates", num_candidates, 0),
             ("num_pictured_clients", num_pictured_clients, 0),
