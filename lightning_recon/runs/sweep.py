@@ -422,5 +422,7 @@ def main(args: Sequence[str]) -> int:
         )
     with making("trainer", options):
         trainer = Trainer(**{**options, "callbacks": with_progress(options)})
+    device = trainer.strategy.root_device.type  # what "auto" has come to
+    options["accelerator"] = {"cuda": "gpu"}.get(device, device)
     run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run, options=options)
     return 0
