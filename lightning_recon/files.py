@@ -97,14 +97,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` as JSON; NaN and infinity, which JSON does not know, become null."""
-    write_atomically(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(finite_json(content), indent=2, allow_nan=False) + "\n")
 
 
-def _finite(content: Any) -> Any:
+def finite_json(content: Any) -> Any:
+    """Return content of JSON with None in the place of NaN and infinity."""
     if isinstance(content, Mapping):
-        return {name: _finite(value) for name, value in content.items()}
+        return {name: finite_json(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [finite_json(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 

@@ -280,7 +280,7 @@ class TestBadInput:
             (["--trainer.devices", "0"], "trainer: `Trainer(devices='0')` value is not a valid"),
             (["--trainer.strategy", "ddpp"], "invalid strategy name: `strategy='ddpp'`"),
             (["--trainer.default_root_dir", "a_file"], "a_file/lightning_logs: Not a directory"),
-            (["--config", "broken.yaml"], "broken.yaml: no YAML: "),
+            (["--config", "broken.yaml"], "broken.yaml, line 2, column 1: no YAML: "),
             (["--config", "none.yaml"], "error: config: File does not exist: '/"),
             (
                 ["--model.init_args.client", "FedAvg"],

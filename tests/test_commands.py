@@ -310,7 +310,7 @@ class TestDoctor:
         Path("broken.npz").unlink()
         Path("configs/b.yaml").write_text("a: [1")
         assert main(["doctor", "--configs", "configs"]) == 1
-        assert "configs/b.yaml: no YAML" in capsys.readouterr().out
+        assert "b.yaml, line 2, column 1: no YAML" in capsys.readouterr().out
 
     def test_in_a_process_without_pytest(self, heavy):
         code, out, err = heavy["doctor"]

@@ -305,8 +305,8 @@ def test_verdict():
     ("name", "content", "message"),
     [
         ("results.json", None, r"holds no results\.json; name the folder of a finished run"),
-        ("results.json", "{", r"results\.json is no JSON"),
-        ("results.json", "[1]", r"results\.json holds no object"),
+        ("results.json", "{", r"results\.json, line 1 is truncated or no JSON"),
+        ("results.json", "[1]", r"results\.json, line 1 holds no object"),
         ("clients.csv", "client,psnr\n0,12\n0,high\n", r"clients\.csv, line 3 is no row"),
         ("clients.csv", "client,psnr\n0,12,13\n", r"clients\.csv, line 2 is no row"),
     ],

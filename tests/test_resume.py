@@ -148,6 +148,7 @@ def test_other_images_than_the_run_began_with(stopped, capfd):
     (path,) = (stopped / "records").iterdir()
     record = json.loads(path.read_text())
     record["rows"][0]["index"] += 1
+    del record["sha256"]  # as a version without checksums wrote it
     path.write_text(json.dumps(record) + "\n")
     assert main(["test", "--resume", str(stopped)]) == 2
     assert "client 0 holds other images than when" in one_error(capfd)

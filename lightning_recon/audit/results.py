@@ -8,16 +8,18 @@ import json
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
-from lightning_recon.audit.schema import SCHEMA_VERSION, ResultsJson
+from lightning_recon.audit.records import Origin, configuration_hash, hash_of
+from lightning_recon.audit.schema import SCHEMA_VERSION, IntegrityJson, ResultsJson
 from lightning_recon.audit.scores import Row, aggregate
+from lightning_recon.documents import read_json, read_text, refusal
 from lightning_recon.errors import InputError
+from lightning_recon.files import finite_json
+from lightning_recon.schemas import MisfitError, conform
 
 _AGAIN = "run the audit again"
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
-_NAMES = {str: "text", bool: "true or false", int: "whole number", float: "number"}
-_Record = TypeVar("_Record", bound=tuple[Any, ...])
 
 
 class Metric(NamedTuple):
@@ -182,27 +184,69 @@ def read_results(path: Path, rows: Sequence[Row] = ()) -> Results:
             f"{path.parent} holds no {path.name}; name the folder of a finished run, such as "
             "lightning_logs/version_0"
         )
+    content, text = read_json(path, _AGAIN)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is no JSON ({error}); {_AGAIN}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no object of names and values; {_AGAIN}")
-    _check_version(content, path)
-    return view(_completed(content, rows, str(path)), str(path))
+        _check_version(content, path)
+        if "integrity" in content:
+            _check_integrity(content, path)
+        results: Results = conform(Results, _completed(content, rows))
+    except MisfitError as misfit:
+        raise refusal(path, text, misfit, _AGAIN) from misfit
+    return results
 
 
-def view(content: Mapping[str, Any], source: str = "results.json") -> Results:
+def view(content: Mapping[str, Any]) -> Results:
     """Return the records of what ``results.json`` holds.
 
     Args:
-        content: the file's, or that of one that is to be written.
-        source: what an error names.
+        content: of a file that is to be written.
 
     Raises:
-        InputError: if a value is of another type than the schema's.
+        MisfitError: if a value is of another type than the schema's.
     """
-    return _record(Results, content, source)
+    results: Results = conform(Results, content)
+    return results
+
+
+def integrity(origin: Origin, clients: Path) -> IntegrityJson:
+    """Return what tells that a run's files were changed.
+
+    Args:
+        origin: of the run's records.
+        clients: the file ``clients.csv``; one that is not there is left out.
+    """
+    table = hash_of(clients.read_bytes()) if clients.is_file() else ""
+    return {**origin._asdict(), "clients": table, "results": ""}  # type: ignore[typeddict-item]
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of ``results.json`` with its checksum in ``integrity``."""
+    finite: dict[str, Any] = finite_json(content)
+    found = {**finite["integrity"], "results": _checksum(finite)}
+    return {**finite, "integrity": found}
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    inner = {name: value for name, value in content["integrity"].items() if name != "results"}
+    return hash_of(json.dumps({**content, "integrity": inner}, sort_keys=True).encode())
+
+
+def _check_integrity(content: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError if the file, or one beside it, is not as the run wrote it."""
+    found: IntegrityJson = conform(IntegrityJson, content["integrity"], ("integrity",))
+    if found["results"] != _checksum(content):
+        raise InputError(f"{path} was changed: its checksum is not its own; {_AGAIN}")
+    clients = path.with_name("clients.csv")
+    if clients.is_file() and found["clients"] != hash_of(clients.read_bytes()):
+        raise InputError(f"{clients} was changed since {path.name} was written; {_AGAIN}")
+    config = path.with_name("config.yaml")
+    if config.is_file() and found["configuration"]:
+        text = read_text(config)
+        if configuration_hash(text, str(config)) != found["configuration"]:
+            raise InputError(
+                f"{config} is another configuration than that of {path.name}; put back what was "
+                "changed, or run the audit again"
+            )
 
 
 def _check_version(content: Mapping[str, Any], path: Path) -> None:
@@ -215,51 +259,19 @@ def _check_version(content: Mapping[str, Any], path: Path) -> None:
             "newer one"
         )
     missing = ResultsJson.__required_keys__ - content.keys()
-    if version == 1 and len(missing) == len(ResultsJson.__required_keys__):
+    missing -= {"integrity"} if version < 3 else set()
+    if version == 1 and len(missing) == len(ResultsJson.__required_keys__) - 1:
         raise InputError(f"{path} holds nothing of an audit; name the folder of a finished run")
     if version > 1 and missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; {_AGAIN}")
 
 
-def _record(kind: type[_Record], content: Mapping[str, Any], where: str) -> _Record:
-    """Return a record of the values that are there; the others keep their defaults."""
-    found = {
-        name: _value(
-            hint, content[name], f"{where}: {name}" if kind is Results else f"{where}.{name}"
-        )
-        for name, hint in get_type_hints(kind).items()
-        if content.get(name) is not None
-    }
-    return kind(**found)
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """Return a value as its hint says; InputError where it cannot be."""
-    if get_origin(hint) is types.UnionType:  # X | None
-        return None if value is None else _value(get_args(hint)[0], value, where)
-    kind = get_origin(hint) or hint
-    if kind is Mapping and isinstance(value, Mapping):
-        inner = get_args(hint)[1]
-        there = {name: one for name, one in value.items() if one is not None}
-        return {name: _value(inner, one, f"{where}.{name}") for name, one in there.items()}
-    if kind is Sequence and isinstance(value, list):
-        (inner,) = get_args(hint)
-        return [_value(inner, one, f"{where}[{place}]") for place, one in enumerate(value)]
-    if issubclass(kind, tuple) and isinstance(value, Mapping):
-        return _record(kind, value, where)
-    fits = isinstance(value, (int, float) if kind is float else kind)
-    if kind in _NAMES and fits and isinstance(value, bool) == (kind is bool):
-        return value
-    expected = _NAMES.get(kind, "list" if kind is Sequence else "object")
-    raise InputError(f"{where} is {str(value)[:40]!r}, no {expected}; {_AGAIN}")
-
-
-def _completed(content: dict[str, Any], rows: Sequence[Row], source: str) -> dict[str, Any]:
+def _completed(content: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     """Return the content with the figures that an early file lacks, from the rows."""
     is_complete = "recall_ci_low" in content
     if is_complete or not rows or any(row.get("recovered") not in (0, 1) for row in rows):
         return content
-    known = view(content, source)
+    known = view(content)
     computed: dict[str, Any] = {**aggregate(rows, known.num_reconstructions or 0)}
     computed["clients_unrecovered"] = sorted(
         {int(row.get("client", 0)) for row in rows}

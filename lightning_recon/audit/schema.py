@@ -9,7 +9,7 @@ from typing import TypedDict
 from lightning_recon.data.masked_images import MaskSummary
 from lightning_recon.privacy.sensitivity import Adjacency
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of what is written now.  Files without ``schema_version`` are of version 1."""
 
 
@@ -168,6 +168,19 @@ class OutcomeJson(AttackJson, ScoresJson):
     seconds_per_client: float
 
 
+class IntegrityJson(TypedDict):
+    """What tells that a run's files were changed: first 16 digits of SHA-256; empty: not known."""
+
+    configuration: str
+    """Of what figures depend on in ``config.yaml``."""
+    data: str
+    """Of the data's list of files and the clients' labels."""
+    clients: str
+    """Of the bytes of ``clients.csv``; empty without one."""
+    results: str
+    """Of this file without this key, as JSON with sorted keys."""
+
+
 class ResultsJson(OutcomeJson):
     """All of ``results.json``."""
 
@@ -192,3 +205,4 @@ class ResultsJson(OutcomeJson):
     trainer_precision: str
     versions: dict[str, str]
     command: str
+    integrity: IntegrityJson

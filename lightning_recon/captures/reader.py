@@ -1,7 +1,6 @@
 """Reads a capture; what cannot be read is told in a line, and the rest is read."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +20,24 @@ from lightning_recon.captures.format import (
     truth_file,
 )
 from lightning_recon.captures.tensors import read_tensors
+from lightning_recon.documents import read_json, refusal
 from lightning_recon.errors import InputError
+from lightning_recon.schemas import MisfitError, conform
 
 Tensors = dict[str, Tensor]
+MAX_FACTS_BYTES = 2**24
+"""16 MiB: what is known of a reply takes 1 KB, the names of a large model's parameters 1 MB."""
+RANGES: dict[str, tuple[float, float]] = {
+    "round": (0, 2**31),
+    "num_examples": (0, 2**40),
+    "batch_size": (1, 2**20),
+    "steps": (1, 2**20),
+    "learning_rate": (0, 1e6),
+    "momentum": (0, 1),
+    "image_shape": (1, 2**14),
+}
+"""What numbers may be: what is above would be a slip, and would fill the memory."""
+_AGAIN = "mend it, or capture again; see docs/update-format.md"
 
 
 class Truth(NamedTuple):
@@ -71,11 +85,11 @@ class Capture:
                 f"{self.folder} is no capture: it has no {FEDERATION}; see docs/update-format.md, "
                 "or python cli.py import for state dicts"
             )
-        content = _json(path)
+        content, text = read_json(path, _AGAIN, MAX_FACTS_BYTES)
         if content.get("format") != FORMAT:
             raise InputError(f'{path}: format should be "{FORMAT}", not {content.get("format")!r}')
         check_version(path, content)
-        self.facts: FederationJson = content  # type: ignore[assignment]
+        self.facts: FederationJson = _facts(FederationJson, content, path, text)
         self.files = sorted(self.folder.glob("rounds/*/*.json"))
         """Of the replies, in the order of rounds and clients."""
         if not self.files:
@@ -90,22 +104,34 @@ class Capture:
         Raises:
             InputError: if it cannot be used, in one line.
         """
-        facts = _json(path)
-        check_version(path, facts)
-        if facts.get("kind") not in KINDS:
-            raise InputError(
-                f"{path}: kind should be one of {', '.join(KINDS)}, not {facts.get('kind')!r}"
-            )
+        facts = self.said(path)
         tensors = read_tensors(path.with_suffix(".safetensors"))
         if not tensors:
             raise InputError(f"{path.with_suffix('.safetensors')} holds no tensor")
         digest = facts.get("payload")
         payload = None if digest is None else self._payload(str(digest))
-        number = facts.get("round")
-        if not isinstance(number, int):
-            raise InputError(f"{path}: round should be a number, not {number!r}")
         client = str(facts.get("client", path.stem))
-        return Reply(number, client, tensors, payload, facts)  # type: ignore[arg-type]
+        return Reply(facts["round"], client, tensors, payload, facts)
+
+    def said(self, path: Path) -> ReplyJson:
+        """Return what the JSON of a reply says, each key of its type and within its range.
+
+        Args:
+            path: one of :attr:`files`.
+
+        Raises:
+            InputError: naming the file, the line and the key.
+        """
+        content, text = read_json(path, _AGAIN, MAX_FACTS_BYTES)
+        check_version(path, content)
+        if content.get("kind") not in KINDS:
+            raise InputError(
+                f"{path}: kind should be one of {', '.join(KINDS)}, not {content.get('kind')!r}"
+            )
+        if content.get("round") is None:
+            raise InputError(f"{path}: round should be a number, not {content.get('round')!r}")
+        facts: ReplyJson = _facts(ReplyJson, content, path, text)
+        return facts
 
     def replies(self) -> Iterator[Reply | InputError]:
         """Give every reply, or what is wrong with it."""
@@ -160,11 +186,18 @@ def read_truth(folder: str | Path, reply: Reply) -> Truth | None:
     return Truth(found["images"].float(), found["labels"].to(torch.int64))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _facts(kind: Any, content: dict[str, Any], path: Path, text: str) -> Any:
+    """Return what a file of the format says, or raise InputError naming the line."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is truncated or no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} should hold a JSON object, not a {type(content).__name__}")
-    return content
+        facts = conform(kind, content)
+        for name, (least, largest) in RANGES.items():
+            values = facts.get(name)
+            for value in values if isinstance(values, list) else [values]:
+                if value is not None and not least <= value <= largest:
+                    told = f"is {value}; it should lie between {least:g} and {largest:g}"
+                    raise MisfitError((name,), told)
+        if len(facts.get("image_shape") or "CHW") != 3:
+            raise MisfitError(("image_shape",), f"is {facts['image_shape']}, and not C, H, W")
+    except MisfitError as misfit:
+        raise refusal(path, text, misfit, _AGAIN) from misfit
+    return facts

@@ -1,7 +1,6 @@
 """Writes a capture while a federation runs."""
 
 import hashlib
-import json
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lightning_recon.captures.format import (
     truth_file,
 )
 from lightning_recon.captures.tensors import Arrays, as_tensors, names_in, packed
+from lightning_recon.documents import read_json
 from lightning_recon.errors import InputError
 from lightning_recon.files import write_atomically, write_json
 
@@ -159,9 +159,9 @@ def _holds_files(folder: Path) -> bool:
 def _check_own(path: Path) -> None:
     """Raise InputError unless a capture of this version can be gone on with."""
     try:
-        content = json.loads(path.read_text())
+        content, _ = read_json(path, "choose another folder")
         found = content["format"], content["version"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except LookupError as error:
         raise InputError(f"{path} does not describe a capture: choose another folder") from error
     if found != (FORMAT, VERSION):
         raise InputError(f"{path} is of version {found[1]}, and this writes {VERSION}")

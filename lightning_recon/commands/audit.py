@@ -1,7 +1,7 @@
 """The command ``audit``: from a capture to a verdict."""
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,9 @@ def _image_shape(capture: Capture, given: list[int] | None) -> tuple[int, int, i
     """Return C, H, W, as the command line or the capture has it."""
     shape: Any = given or capture.facts.get("image_shape")
     for path in [] if shape else capture.files:
-        facts: dict[str, Any] = {}
-        try:
-            facts = json.loads(path.read_text())
-        except ValueError:
-            continue
-        if shape := facts.get("image_shape"):
-            break
+        with suppress(InputError):  # told when the reply is audited
+            if shape := capture.said(path).get("image_shape"):
+                break
     if not shape:
         raise InputError(
             "the capture does not say what images the model takes; add --image-shape C H W, such "

@@ -7,12 +7,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
 from packaging.requirements import Requirement
 from rich.console import Console
 from rich.text import Text
 
 from lightning_recon import __version__
+from lightning_recon.documents import read_yaml
 from lightning_recon.errors import InputError
 from lightning_recon.files import expanded
 
@@ -69,7 +69,7 @@ def doctor(configs: Path) -> int:
     """
     if not configs.is_dir():
         raise InputError(f"no folder {configs.absolute()}; give one with configurations, --configs")
-    packages = check_packages(_REQUIREMENTS.read_text())
+    packages = check_packages(_REQUIREMENTS.read_text(encoding="utf-8"))
     sections = {"packages": packages}
     try:
         sections["devices"] = check_devices()
@@ -152,10 +152,9 @@ def check_inputs(configs: Path) -> dict[str, list[Finding]]:
     sections: dict[str, list[Finding]] = {"data": [], "checkpoints": []}
     for file in sorted(configs.rglob("*.yaml")):
         try:
-            content = yaml.safe_load(file.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            text = f"{file}: no YAML: {' '.join(str(error).split())}"
-            sections["data"].append(Finding("BROKEN", text))
+            content = read_yaml(file)
+        except InputError as error:
+            sections["data"].append(Finding("BROKEN", str(error)))
             continue
         for found in _named_inputs(content):
             key = (found.heading, found.path, found.class_name)

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_recon.commands.names import LISTS
 from lightning_recon.commands.sources import known_names, offered_classes
+from lightning_recon.documents import read_yaml
 from lightning_recon.errors import InputError, instead, missing_file
 from lightning_recon.runs.refusals import config_files
 
@@ -51,10 +50,9 @@ def check_early(words: Sequence[str]) -> None:
         if path.name and not path.exists():
             raise InputError(missing_file(path))
         try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError):
+            content = read_yaml(path)
+        except OSError:
             continue
-        content = _parsed(text, path)
         if content is None:
             raise InputError(f"{path} holds nothing; see configs/ for examples")
         if words[0] == "sweep" or not isinstance(content, dict):
@@ -78,38 +76,6 @@ def _check_sections(content: dict[Any, Any], path: Path) -> None:
             raise InputError(
                 f"{path}: {name} takes keys with values, not {found}; correct it, or leave it out"
             )
-
-
-def _parsed(text: str, path: Path) -> Any:
-    """Return what a text holds; InputError for what is no YAML, or holds a key twice."""
-    try:
-        node = yaml.compose(text)
-        _check_keys(node, path)
-        return None if node is None else yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        reason = " ".join(str(error.problem or error.context).split())
-        raise InputError(f"{path}{where}: no YAML: {reason}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
-
-
-def _check_keys(node: Any, path: Path) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line, name = key.start_mark.line + 1, str(key.value)
-            if name in seen and name != "<<":
-                raise InputError(
-                    f"{path}, line {line}: the key {name} stands in line {seen[name]} already; "
-                    "leave one"
-                )
-            seen[name] = line
-            _check_keys(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for entry in node.value:
-            _check_keys(entry, path)
 
 
 def _entries(content: Any, key: str) -> Iterator[tuple[str, str, Any]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -18,11 +17,12 @@ from rich.console import Console
 
 from lightning_recon import __version__
 from lightning_recon.attacks import Attack
-from lightning_recon.audit.records import read_records
+from lightning_recon.audit.records import Origin, configuration_hash, read_records
 from lightning_recon.commands.bad_input import report_bad_input
 from lightning_recon.commands.lists import replacing_lists
 from lightning_recon.commands.names import LIGHTNING
 from lightning_recon.data import AuditDataModule
+from lightning_recon.documents import read_text, read_yaml
 from lightning_recon.errors import InputError
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
@@ -58,6 +58,8 @@ _MOVED = (
     "lightning_recon.refiners.training",
 )
 """Where configurations of version 0.1.0 look for them."""
+_WORDS = {"best", "last", "hpc", "registry"}
+"""What Lightning would look for beside the run's own checkpoints, and go on without."""
 _NOISE = (  # warnings of Lightning that do not concern a person who runs an audit
     ".*isinstance\\(treespec, LeafSpec\\).*",
     "Total length of `ClientLoader` across ranks is zero.*",
@@ -190,7 +192,10 @@ class ReconCLI(_CheckedCLI):
         """Leave out what a resumed run has done, and leave its ``config.yaml`` as it is."""
         if self.run_folder is None:
             return
-        self.datamodule.completed = {record.client for record in read_records(self.run_folder)}
+        text = read_text(self.run_folder / "config.yaml")
+        origin = Origin(configuration_hash(text, str(self.run_folder / "config.yaml")))
+        records = read_records(self.run_folder, origin, self.datamodule.num_clients)
+        self.datamodule.completed = {record.client for record in records}
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunConfig):
                 callback.already_saved = True
@@ -237,8 +242,13 @@ def _words(args: Any) -> list[str]:
 
 def _check_checkpoint(path: Any, key: str, kind: str) -> None:
     """Raise InputError if a checkpoint is asked for that cannot be read, or lacks ``key``."""
-    if path is None or str(path) in {"best", "last", "hpc", "registry"}:
+    if path is None:
         return
+    if str(path) in _WORDS and not Path(str(path)).exists():
+        raise InputError(
+            f"--ckpt_path {path}: a run begins in a new folder, which holds none; give the file, "
+            "such as lightning_logs/version_0/checkpoints/last.ckpt"
+        )
     if not Path(str(path)).is_file():
         raise InputError(f"no checkpoint at {Path(str(path)).absolute()}; see --ckpt_path")
     try:
@@ -319,9 +329,7 @@ def _cli_options(args: Sequence[str] | None, commands: dict[str, Any]) -> dict[s
 def _model_in(file: str) -> Any:
     """The class of the model that a configuration names, if any."""
     try:
-        return yaml.safe_load(Path(file).read_text())["model"]["class_path"]
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{Path(file).absolute()}: no YAML: {error}") from error
+        return read_yaml(Path(file))["model"]["class_path"]
     except (OSError, LookupError, TypeError):
         return None
 

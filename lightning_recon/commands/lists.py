@@ -13,6 +13,9 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
+from lightning_recon.documents import MAX_YAML_BYTES, read_text
+from lightning_recon.errors import InputError
+
 _FILES = ("--config", "-c")
 
 
@@ -60,9 +63,9 @@ def _content(option: str, value: str) -> Any:
     if not option or option.endswith("+"):
         return None
     try:
-        text = Path(value).read_text() if option in _FILES else value
+        text = read_text(Path(value), MAX_YAML_BYTES) if option in _FILES else value
         content = get_loader("yaml")(text) if text else None
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, InputError, yaml.YAMLError):
         return None
     return content if isinstance(content, dict | list) else None
 

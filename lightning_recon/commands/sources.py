@@ -30,7 +30,7 @@ def offered_classes(room: str, bases: tuple[str, ...]) -> list[SourceClass]:
         bases: what they are below; these are left out.
     """
     known = _classes(room)
-    tree = ast.parse((PACKAGE / room / "__init__.py").read_text())
+    tree = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
     exported: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.Assign) and _names(node) == ["__all__"]:
@@ -77,7 +77,7 @@ def _classes(room: str) -> Mapping[str, SourceClass]:
     found = {}
     for path in sorted((PACKAGE / room).rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-        for node in ast.parse(path.read_text()).body:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef):
                 found[node.name] = _class(node, ".".join(parts))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -217,6 +217,16 @@ class ClientDataModule(AuditDataModule):
     def client_labels(self, index: int) -> Tensor:
         """The labels of :meth:`client`, B, int64, without a look at the images."""
         return torch.tensor([self._label(place) for place in self._places(index)])
+
+    def places(self, index: int) -> list[int]:
+        """Places in the data set of the images of :meth:`client`."""
+        return list(self._places(index))
+
+    def contents(self) -> Iterator[str]:
+        """Yield what the figures depend on: the name of every picture, the clients' labels."""
+        source = self.source
+        yield from map(source.key, range(len(source)))
+        yield from (str(self._label(place)) for place in self._all_private())
 
     def public_images(self) -> Tensor:
         """The server's own images, none of them a client's, masked as the clients' are.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
@@ -148,6 +148,11 @@ class CapturedUpdatesDataModule(AuditDataModule):
     def public_images(self) -> Tensor:
         """None: 0 C H W."""
         return torch.empty(0, *self.image_shape)
+
+    def contents(self) -> Iterator[str]:
+        """Yield the names of all files."""
+        self.setup()
+        yield from (file.name for file in self._files)
 
     def describe(self) -> str:
         """One line for people."""

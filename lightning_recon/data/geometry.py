@@ -9,6 +9,9 @@ from torchvision.transforms import functional as geometry
 
 from lightning_recon.functional.image_size import height_width
 
+_MAX_COVERING = 8
+"""How many times the size a side may be before the centre is cut out: 1 x 5000 pixels would become
+256 x 1,280,000.  No photograph is that narrow, and the largest covering is of 400 MB at 4096."""
 Resize = Literal["crop", "stretch", "refuse"]
 """See :func:`bring_to_size`; ``"refuse"`` changes nothing, and is for the caller to obey."""
 
@@ -38,9 +41,26 @@ def bring_to_size(
     if resample != Image.Resampling.NEAREST:
         mode = InterpolationMode.BILINEAR  # Pillow's, which antialiases
     covering = list(covering_size(picture.size, (height, width)))
+    if max(covering[0] / height, covering[1] / width) > _MAX_COVERING:
+        return _resized_centre(picture, (height, width), resample)
     resized: Image.Image = geometry.resize(picture, covering, mode)
     cropped: Image.Image = geometry.center_crop(resized, [height, width])
     return cropped
+
+
+def _resized_centre(
+    picture: Image.Image, size: tuple[int, int], resample: Image.Resampling
+) -> Image.Image:
+    """Return the centre of a narrow picture, of which no more is resized than is seen.
+
+    The same as of any other picture but for the rounding of Pillow's coordinates.
+    """
+    height, width = size
+    covering_height, covering_width = covering_size(picture.size, size)
+    across, down = picture.width / covering_width, picture.height / covering_height
+    left, top = round((covering_width - width) / 2), round((covering_height - height) / 2)
+    box = (left * across, top * down, (left + width) * across, (top + height) * down)
+    return picture.resize((width, height), resample, box=box)
 
 
 def margin_size(size: tuple[int, int]) -> tuple[int, int]:

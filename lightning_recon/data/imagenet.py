@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lightning_recon.data.base import ClientDataModule
 from lightning_recon.data.sources import FileSource, ImageSource, image_files
+from lightning_recon.documents import read_text
 from lightning_recon.errors import InputError
 
 _TINY = re.compile(r"(n\d{8}/)?images/.*")
@@ -89,7 +90,7 @@ def _wordnet_ids(folder: Path) -> list[str]:
 
 def _open_tiny_val(root: Path, annotations: Path) -> FileSource:
     """Tiny-ImageNet's validation images; labels are by the ids of ``train``, if it is there."""
-    rows = [line.split("\t") for line in annotations.read_text().splitlines()]
+    rows = [line.split("\t") for line in read_text(annotations).splitlines()]
     ids = {row[0]: row[1] for row in rows if len(row) > 1}
     names = _wordnet_ids(root / "train") or sorted(set(ids.values()))
     files = []

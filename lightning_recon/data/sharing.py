@@ -127,6 +127,10 @@ class AuditDataModule(LightningDataModule, ABC):
     def public_images(self) -> Tensor:
         """The server's own images, none of them a client's: N C H W in [0, 1]; N may be 0."""
 
+    def contents(self) -> Iterator[str]:
+        """Yield what the data consist of, such as names of files; a resumed run compares them."""
+        yield from ()
+
     @abstractmethod
     def describe(self) -> str:
         """One line for people."""

@@ -13,6 +13,7 @@ from lightning_recon.data.geometry import bring_to_size
 from lightning_recon.data.looks import Look
 from lightning_recon.data.reading import orientation
 from lightning_recon.errors import InputError
+from lightning_recon.pictures import opened
 
 EXTENSIONS = (
     *(".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
@@ -100,7 +101,7 @@ class FileSource(ImageSource):
         """
         path = self.root / self.files[index][0]
         try:
-            with Image.open(path) as picture:
+            with opened(path) as picture:
                 orientation(picture)  # EXIF is read from the open file
                 picture.load()
                 return picture
@@ -119,7 +120,7 @@ class FileSource(ImageSource):
         """
         path = self.root / self.files[index][0]
         try:
-            with Image.open(path) as picture:
+            with opened(path) as picture:
                 return Look.at(picture)
         except Exception as error:  # every decoder of Pillow fails in its own way
             raise _unreadable(path, error) from error
@@ -174,7 +175,7 @@ def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
         InputError: the file cannot be decoded.
     """
     try:
-        with Image.open(path) as picture:
+        with opened(path) as picture:
             return picture.convert(mode)
     except Exception as error:  # every decoder of Pillow fails in its own way
         raise _unreadable(path, error) from error

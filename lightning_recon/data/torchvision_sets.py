@@ -12,6 +12,7 @@ from torchvision import datasets
 from lightning_recon.data.base import ClientDataModule
 from lightning_recon.data.sources import ImageSource
 from lightning_recon.errors import InputError
+from lightning_recon.pictures import without_ghostscript
 
 
 class TorchvisionDataModule(ClientDataModule):
@@ -120,7 +121,8 @@ class TorchvisionSource(ImageSource):
             InputError: it cannot be read.
         """
         try:
-            picture = self.dataset[index][0]
+            with without_ghostscript():  # torchvision opens whatever Pillow can
+                picture = self.dataset[index][0]
         except Exception as error:  # every data set fails in its own way
             raise InputError(f"cannot read the image {self.key(index)}: {error}") from error
         if not isinstance(picture, Image.Image):

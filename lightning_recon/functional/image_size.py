@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from lightning_recon.errors import InputError
 
+MAX_SIDE = 2**14
+"""In pixels: 16,384.  One colour image of that size takes 3 GB; no attack reads 1,024 yet."""
+
 
 def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Return height and width, in pixels.
@@ -12,7 +15,8 @@ def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
         image_size: one number for square images, or height and width.
 
     Raises:
-        InputError: there are not one or two numbers, or one is below 1.
+        InputError: there are not one or two numbers, or one is below 1 or above
+            :data:`MAX_SIDE`.
     """
     sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
     if len(sides) != 2:
@@ -20,4 +24,6 @@ def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     for side in sides:
         if side < 1:
             raise InputError(f"image_size must be at least 1, not {side}")
+        if side > MAX_SIDE:
+            raise InputError(f"image_size must be at most {MAX_SIDE:,}, not {side}")
     return sides[0], sides[1]

@@ -1,20 +1,20 @@
 """The audit of a capture as a page, for people who run a federation."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-from PIL import Image, UnidentifiedImageError
-
-from lightning_recon.errors import InputError
+from lightning_recon.documents import read_json, refusal
 from lightning_recon.report.cards import Card, picture, within_budget
 from lightning_recon.report.findings import Finding
 from lightning_recon.report.page import Table, count, number, share, write_page
+from lightning_recon.report.pictures import load_picture
+from lightning_recon.schemas import MisfitError, conform
 
 _MAX_CLIENTS = 40  # with pictures
 _MAX_PICTURES = 6  # of one client
 _MAX_FINDINGS = 12  # at the top of the page
+_AGAIN = "audit the capture again, into another folder"
 _SEVERITY: dict[str, Literal["alarm", "note"]] = {"contradiction": "alarm", "warning": "note"}
 _ORDER = {"leaked": 0, "cannot tell": 1, "not shown": 2}
 _STATUS = {
@@ -42,6 +42,101 @@ _ADVICE = {
 }
 
 
+class PictureJson(TypedDict):
+    """One picture of a client."""
+
+    file: str
+    attack: str
+    label: int | None
+    confidence: float
+    evidence: dict[str, float]
+
+
+class FoundJson(TypedDict):
+    """A finding."""
+
+    kind: str
+    text: str
+
+
+class TruthJson(TypedDict):
+    """How right an audit of a client was."""
+
+    num_images: int
+    right: int
+    psnr: list[float]
+    picture_right: list[bool]
+
+
+class ClientJson(TypedDict):
+    """What an audit says of one client."""
+
+    name: str
+    verdict: Literal["leaked", "cannot tell", "not shown"]
+    reason: str
+    findings: list[FoundJson]
+    privacy: dict[str, Any]
+    pictures: list[PictureJson]
+    controls: list[str]
+    num_samples: int | None
+    attacks: dict[str, Any]
+    truth: TruthJson | None
+    fingerprint: str
+
+
+class SummaryJson(TypedDict):
+    """Of all clients."""
+
+    num_clients: int
+    leaked: int
+    not_shown: int
+    cannot_tell: int
+    images_with_truth: int
+    right: int
+    brier: float | None
+
+
+class AuditJson(TypedDict):
+    """``audit.json``; further keys are allowed."""
+
+    capture: str
+    source: str | None
+    settings: dict[str, Any]
+    summary: SummaryJson
+    clients: list[ClientJson]
+    command: str
+
+
+def read_stored(kind: Any, path: Path) -> Any:
+    """Return what an audit stored, held against its schema.
+
+    Args:
+        kind: :class:`AuditJson` or :class:`ClientJson`.
+        path: of the file.
+
+    Raises:
+        InputError: naming the file, the line and the key; for pictures that lie elsewhere, too.
+    """
+    content, text = read_json(path, _AGAIN)
+    try:
+        found = conform(kind, content)
+        for client in found["clients"] if kind is AuditJson else [found]:
+            _check_client(client)
+    except MisfitError as misfit:
+        raise refusal(path, text, misfit, _AGAIN) from misfit
+    return found
+
+
+def _check_client(client: ClientJson) -> None:
+    files = [*(shown["file"] for shown in client["pictures"]), *client["controls"]]
+    for file in files:
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise MisfitError(("pictures",), f"name {file!r}, which lies outside of the folder")
+    truth = client["truth"]
+    if truth is not None and len(truth["picture_right"]) != len(client["pictures"]):
+        raise MisfitError(("truth", "picture_right"), "has not one entry for each picture")
+
+
 def write_audit_report(folder: Path) -> Path:
     """Write ``report.html`` beside ``audit.json``.
 
@@ -55,11 +150,10 @@ def write_audit_report(folder: Path) -> Path:
         InputError: if there is no ``audit.json``, or it cannot be understood.
     """
     path = folder / "audit.json"
-    try:
-        audit = json.loads(path.read_text())
-        clients = sorted(audit["clients"], key=lambda client: _ORDER[client["verdict"]])
-    except (OSError, ValueError, LookupError) as error:
-        raise InputError(f"{path} is missing or no audit: {error}") from error
+    audit = read_stored(AuditJson, path)
+    clients: list[ClientJson] = sorted(
+        audit["clients"], key=lambda client: _ORDER[client["verdict"]]
+    )
     summary = audit["summary"]
     shown = clients[:_MAX_CLIENTS]
     sections = [_client(folder, client, number) for number, client in enumerate(shown)]
@@ -177,9 +271,11 @@ def _cards(folder: Path, client: Mapping[str, Any]) -> list[Card]:
         for place, shown in enumerate(client["pictures"][:_MAX_PICTURES]):
             name = f"Image {place + 1}"
             label = f"By {shown['attack']}"
-            pictures = [picture(_open(folder / shown["file"]), label, f"{name}, {label}", side)]
+            pictures = [
+                picture(load_picture(folder / shown["file"]), label, f"{name}, {label}", side)
+            ]
             if place < len(client["controls"]):
-                control = _open(folder / client["controls"][place])
+                control = load_picture(folder / client["controls"][place])
                 pictures.append(picture(control, "Control", f"{name}, of the control", side))
             is_sure = shown["confidence"] >= 0.9
             scores = {"Confidence": share(shown["confidence"])}
@@ -192,14 +288,6 @@ def _cards(folder: Path, client: Mapping[str, Any]) -> list[Card]:
         return cards
 
     return within_budget(make)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path} cannot be read as a picture; audit again") from error
 
 
 def _table(clients: Sequence[Mapping[str, Any]]) -> Table:

@@ -1,12 +1,16 @@
 """Reads a run again from its folder: ``results.json``, ``clients.csv``, ``config.yaml``."""
 
 import csv
+import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning_recon.audit.records import Origin, checked_records, configuration_hash
 from lightning_recon.audit.results import Results, read_results
 from lightning_recon.audit.scores import Row
+from lightning_recon.documents import MAX_YAML_BYTES, parse_yaml, read_text
 from lightning_recon.errors import InputError
 
 _WHOLE = ("client", "image", "index", "label", "matched", "recovered", "identified")
@@ -44,13 +48,31 @@ def read_run(folder: Path) -> Run:
         InputError: if there is no ``results.json``, or a file cannot be understood.
     """
     rows = read_rows(folder / "clients.csv")
-    config = folder / "config.yaml"
-    return Run(
-        folder,
-        read_results(folder / "results.json", rows),
-        rows,
-        config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
-    )
+    results = read_results(folder / "results.json", rows)
+    config = _config(folder)
+    if config and (folder / "records").is_dir():
+        _check_records(folder, config)
+    return Run(folder, results, rows, config)
+
+
+def _config(folder: Path) -> str:
+    """Return the text of ``config.yaml``, which is shown whatever it says."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return file.read(MAX_YAML_BYTES).decode("utf-8", "replace")
+
+
+def _check_records(folder: Path, config: str) -> None:
+    """Raise InputError for a record that was changed, or that belongs to another run."""
+    source = str(folder / "config.yaml")
+    content = parse_yaml(config, source)
+    for key in ("data", "init_args", "num_clients"):
+        content = content.get(key) if isinstance(content, dict) else None
+    num_clients = content if isinstance(content, int) else None
+    for _ in checked_records(folder, Origin(configuration_hash(config, source)), num_clients):
+        pass
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -64,20 +86,24 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.is_file():
         return []
+    reader = csv.DictReader(io.StringIO(read_text(path)))
     rows: list[Row] = []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for line, cells in enumerate(csv.DictReader(file), 2):
-            try:
-                row = {name: float(cell or "nan") for name, cell in cells.items()}
-            except (TypeError, ValueError) as error:
-                raise InputError(
-                    f"{path}, line {line} is no row of numbers under the header's names; run the "
-                    "audit again"
-                ) from error
-            rows.append(
-                {
-                    name: int(value) if name in _WHOLE and math.isfinite(value) else value
-                    for name, value in row.items()
-                }
-            )
+    try:
+        rows += [_row(cells) for cells in reader]
+    except (csv.Error, TypeError, ValueError, OverflowError) as error:
+        line = max(reader.line_num, 1)
+        raise InputError(
+            f"{path}, line {line} is no row of numbers under the header's names; run the audit "
+            "again"
+        ) from error
     return rows
+
+
+def _row(cells: Mapping[str, str]) -> Row:
+    row = {name: float(cell or "nan") for name, cell in cells.items()}
+    for name in _WHOLE:
+        if math.isfinite(row.get(name, math.nan)):
+            row[name] = int(row[name])
+            if abs(row[name]) >= 2**53:
+                raise ValueError(name)
+    return row

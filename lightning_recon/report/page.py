@@ -77,7 +77,7 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=__version__,
     )
-    write_atomically(path, page)
+    write_atomically(path, page.encode("utf-8", "backslashreplace"))  # a name may hold any byte
     return path
 
 

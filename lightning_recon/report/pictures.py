@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, ImageChops
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from lightning_recon.errors import InputError
 from lightning_recon.files import write_atomically
+from lightning_recon.pictures import opened
 
 DIFFERENCE_GAIN = 4
 """By how much the pages amplify |truth - reconstruction|: 1/255 per step is not seen."""
@@ -144,10 +145,12 @@ def load_picture(path: Path) -> Image.Image:
         InputError: if it is no picture.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path} cannot be read as a picture; remove it or run again") from error
+    except Exception as error:  # every decoder of Pillow fails in its own way
+        raise InputError(
+            f"{path} cannot be read as a picture ({error}); remove it or run again"
+        ) from error
 
 
 def _shown(images: Tensor) -> Tensor:

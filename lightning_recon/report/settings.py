@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import yaml
-
+from lightning_recon.documents import parse_yaml
+from lightning_recon.errors import InputError
 from lightning_recon.report.page import DASH, Table
 
 _MAX_SETTINGS = 300
@@ -38,8 +38,8 @@ def differing_settings(configs: Mapping[str, str]) -> Table:
 
 def _parsed(config: str) -> Any:
     try:
-        return yaml.safe_load(config)
-    except yaml.YAMLError:
+        return parse_yaml(config, "config.yaml")
+    except InputError:
         return config
 
 

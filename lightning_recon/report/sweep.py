@@ -1,6 +1,7 @@
 """A sweep as a page: ``report.html`` in its folder, made from ``results.csv``."""
 
 import csv
+import io
 import itertools
 import json
 import math
@@ -8,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from lightning_recon.documents import parse_yaml, read_text
 from lightning_recon.errors import InputError
 from lightning_recon.report.charts import (
     MAX_SERIES,
@@ -145,10 +145,12 @@ def _read(path: Path) -> tuple[list[Cell], list[str]]:
     """Return the cells and the names of the axes."""
     if not path.is_file():
         raise InputError(f"{path.parent} holds no results.csv; name the folder of a sweep")
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.DictReader(file)
+    reader = csv.DictReader(io.StringIO(read_text(path)))
+    try:
         columns = list(reader.fieldnames or [])
         cells = [{name: row.get(name) or "" for name in columns} for row in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num} is no row: {error}") from error
     if "psnr" not in columns or not cells:
         raise InputError(f"{path} has no rows with a column psnr; run the sweep again")
     return cells, columns[: columns.index("psnr")]
@@ -308,8 +310,8 @@ def _cells(cells: Sequence[Cell], axes: Sequence[str]) -> str:
 def _planned(plan: str) -> list[dict[str, str]]:
     """Return the labels of the cells that were asked for, as ``results.csv`` writes them."""
     try:
-        content = yaml.safe_load(plan)
-    except yaml.YAMLError:
+        content = parse_yaml(plan, "sweep.yaml")
+    except InputError:
         return []
     cells = content.get("cells") if isinstance(content, dict) else None
     if not isinstance(cells, list):

@@ -1,5 +1,6 @@
 """The audit of a run: what Lightning calls when, and what is written."""
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -16,8 +17,14 @@ from torch import Tensor
 
 from lightning_recon.attacks import Attack, GradientMatching
 from lightning_recon.audit.auditor import Auditor
-from lightning_recon.audit.records import ClientRecord, append_record, read_records
-from lightning_recon.audit.results import Results, view
+from lightning_recon.audit.records import (
+    UNKNOWN,
+    ClientRecord,
+    append_record,
+    checked_record,
+    read_records,
+)
+from lightning_recon.audit.results import Results, integrity, sealed, view
 from lightning_recon.data import ClientDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.files import run_folder, write_csv, write_json
@@ -28,7 +35,8 @@ from lightning_recon.report import board, write_report
 from lightning_recon.report.pictures import save_grid, save_image, save_pictures
 from lightning_recon.report.terminal import print_summary
 from lightning_recon.runs.results import build_results, peak_memory_bytes
-from lightning_recon.runs.resume import going_on
+from lightning_recon.runs.resume import going_on, origin_of
+from lightning_recon.schemas import MisfitError, told
 
 
 class Audit(Callback):
@@ -62,6 +70,10 @@ class Audit(Callback):
         images_every: int = 100,
     ) -> None:
         super().__init__()
+        if not 0 <= recovered_psnr < math.inf:  # NaN is neither
+            raise InputError(
+                f"audit.recovered_psnr must be a number of decibels from 0, not {recovered_psnr}"
+            )
         for name, value, least in (
             ("num_candidates", num_candidates, 0),
             ("num_pictured_clients", num_pictured_clients, 0),
@@ -79,6 +91,9 @@ class Audit(Callback):
         self.on_failure = on_failure
         self.psnr_every = psnr_every
         self.images_every = images_every
+        self.configuration = ""
+        """Hash of the run's configuration, which records carry; set by who knows it."""
+        self._origin = UNKNOWN
         self._auditor: Auditor | None = None
         self._fitted: list[ClientRecord] = []
         self._truth: Tensor | None = None
@@ -130,6 +145,7 @@ class Audit(Callback):
             )
         if isinstance(data, ClientDataModule):
             self._auditor = self.auditor(data)
+        self._origin = origin_of(self.configuration, data)
 
     def auditor(self, data: ClientDataModule) -> Auditor:
         """Return the auditor of some data, with this audit's settings."""
@@ -163,7 +179,7 @@ class Audit(Callback):
             if trainer.state.fn != TrainerFn.FITTING and trainer.is_global_zero:
                 board.add_images(trainer.loggers, client, truth, aligned, client)
         # last, so that what has a record is complete
-        append_record(self._folder, trainer.global_rank, record)
+        append_record(self._folder, trainer.global_rank, record, self._origin)
         if trainer.is_global_zero:
             board.add_scores(trainer.loggers, record)
         self._client_started = time.monotonic()
@@ -175,7 +191,7 @@ class Audit(Callback):
         """Remember where the outputs go; write again what a resumed run had scored."""
         self._begin(trainer)
         for record in self._fitted:
-            append_record(self._folder, trainer.global_rank, record)
+            append_record(self._folder, trainer.global_rank, record, self._origin)
             board.add_scores(trainer.loggers, record)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -245,7 +261,13 @@ class Audit(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See :meth:`state_dict`."""
-        self._fitted = [ClientRecord(**record) for record in state_dict["records"]]
+        try:
+            self._fitted = [checked_record(record) for record in state_dict["records"]]
+        except MisfitError as error:
+            raise InputError(
+                f"the checkpoint holds what is no record of a client: {told(error.place)} {error}; "
+                "give another checkpoint, or start again"
+            ) from error
         self._seconds_before = state_dict["seconds"]
         self._client_seconds_before = state_dict.get("client_seconds", 0.0)
 
@@ -282,6 +304,7 @@ class Audit(Callback):
         self._begin(trainer)
         if self._auditor is not None and self._auditor.data.completed:
             _check_same_clients(self._auditor.data, self._folder)
+            read_records(self._folder, self._origin, self._auditor.data.num_clients)
             if trainer.is_global_zero:  # a CSV logger begins its file anew
                 for record in read_records(self._folder):
                     board.add_scores(trainer.loggers, record)
@@ -347,7 +370,7 @@ class Audit(Callback):
         record = ClientRecord(
             client, [], len(images), outputs.notes, {}, list(outputs.curve), seconds, None
         )
-        append_record(self._folder, trainer.global_rank, record)
+        append_record(self._folder, trainer.global_rank, record, self._origin)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the outputs."""
@@ -401,7 +424,8 @@ class Audit(Callback):
         rows = [row for record in records for row in record.rows]
         if rows:  # else there is no truth
             write_csv(self._folder / "clients.csv", rows)
-        write_json(self._folder / "results.json", content)
+        content["integrity"] = integrity(self._origin, self._folder / "clients.csv")
+        write_json(self._folder / "results.json", sealed(content))
         results = view(content)
         write_report(self._folder)
         if rows:
@@ -419,10 +443,10 @@ class Audit(Callback):
 
 def _check_same_clients(data: ClientDataModule, folder: Path) -> None:
     """Raise InputError if a resumed run finds other images than it began with."""
-    for record in read_records(folder)[:1]:
-        batch = data.client(record.client)
-        found = list(zip(batch.indices.tolist(), batch.labels.tolist(), strict=True))
-        if found != [(row["index"], row["label"]) for row in record.rows]:
+    for record in read_records(folder, num_clients=data.num_clients):
+        labels = data.client_labels(record.client).tolist()
+        found = list(zip(data.places(record.client), labels, strict=True))
+        if found != [(row.get("index"), row.get("label")) for row in record.rows]:
             raise InputError(
                 f"client {record.client} holds other images than when {folder} was begun; resume "
                 "in the same working folder, with the same data set"

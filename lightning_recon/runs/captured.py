@@ -1,6 +1,5 @@
 """The audit of a capture: one client after the other, and what is written."""
 
-import json
 import shlex
 import sys
 import time
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from lightning_recon.audit.matching import match
 from lightning_recon.captures import Capture, Reply, Truth, read_truth
+from lightning_recon.documents import read_json
 from lightning_recon.errors import InputError
 from lightning_recon.files import write_csv, write_json
 from lightning_recon.functional.image_quality import psnr
-from lightning_recon.report.captured import write_audit_report
+from lightning_recon.report.captured import ClientJson, read_stored, write_audit_report
 from lightning_recon.report.pictures import save_image
 from lightning_recon.runs.results import device_name, versions
 from lightning_recon.verdict import Auditor, ClientAudit, compare_replies
@@ -93,7 +93,7 @@ def audit_capture(
             done = folder / "clients" / f"{path.parent.name}_{path.stem}.json"
             if not done.exists():
                 write_json(done, _audited(capture, path, auditor, folder, truth))
-            clients.append(json.loads(done.read_text()))
+            clients.append(read_stored(ClientJson, done))
             progress.advance(task)
             if not console.is_terminal:
                 left = (time.monotonic() - started) / number * (len(capture.files) - number)
@@ -129,8 +129,8 @@ def audit_capture(
 
 def _settings(folder: Path) -> Any:
     try:
-        return json.loads((folder / _SETTINGS).read_text())
-    except (OSError, ValueError):
+        return read_json(folder / _SETTINGS, "")[0]
+    except InputError:
         return None
 
 

@@ -17,19 +17,31 @@ of the base.
 """
 
 import copy
+import inspect
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import get_loader
+from pytorch_lightning import Trainer
 
+from lightning_recon.documents import MAX_YAML_BYTES, check_yaml, read_text
 from lightning_recon.errors import InputError, instead, missing_file
 
 SECTIONS = ("seed_everything", "model", "data", "audit")
 """What a cell takes of a configuration."""
 _KEYS = ("base", "axes", "set", "trainer")
+_OF_FIT = {
+    *("max_epochs", "min_epochs", "max_steps", "min_steps", "limit_train_batches"),
+    *("limit_val_batches", "limit_predict_batches", "val_check_interval"),
+    *("check_val_every_n_epoch", "num_sanity_val_steps", "log_every_n_steps"),
+    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
+    *("reload_dataloaders_every_n_epochs", "enable_checkpointing", "overfit_batches"),
+    *("enable_progress_bar", "enable_model_summary"),
+}
+"""Options of a trainer that change neither what a sweep computes nor what it writes."""
 _BESIDE = ("class_path", "init_args", "dict_kwargs")
 """What describes a class."""
 
@@ -100,16 +112,54 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: if it cannot be read, or holds no keys.
     """
     try:
-        content = get_loader("yaml")(path.read_text())  # as in runs: 1e-3 is a number
+        text = read_text(path, MAX_YAML_BYTES)
+        check_yaml(text, str(path.absolute()))
+        content = get_loader("yaml")(text)  # as in runs: 1e-3 is a number
     except FileNotFoundError as error:
         raise InputError(missing_file(path)) from error
     except OSError as error:
         raise InputError(f"{path.absolute()} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path.absolute()} is no YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path.absolute()} holds no keys")
     return content
+
+
+def description(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return what ``sweep.yaml`` says of the cells."""
+    return {"cells": [cell._asdict() for cell in cells]}
+
+
+def check_trainers(cells: Sequence[Cell], options: Mapping[str, Any]) -> None:
+    """Make sure that no configuration asks for another trainer than the sweep's one.
+
+    Args:
+        cells: of the sweep.
+        options: of its trainer.
+
+    Raises:
+        InputError: naming the first option that would be ignored.
+    """
+    declared = inspect.signature(Trainer).parameters
+    for cell in cells:
+        for name, value in (cell.config.get("trainer") or {}).items():
+            usual = [options.get(name), None, "auto"]
+            if name in declared:
+                usual.append(declared[name].default)
+            if name not in _OF_FIT and _precision(name, value) not in [
+                _precision(name, one) for one in usual
+            ]:
+                raise InputError(
+                    f"trainer.{name}: a configuration of the sweep has {value}, but all cells "
+                    f"share the sweep's one trainer, which has {options.get(name)}; set it in the "
+                    "trainer section of the sweep's file"
+                )
+
+
+def _precision(name: str, value: Any) -> str:
+    is_full = name == "precision" and value in (None, 32, "32", "32-true")
+    return "None" if is_full else str(value)
 
 
 def _set(config: dict[str, Any], key: str, value: Any, path: Path) -> None:

@@ -9,8 +9,10 @@ import re
 from itertools import pairwise
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 
+from lightning_recon.documents import check_yaml
 from lightning_recon.errors import instead
 
 _CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
@@ -19,6 +21,16 @@ _UNKNOWN = re.compile(r"(?:Option|does not accept option) '([^']+)'|unrecognized
 """How jsonargparse speaks of an option that does not exist."""
 _CHOICE = re.compile(r"argument (\S+): invalid choice: '([^']*)' \(choose from (.*)\)")
 NO_OPTION = "there is no option"
+_load_yaml = get_loader("yaml")
+
+
+def _load_bounded(text: str) -> Any:
+    """Return what YAML says, of a file or of the command line, within the bounds."""
+    check_yaml(text, f"the option {' '.join(text.split())[:40]!r}")
+    return _load_yaml(text)
+
+
+set_loader("yaml", _load_bounded, exceptions=(yaml.YAMLError,))
 _INIT_ARGS = "init_args"
 
 

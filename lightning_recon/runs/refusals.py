@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError
 
+from lightning_recon.documents import read_yaml
 from lightning_recon.errors import InputError, input_error_in, instead
 from lightning_recon.runs.parser import NO_OPTION
 
@@ -218,8 +218,8 @@ def _source(text: str, words: Sequence[str]) -> str:
         return ""
     for path in reversed(config_files(words)):
         try:
-            content = yaml.safe_load(path.read_text())
-        except (OSError, ValueError, yaml.YAMLError):
+            content = read_yaml(path)
+        except (OSError, InputError):
             continue
         if key and _holds(content, parts):
             return f"{path}: "

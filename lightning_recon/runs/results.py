@@ -121,6 +121,7 @@ def build_results(
         "trainer_precision": str(trainer.precision),
         "versions": versions(),
         "command": shlex.join(["python", *sys.argv]),
+        "integrity": {"configuration": "", "data": "", "clients": "", "results": ""},
     }
 
 

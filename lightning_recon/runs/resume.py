@@ -15,9 +15,12 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from lightning_recon.audit.records import SAME, Origin, hash_of
+from lightning_recon.data import AuditDataModule
+from lightning_recon.documents import MAX_YAML_BYTES, read_text
 from lightning_recon.errors import InputError
 
-_SAME = ("seed_everything", "model", "data", "audit", "trainer.precision", "ckpt_path")
+_SAME = (*SAME, "ckpt_path")
 """What must be as it was."""
 
 
@@ -56,7 +59,8 @@ def folder_to_resume(args: Sequence[str]) -> Path | None:
             f"--resume: no config.yaml in {folder}: it is no run, or was stopped before its first "
             "client; start it again without --resume"
         )
-    written_by = re.search(rf"^# {header('(.*)')}$", config.read_text(), flags=re.MULTILINE)
+    text = read_text(config, MAX_YAML_BYTES)
+    written_by = re.search(rf"^# {header('(.*)')}$", text, flags=re.MULTILINE)
     if written_by is None or written_by[1] != "test":
         found = written_by[1] if written_by else "an unknown command"
         raise InputError(f"--resume is for runs of test, but {config} was written by {found}")
@@ -76,6 +80,19 @@ def going_on(folder: Path, words: Sequence[str]) -> str | None:
     if words[:1] == ["fit"] and checkpoint.is_file():
         return shlex.join(["python", "cli.py", *words, "--ckpt_path", str(checkpoint)])
     return None
+
+
+def origin_of(configuration: str, data: AuditDataModule) -> Origin:
+    """Return what the records of a run say that they belong to.
+
+    Args:
+        configuration: hash of the run's configuration; empty: not known.
+        data: of the run, set up.
+    """
+    contents = "\n".join(data.contents())
+    # names may hold bytes that are no UTF-8
+    hashed = hash_of(contents.encode("utf-8", "surrogateescape")) if contents else ""
+    return Origin(configuration, hashed)
 
 
 def check_same(parser: ArgumentParser, stored: Namespace, given: Namespace) -> None:

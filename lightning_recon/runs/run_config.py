@@ -9,7 +9,10 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
+from lightning_recon.audit.records import configuration_hash
+from lightning_recon.documents import read_text
 from lightning_recon.files import run_folder
+from lightning_recon.runs.callback import Audit
 
 _LOGS = ("events.out.", "hparams.yaml", "metrics.csv")
 
@@ -18,7 +21,14 @@ class RunConfig(SaveConfigCallback):
     """Writes ``config.yaml`` once the first client has passed, so that bad input leaves nothing."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write nothing yet."""
+        """Write nothing yet; tell the audit what its records belong to."""
+        if self.already_saved:  # a resumed run's, as it was
+            text = read_text(run_folder(trainer) / self.config_filename)
+        else:
+            text = self.parser.dump(self.config, skip_none=False)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Audit):
+                callback.configuration = configuration_hash(text)
 
     def _save_once(self, trainer: Trainer) -> None:
         if self.already_saved:

@@ -7,6 +7,7 @@ client is one item, and the items are spread over the devices; each is on disk o
 import argparse
 import copy
 import inspect
+import json
 import shlex
 import sys
 import time
@@ -25,10 +26,17 @@ from torch import Tensor
 
 from lightning_recon.attacks import Attack
 from lightning_recon.audit.auditor import Auditor
-from lightning_recon.audit.records import ClientRecord, append_record, read_records
+from lightning_recon.audit.records import (
+    ClientRecord,
+    Origin,
+    append_record,
+    hash_of,
+    read_records,
+)
 from lightning_recon.audit.results import Results, view
 from lightning_recon.data import ClientDataModule
 from lightning_recon.data.sharing import ClientLoader, share_clients
+from lightning_recon.documents import read_yaml as read_stored_yaml
 from lightning_recon.errors import InputError, input_error_in, instead
 from lightning_recon.federation import Federation
 from lightning_recon.files import write_atomically, write_csv, write_json
@@ -39,7 +47,14 @@ from lightning_recon.report.sweep import sweep_findings
 from lightning_recon.report.terminal import print_findings, print_outputs
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
-from lightning_recon.runs.cells import SECTIONS, Cell, read_cells, read_yaml
+from lightning_recon.runs.cells import (
+    SECTIONS,
+    Cell,
+    check_trainers,
+    description,
+    read_cells,
+    read_yaml,
+)
 from lightning_recon.runs.making import RunParser, making
 from lightning_recon.runs.progress import with_progress
 from lightning_recon.runs.refusals import explain
@@ -102,6 +117,9 @@ class Sweep(LightningModule):
         super().__init__()
         self.cells = list(cells)
         self.folder = folder
+        text = json.dumps(description(cells), sort_keys=True, default=str)
+        self.origin = Origin(hash_of(text.encode()))
+        """What the records say that they belong to."""
         self.parser = cell_parser()
         self.parsed = []
         for cell in self.cells:
@@ -127,7 +145,7 @@ class Sweep(LightningModule):
         self.folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
         path = self.folder / "sweep.yaml"
         if self.trainer.is_global_zero and not path.exists():
-            write_atomically(path, yaml.safe_dump(_description(self.cells), sort_keys=False))
+            write_atomically(path, yaml.safe_dump(description(self.cells), sort_keys=False))
 
     def make(self, number: int) -> Namespace:
         """Return the attack, data and audit of a cell, as they are made."""
@@ -178,7 +196,7 @@ class Sweep(LightningModule):
         started = time.monotonic()
         outcome = attack.attempt(attack.attack_client, client)
         record, _ = auditor.audit(attack, client, outcome, time.monotonic() - started)
-        append_record(self.folder, self.global_rank, record._replace(client=item))
+        append_record(self.folder, self.global_rank, record._replace(client=item), self.origin)
 
     def estimate_seconds(self, number: int) -> float:
         """Return about how long one client of a cell takes, from one measured iteration."""
@@ -252,7 +270,12 @@ def _tidy(results: Results, records: Sequence[ClientRecord]) -> dict[str, Any]:
 
 
 def run_sweep(
-    config: Path, trainer: Trainer, resume: Path | None = None, *, is_dry_run: bool = False
+    config: Path,
+    trainer: Trainer,
+    resume: Path | None = None,
+    *,
+    is_dry_run: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> Path | None:
     """Run a sweep, or what is missing of one, and write its results.
 
@@ -261,6 +284,7 @@ def run_sweep(
         trainer: without a logger.
         resume: the folder of a sweep that was interrupted.
         is_dry_run: list the cells and estimate the time; attack nothing.
+        options: of the trainer, to hold those of the cells' configurations against.
 
     Returns:
         The sweep's folder; None after a dry run.
@@ -272,10 +296,14 @@ def run_sweep(
     completed = set()
     if resume is not None:
         _check_same(cells, config, resume)
-        completed = {record.client for record in read_records(resume)}
     sweep = Sweep(
         cells, resume or Path(CSVLogger("lightning_logs", f"sweep_{config.stem}").log_dir)
     )
+    if resume is not None:
+        records = read_records(resume, sweep.origin, len(sweep.items))
+        completed = {record.client for record in records}
+    if options is not None:
+        check_trainers(cells, options)
     if is_dry_run:
         _list_cells(sweep, trainer)
         return None
@@ -289,7 +317,7 @@ def run_sweep(
         raise
     trainer.strategy.barrier()
     if trainer.is_global_zero:
-        records = read_records(sweep.folder)
+        records = read_records(sweep.folder, sweep.origin, len(sweep.items))
         table = write_results(sweep, records)
         about = {
             "command": shlex.join(["python", *sys.argv]),
@@ -304,15 +332,11 @@ def run_sweep(
     return sweep.folder
 
 
-def _description(cells: Sequence[Cell]) -> dict[str, Any]:
-    return {"cells": [cell._asdict() for cell in cells]}
-
-
 def _check_same(cells: Sequence[Cell], config: Path, resume: Path) -> None:
     path = resume.absolute() / "sweep.yaml"
     if not path.is_file():
         raise InputError(f"{path} is missing: {resume} is no sweep to resume")
-    if yaml.safe_load(path.read_text()) != _description(cells):
+    if read_stored_yaml(path) != description(cells):
         raise InputError(f"{path} lists other cells than {config}; run the sweep anew")
 
 
@@ -329,7 +353,7 @@ def _list_cells(sweep: Sweep, trainer: Trainer) -> None:
         seconds = sweep.estimate_seconds(number) * clients
         total += seconds
         table.add_row(*map(str, cell.labels.values()), str(clients), f"{seconds:.1f}")
-    console = Console()
+    console = Console(markup=False)  # a label may hold brackets
     console.print(table)
     minutes = total / trainer.world_size / 60
     console.print(f"about {minutes:.1f} minutes on {trainer.world_size} devices")
@@ -391,7 +415,14 @@ def main(args: Sequence[str]) -> int:
     check_named(config, Attack, ClientDataModule)
     parser.says_where(config)
     options = parser.instantiate_classes(config).trainer.as_dict()
+    if options.get("default_root_dir") not in (None, "."):
+        raise InputError(
+            "trainer.default_root_dir: a sweep writes below lightning_logs of the folder that it "
+            "is started in; leave the option out, and change the folder"
+        )
     with making("trainer", options):
         trainer = Trainer(**{**options, "callbacks": with_progress(options)})
-    run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run)
+    device = trainer.strategy.root_device.type  # what "auto" has come to
+    options["accelerator"] = {"cuda": "gpu"}.get(device, device)
+    run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run, options=options)
     return 0

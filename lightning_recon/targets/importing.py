@@ -4,7 +4,6 @@ import copy
 import difflib
 import importlib
 import inspect
-import json
 import pkgutil
 import sys
 import traceback
@@ -16,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_recon.documents import parse_json
 from lightning_recon.errors import InputError
 
 
@@ -79,7 +79,7 @@ def json_arguments(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError as error:
         raise InputError(f"--model-args should be JSON, not {text}: {error}") from error
     if not isinstance(found, dict):

@@ -35,7 +35,7 @@ class Calibration(TypedDict):
 @lru_cache(maxsize=1)
 def calibration() -> Calibration:
     """Return the fit that ships with the project."""
-    content: Calibration = json.loads(_FILE.read_text())
+    content: Calibration = json.loads(_FILE.read_text(encoding="utf-8"))
     return content
 
 
