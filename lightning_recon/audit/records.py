@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from lightning_recon.audit.scores import Row
 from lightning_recon.errors import InputError
+from lightning_recon.files import naming
 
 
 class ClientRecord(NamedTuple):
@@ -32,6 +33,8 @@ class ClientRecord(NamedTuple):
     seconds: float
     failure: str | None
     """Why there is no reconstruction; the mean image counts for all images then."""
+    elapsed: float = 0.0
+    """Seconds that the run had taken, all its sessions together, when the client was done."""
 
 
 def records_file(folder: Path, rank: int) -> Path:
@@ -43,7 +46,7 @@ def append_record(folder: Path, rank: int, record: ClientRecord) -> None:
     """Append a record; the half line that a killed process may have left is cut off first."""
     path = records_file(folder, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    with naming(path), path.open("ab+") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(0)
         complete = file.read().rfind(b"\n") + 1 if end and not _ends_line(path) else end
