@@ -7,7 +7,7 @@ whether its run still goes on: the system lets go of it when the process ends, b
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,17 @@ def held(folder: Path) -> Iterator[None]:
 
 
 class Holding(Callback):
-    """Has processes but the first hold the run's folder too: one may outlive the first."""
+    """Has processes but the first hold the run's folder too: one may outlive the first.
+
+    Args:
+        folder: returns the run's folder; all processes ask at once.
+    """
+
+    def __init__(self, folder: Callable[[Trainer], Path] = run_folder) -> None:
+        self._find_folder = folder
 
     def _hold(self, trainer: Trainer, *_: Any) -> None:
-        folder = run_folder(trainer)
+        folder = self._find_folder(trainer)
         if trainer.global_rank and folder.is_dir():
             self._lock = _locked(folder, trainer.global_rank)  # until the process ends
             self._lock.__enter__()

@@ -75,10 +75,16 @@ class Stopping(Callback):
     Args:
         line: returns the command line that goes on with a run, by its folder; None if nothing of
             it is kept.
+        folder: returns the run's folder; all processes ask at once.
     """
 
-    def __init__(self, line: Callable[[Path], str | None]) -> None:
+    def __init__(
+        self,
+        line: Callable[[Path], str | None],
+        folder: Callable[[Trainer], Path] = run_folder,
+    ) -> None:
         self._line = line
+        self._find_folder = folder
         self._folder: Path | None = None
         self._signal: int | None = None
         self._ending = threading.Event()
@@ -87,7 +93,7 @@ class Stopping(Callback):
     # --- signals -------------------------------------------------------------------------------
 
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:
-        self._folder = run_folder(trainer)
+        self._folder = self._find_folder(trainer)
         self._signal = None
         self._ending.clear()
         if threading.current_thread() is threading.main_thread():
