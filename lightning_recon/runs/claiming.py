@@ -129,10 +129,10 @@ def _number(path: Path) -> int:
 
 def _make_all(folders: Sequence[Path]) -> bool:
     """Make all of some folders, or none and return False."""
-    made = []
+    made: list[Path] = []
     for folder in folders:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
             os.mkdir(folder)
         except FileExistsError:
             for one in made:

@@ -153,13 +153,15 @@ class Stopping(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Print the line that goes on, unless it is the input that is wrong."""
+        """Print the line that goes on; past a client that cannot be attacked, if that is asked."""
         self._ending.set()
         if not trainer.is_global_zero or self._folder is None:
             return
-        line = None if input_error_in(exception) else self._line(self._folder)
-        if line:
+        line = self._line(self._folder)
+        if line and input_error_in(exception) is None:
             _say(f"go on with: {line}")
+        elif line and trainer.testing and getattr(pl_module, "records_failures", True) is False:
+            _say(f"go on past this client with: {line} --audit.on_failure record")
         for process in _children(trainer):
             process.send_signal(signal.SIGTERM)
 
