@@ -43,6 +43,9 @@ def command() -> int:
     code = 0
     try:
         try:
+            from lightning_recon.commands.shipped import with_configs
+
+            sys.argv[1:] = with_configs(sys.argv[1:])
             code = main(sys.argv[1:])
         finally:
             sys.stdout.flush()

@@ -21,7 +21,7 @@ from lightning_recon.captures.format import (
     truth_file,
 )
 from lightning_recon.captures.tensors import read_tensors
-from lightning_recon.errors import InputError
+from lightning_recon.errors import InputError, program
 
 Tensors = dict[str, Tensor]
 
@@ -69,7 +69,7 @@ class Capture:
         if not path.is_file():
             raise InputError(
                 f"{self.folder} is no capture: it has no {FEDERATION}; see docs/update-format.md, "
-                "or python cli.py import for state dicts"
+                f"or {program()} import for state dicts"
             )
         content = _json(path)
         if content.get("format") != FORMAT:

@@ -25,7 +25,7 @@ from lightning_recon.commands.bad_input import report_bad_input
 from lightning_recon.commands.lists import replacing_lists
 from lightning_recon.commands.names import LIGHTNING
 from lightning_recon.data import AuditDataModule
-from lightning_recon.errors import InputError
+from lightning_recon.errors import InputError, program
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
 from lightning_recon.runs.claiming import Holding
@@ -322,7 +322,7 @@ def command_line(args: Sequence[str] | None = None) -> None:
     versions.append(f"pytorch_lightning=={version('pytorch_lightning')}")
     commands = {
         name: {
-            "usage": f"python cli.py {name} --config FILE [OPTION ...]",
+            "usage": f"{program()} {name} --config FILE [OPTION ...]",
             "description": summary + _OPTIONS + (_RESUME if name in RESUMED else ""),
             "dump_header": [*versions, header(name)],
         }

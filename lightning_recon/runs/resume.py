@@ -8,7 +8,6 @@ import argparse
 import json
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_recon.errors import InputError
+from lightning_recon.errors import InputError, program
 
 RESUMED = ("test", "predict")
 """Commands that take ``--resume``."""
@@ -99,21 +98,12 @@ def going_on(folder: Path, words: Sequence[str]) -> str | None:
     """
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if words and words[0] in RESUMED and (folder / "config.yaml").is_file():
-        return shlex.join([*program(), words[0], "--resume", str(folder)])
+        return shlex.join([*program().split(), words[0], "--resume", str(folder)])
     if words[:1] == ["fit"] and checkpoint.is_file():
-        return shlex.join([*program(), *_without_checkpoint(words), "--ckpt_path", str(checkpoint)])
+        return shlex.join(
+            [*program().split(), *_without_checkpoint(words), "--ckpt_path", str(checkpoint)]
+        )
     return None
-
-
-def program() -> list[str]:
-    """Return the words with which this program was started."""
-    if Path(sys.argv[0]).name == "lightning-recon":
-        return ["lightning-recon"]
-    return ["python", "-m", "lightning_recon"] if _is_module() else ["python", "cli.py"]
-
-
-def _is_module() -> bool:
-    return Path(sys.argv[0]).name == "__main__.py"
 
 
 def _without_checkpoint(words: Sequence[str]) -> list[str]:

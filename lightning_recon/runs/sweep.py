@@ -28,7 +28,7 @@ from lightning_recon.audit.records import ClientRecord, append_record, read_reco
 from lightning_recon.audit.results import Results, view
 from lightning_recon.data import ClientDataModule
 from lightning_recon.data.sharing import ClientLoader, share_clients
-from lightning_recon.errors import InputError, input_error_in, instead
+from lightning_recon.errors import InputError, input_error_in, instead, program
 from lightning_recon.federation import Federation
 from lightning_recon.files import write_atomically, write_csv, write_json
 from lightning_recon.observation import Observation
@@ -44,7 +44,6 @@ from lightning_recon.runs.making import RunParser, making
 from lightning_recon.runs.progress import with_progress
 from lightning_recon.runs.refusals import explain
 from lightning_recon.runs.results import summarise, versions
-from lightning_recon.runs.resume import program
 from lightning_recon.runs.stopping import Stopping
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -299,7 +298,7 @@ def _going_on(config: Path, folder: Path) -> str | None:
     if not (folder / "records").is_dir():
         return None
     words = ["sweep", "--config", str(config), "--resume", str(folder)]
-    return shlex.join([*program(), *words])
+    return shlex.join([*program().split(), *words])
 
 
 def _run(sweep: Sweep, config: Path, trainer: Trainer, completed: set[int]) -> None:
@@ -387,7 +386,7 @@ def main(args: Sequence[str]) -> int:
         InputError: see :func:`run_sweep`.
     """
     parser = RunParser(
-        prog="python cli.py sweep", description="Run the product of some axes.", exit_on_error=False
+        prog=f"{program()} sweep", description="Run the product of some axes.", exit_on_error=False
     )
     parser.add_argument("--config", type=Path, required=True, help="the sweep's YAML")
     parser.add_argument("--resume", type=Path | None, help="folder of an interrupted sweep")
