@@ -77,6 +77,7 @@ _NOISE = (  # warnings of Lightning that do not concern a person who runs an aud
     "The '.*_dataloader' does not have many workers.*",
     "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",
     "The number of training batches .* is smaller than the logging interval.*",
+    "Experiment logs directory .* exists and is not empty.*",  # made before its logger
     "Checkpoint directory .* exists and is not empty.*",  # a resumed fit goes on in its own
 )
 

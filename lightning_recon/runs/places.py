@@ -90,6 +90,7 @@ def placed(options: Mapping[str, Any], resumed: Path | None, stack: ExitStack) -
     if resumed is not None:
         if is_first:
             stack.enter_context(held(resumed))
+            _keep_metrics(resumed)
         loggers = [_into(resumed, one) for one in loggers]
         return {"logger": loggers or False, "default_root_dir": str(resumed)}
     keeping = [one for one in loggers if isinstance(one, TensorBoardLogger | CSVLogger)]
@@ -115,6 +116,13 @@ def _default_logger(root: Path) -> Logger:
     """Return Lightning's own choice, in whose folder no number is asked for before it is made."""
     kind = TensorBoardLogger if find_spec("tensorboard") else CSVLogger
     return kind(root, name=_PLACE)
+
+
+def _keep_metrics(folder: Path) -> None:
+    """Rename the ``metrics.csv`` of a run's last session: a CSV logger removes what it finds."""
+    path = folder / "metrics.csv"
+    if path.is_file():
+        path.rename(folder / f"metrics_{len(list(folder.glob('metrics_*.csv'))) + 1}.csv")
 
 
 def _into(folder: Path, logger: Any) -> Logger:
