@@ -129,7 +129,9 @@ def row_of(scene: Scene, pool: Tensor, public: Tensor, clients: int) -> list[str
             for plan in plans:
                 one = look(plan.make(0), sent.update, training, setting)
                 control = look(plan.make(0), shuffled(sent.update, 0), training, setting)
-                judged = judge(_alone(plan.name, one.images, control.images), images, public.mean(0))
+                judged = judge(
+                    _alone(plan.name, one.images, control.images), images, public.mean(0)
+                )
                 right[plan.name] += judged.right
                 found[plan.name] += judged.psnr
     total = clients * scene.batch_size

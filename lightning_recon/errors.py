@@ -1,6 +1,7 @@
 """The one exception that is shown to a person as a single line."""
 
 import difflib
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def instead(
         return guess
     listed = ", ".join(map(written, names.values()))
     return f"{guess}{' There' if guess else '; there'} are {listed}"
+
+
+def program() -> str:
+    """Return how this program is started: from a clone, or as it is installed."""
+    names = {"lightning-recon": "lightning-recon", "__main__.py": "python -m lightning_recon"}
+    return names.get(Path(sys.argv[0]).name, "python cli.py")
 
 
 def missing_file(path: Path) -> str:

@@ -8,11 +8,14 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning_recon.errors import InputError
+
+_TEMPORARY = ".tmp"
 
 
 def expanded(path: str) -> Path:
@@ -80,10 +83,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         OSError: if the folder cannot be written; the file is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
     temporary = Path(name)
     try:
-        with open(handle, "wb") as file:
+        with naming(path), open(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
         # mkstemp keeps the file to its owner; an output is as open as the user's other files
         mask = os.umask(0)
@@ -92,6 +95,33 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what :func:`write_atomically` left in processes that were killed.
+
+    Args:
+        folder: into which no process writes; the folders below it are looked through as well.
+    """
+    for path in folder.rglob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within this context an error of the system says which file it is about.
+
+    A full disk is told by ``write``, which knows no name.
+
+    Args:
+        path: of the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
         raise
 
 

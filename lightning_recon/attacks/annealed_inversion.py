@@ -238,7 +238,7 @@ class AnnealedInversion(OptimizationAttack):
     # --- the optimisation ----------------------------------------------------------------------
 
     def objective(self, dummy: Tensor, evidence: BodyEvidence) -> dict[str, Tensor]:
-        """Return minus the logarithms of the densities: of features and images each, of the update."""
+        """Return minus the logarithms of the densities: features, the update, and images."""
         latents = dummy / NORMALISED_STD
         left = 1 - self.progress  # both errors are large at first
         features_error = self.features_error * _FIRST_FEATURES_ERROR**left
@@ -287,7 +287,7 @@ class AnnealedInversion(OptimizationAttack):
         """Leave the latents: no box holds them."""
 
     def finish(self, dummy: Tensor, evidence: BodyEvidence) -> Reconstruction:
-        """Return the images; the score of each has its features, its spectrum, its share of the rest."""
+        """Return the images; an image's score is its own part, and its share of the update's."""
         with torch.enable_grad():
             parts, _ = self.differentiate(dummy.detach().clone(), evidence)
         with torch.no_grad():

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from lightning_recon.audit.scores import Row
 from lightning_recon.documents import decoded, parse_json, parse_yaml
 from lightning_recon.errors import InputError
+from lightning_recon.files import naming
 from lightning_recon.schemas import MisfitError, conform, told
 
 
@@ -40,6 +41,8 @@ class ClientRecord(NamedTuple):
     seconds: float
     failure: str | None
     """Why there is no reconstruction; the mean image counts for all images then."""
+    elapsed: float = 0.0
+    """Seconds that the run had taken, all its sessions together, when the client was done."""
 
 
 class Origin(NamedTuple):
@@ -105,7 +108,7 @@ def append_record(folder: Path, rank: int, record: ClientRecord, origin: Origin 
     path.parent.mkdir(parents=True, exist_ok=True)
     body = json.dumps({**record._asdict(), **origin._asdict()})
     line = f'{body[:-1]}{_SEAL}{hash_of(body.encode())}"}}\n'
-    with path.open("ab+") as file:
+    with naming(path), path.open("ab+") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(0)
         complete = file.read().rfind(b"\n") + 1 if end and not _ends_line(path) else end

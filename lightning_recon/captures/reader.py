@@ -21,7 +21,7 @@ from lightning_recon.captures.format import (
 )
 from lightning_recon.captures.tensors import read_tensors
 from lightning_recon.documents import read_json, refusal
-from lightning_recon.errors import InputError
+from lightning_recon.errors import InputError, program
 from lightning_recon.schemas import MisfitError, conform
 
 Tensors = dict[str, Tensor]
@@ -83,7 +83,7 @@ class Capture:
         if not path.is_file():
             raise InputError(
                 f"{self.folder} is no capture: it has no {FEDERATION}; see docs/update-format.md, "
-                "or python cli.py import for state dicts"
+                f"or {program()} import for state dicts"
             )
         content, text = read_json(path, _AGAIN, MAX_FACTS_BYTES)
         if content.get("format") != FORMAT:

@@ -1,6 +1,9 @@
-"""Input that cannot be used: one line on the terminal, and the exit code 2."""
+"""What a user can mend: one line on the terminal, and the exit code."""
 
+import errno
 import os
+import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +15,9 @@ from jsonargparse import ArgumentError
 from lightning_recon.errors import InputError, input_error_in
 from lightning_recon.runs.refusals import explain
 
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @dataclass
 class Outcome:
@@ -22,22 +28,38 @@ class Outcome:
 
 @contextmanager
 def report_bad_input() -> Iterator[Outcome]:
-    """Turn input that cannot be used into one line on the terminal and the exit code 2."""
+    """Turn what a user can mend into one line on the terminal, and an exit code that is not 0.
+
+    That is 2 for input that cannot be used, and for a system that lacks room; 130 after Ctrl-C, as
+    the shell has it.
+    """
     outcome = Outcome()
     try:
         yield outcome
+    except KeyboardInterrupt:
+        print("error: stopped by Ctrl-C", file=sys.stderr)  # noqa: T201
+        outcome.exit_code = 128 + signal.SIGINT
     except (InputError, ArgumentError, ValueError, OSError) as error:
         message = _explain(error)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)  # noqa: T201
         outcome.exit_code = 2
-    except RuntimeError as error:
-        # one process has said what is wrong and left; the others only lose the connection
-        if "closed by peer" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        said = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(said):
+            print(  # noqa: T201
+                f"error: out of memory ({said[:200] or 'MemoryError'}); use fewer images a client, "
+                "fewer restarts or clients at once, or a smaller model",
+                file=sys.stderr,
+            )
+        elif "closed by peer" not in said:
             raise
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            print("error: another process ended; its message says why", file=sys.stderr)  # noqa: T201
+        # one process has said what is wrong and left; the others only lose the connection
+        elif int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            from lightning_recon.runs.stopping import say_lost  # imports Lightning
+
+            say_lost("another process ended; its message says why")
         outcome.exit_code = 2
 
 
@@ -47,7 +69,7 @@ def _explain(error: Exception) -> str | None:
         return " ".join(str(found).split())
     if isinstance(error, OSError):
         name = error.filename
-        return (
-            None if name is None else f"cannot use {Path(str(name)).absolute()}: {error.strerror}"
-        )
+        if name is None:  # some library wrote
+            return f"{error.strerror}" if error.errno in _FULL else None
+        return f"cannot use {Path(str(name)).absolute()}: {error.strerror}"
     return explain(str(error)) if isinstance(error, ArgumentError) else None

@@ -12,18 +12,26 @@ from rich.console import Console
 from rich.text import Text
 
 from lightning_recon import __version__
+from lightning_recon.commands.shipped import shipped
 from lightning_recon.documents import read_yaml
 from lightning_recon.errors import InputError
 from lightning_recon.files import expanded
 
-_REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 _OPTIONAL = {
     "pytest": "the tests",
     "ruff": "the checks",
     "mypy": "the checks",
+    "import-linter": "the checks",
+    "pytest-xdist": "the tests",
     "shtab": "completion at the Tab key",
+    "segment-anything": "masks by Segment Anything",
+    "opencv-python-headless": "masks by GrabCut",
+    "scikit-image": "the sample photographs",
+    "scikit-learn": "the sample photographs",
+    "matplotlib": "the figures of sweeps",
+    "tensorboard": "TensorBoard, in whose place metrics.csv stands",
 }
-"""Packages that no audit needs, and what does."""
+"""Packages that not every audit needs, and what does."""
 _INPUTS = {"root": "data", "folder": "data", "checkpoint": "checkpoints", "weights": "checkpoints"}
 """Keys of the configurations that name files to bring along, and the heading to show them under."""
 _STAND_INS = {
@@ -69,7 +77,9 @@ def doctor(configs: Path) -> int:
     """
     if not configs.is_dir():
         raise InputError(f"no folder {configs.absolute()}; give one with configurations, --configs")
-    packages = check_packages(_REQUIREMENTS.read_text(encoding="utf-8"))
+    files = [shipped("requirements") / name for name in ("run.txt", "dev.txt")]
+    texts = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+    packages = check_packages("".join(texts))
     sections = {"packages": packages}
     try:
         sections["devices"] = check_devices()
@@ -91,7 +101,7 @@ def doctor(configs: Path) -> int:
 
 
 def check_packages(requirements: str) -> list[Finding]:
-    """Compare what is installed with the lines of ``requirements.txt``."""
+    """Compare what is installed with the lines of files of requirements."""
     findings = []
     for line in requirements.splitlines():
         wanted, _, reason = (part.strip() for part in line.partition("#"))

@@ -11,7 +11,7 @@ from typing import Any
 from lightning_recon.commands.names import LISTS
 from lightning_recon.commands.sources import known_names, offered_classes
 from lightning_recon.documents import read_yaml
-from lightning_recon.errors import InputError, instead, missing_file
+from lightning_recon.errors import InputError, instead, missing_file, program
 from lightning_recon.runs.refusals import config_files
 
 SECTIONS = (
@@ -114,7 +114,7 @@ def _check_entry(name: str, value: Any, where: str) -> None:
             room = _ROOMS[name][0]
             bases = ("MaskSource",) if name == "masks" else LISTS[room]
             meant = instead(named, [found.name for found in offered_classes(room, bases)])
-            see = "" if name == "masks" else f" (python cli.py {room} lists all)"
+            see = "" if name == "masks" else f" ({program()} {room} lists all)"
             raise InputError(f"{where}: there is no class {named}{meant}{see}")
 
 

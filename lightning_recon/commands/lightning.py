@@ -5,11 +5,13 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentError
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -23,15 +25,26 @@ from lightning_recon.commands.lists import replacing_lists
 from lightning_recon.commands.names import LIGHTNING
 from lightning_recon.data import AuditDataModule
 from lightning_recon.documents import read_text, read_yaml
-from lightning_recon.errors import InputError
+from lightning_recon.errors import InputError, program
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
+from lightning_recon.runs.claiming import Holding
 from lightning_recon.runs.making import RunParser, making
 from lightning_recon.runs.places import place_checkpoints, place_loggers, placed, with_save_dir
 from lightning_recon.runs.progress import with_progress
 from lightning_recon.runs.refusals import explained
-from lightning_recon.runs.resume import check_same, folder_to_resume, header
+from lightning_recon.runs.requeue import requeued
+from lightning_recon.runs.resume import (
+    RESUMED,
+    check_same,
+    differing,
+    folder_of_fit,
+    folder_to_resume,
+    going_on,
+    header,
+)
 from lightning_recon.runs.run_config import RunConfig
+from lightning_recon.runs.stopping import Stopping, stopped_by_signals
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
@@ -66,6 +79,8 @@ _NOISE = (  # warnings of Lightning that do not concern a person who runs an aud
     "The '.*_dataloader' does not have many workers.*",
     "Using ModelCheckpoint with manual optimization and every_n_train_steps.*",
     "The number of training batches .* is smaller than the logging interval.*",
+    "Experiment logs directory .* exists and is not empty.*",  # made before its logger
+    "Checkpoint directory .* exists and is not empty.*",  # a resumed fit goes on in its own
 )
 
 
@@ -89,6 +104,10 @@ class _CheckedCLI(LightningCLI):
     run_folder: Path | None = None
     """Of the run to go on with, if any."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with ExitStack() as self.held:  # the run's folder, from the trainer's making on
+            super().__init__(*args, **kwargs)
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser that says what is wrong with an option, and where."""
         self.parser_class = RunParser
@@ -103,6 +122,25 @@ class _CheckedCLI(LightningCLI):
         seed = config.get("seed_everything")
         if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
             raise InputError(f"seed_everything must lie between 0 and {2**32 - 1}, not {seed}")
+        if self.config.get("subcommand") == "fit":
+            self._go_on_with_fit(parser, words)
+
+    def _go_on_with_fit(self, parser: LightningArgumentParser, words: list[str]) -> None:
+        """Have a ``fit`` that goes on with a checkpoint do so in the folder of its run."""
+        config = self.config.fit
+        root = Path(config.trainer.get("default_root_dir") or ".")
+        config.ckpt_path = config.get("ckpt_path") or requeued(root, words)
+        folder = folder_of_fit(config.ckpt_path)
+        if folder is None:
+            return
+        with suppress(ArgumentError, InputError):  # of a version that knew other options
+            stored = parser.parse_args(["fit", "--config", str(folder / "config.yaml")]).fit
+            given = config.clone()
+            stored.ckpt_path = given.ckpt_path = None
+            if found := differing(self._parser("fit"), stored, given):
+                print(f"{found}: this run has a folder of its own")  # noqa: T201
+                return
+            self.run_folder = folder
 
     def instantiate_classes(self) -> None:
         """Make the attack or training, the data and the trainer, of classes that may be named.
@@ -123,10 +161,16 @@ class _CheckedCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, whose run writes into one folder."""
         options = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        kwargs |= placed(options, self.run_folder)
+        kwargs |= placed(options, self.run_folder, self.held)
         with making("trainer", vars(self._get(self.config, "trainer"))):
             trainer = super().instantiate_trainer(**kwargs)
         place_checkpoints(trainer)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks if self.run_folder is not None else ():
+            if isinstance(callback, RunConfig):
+                callback.already_saved = True  # it stays as it is
+        words = sys.argv[1:]
+        callbacks += [Holding(), Stopping(lambda folder: going_on(folder, words))]
         return trainer
 
 
@@ -134,14 +178,14 @@ class ReconCLI(_CheckedCLI):
     """Lightning's command line with the audit added."""
 
     def setup_parser(self, add_subcommands: bool, *args: Any) -> None:
-        """Add ``--resume`` to ``test``."""
+        """Add ``--resume`` to ``test`` and ``predict``."""
         super().setup_parser(add_subcommands, *args)
-        if add_subcommands:
-            self._parser("test").add_argument(
+        for command in RESUMED if add_subcommands else ():
+            self._parser(command).add_argument(
                 "--resume",
                 type=Path | None,
                 metavar="RUN",
-                help="folder of a run of test that was stopped: attacks the clients that are "
+                help=f"folder of a run of {command} that was stopped: attacks the clients that are "
                 "missing; the configuration is the run's own",
             )
 
@@ -157,6 +201,8 @@ class ReconCLI(_CheckedCLI):
                 "checkpoint.every_n_train_steps": 100,
                 "checkpoint.save_last": True,
                 "checkpoint.save_top_k": 1,
+                # last.ckpt is the last one, in a folder that was moved, too
+                "checkpoint.enable_version_counter": False,
             }
         )
 
@@ -167,9 +213,11 @@ class ReconCLI(_CheckedCLI):
         if self.run_folder is None:
             super().parse_arguments(parser, args)
         else:
-            stored = ["test", "--config", str(self.run_folder / "config.yaml")]
+            command = words[0]
+            stored = [command, "--config", str(self.run_folder / "config.yaml")]
             super().parse_arguments(parser, [*stored, *words[1:]])
-            check_same(self._parser("test"), parser.parse_args(stored).test, self.config.test)
+            before = parser.parse_args(stored)[command]
+            check_same(self._parser(command), before, self.config[command])
         config = self.config.get(self.config.get("subcommand") or "", self.config)
         config.pop("resume", None)  # no part of the experiment
         _check_checkpoint(config.get("ckpt_path"), "client_index", "an attack")
@@ -189,16 +237,15 @@ class ReconCLI(_CheckedCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_test(self) -> None:
-        """Leave out what a resumed run has done, and leave its ``config.yaml`` as it is."""
+        """Leave out what a resumed run has done."""
         if self.run_folder is None:
             return
-        text = read_text(self.run_folder / "config.yaml")
-        origin = Origin(configuration_hash(text, str(self.run_folder / "config.yaml")))
+        config = self.run_folder / "config.yaml"
+        origin = Origin(configuration_hash(read_text(config), str(config)))
         records = read_records(self.run_folder, origin, self.datamodule.num_clients)
         self.datamodule.completed = {record.client for record in records}
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RunConfig):
-                callback.already_saved = True
+
+    before_predict = before_test
 
     def before_fit(self) -> None:
         """Make an epoch of every client, and no more than there are."""
@@ -249,18 +296,26 @@ def _check_checkpoint(path: Any, key: str, kind: str) -> None:
             f"--ckpt_path {path}: a run begins in a new folder, which holds none; give the file, "
             "such as lightning_logs/version_0/checkpoints/last.ckpt"
         )
-    if not Path(str(path)).is_file():
-        raise InputError(f"no checkpoint at {Path(str(path)).absolute()}; see --ckpt_path")
+    path = Path(str(path)).absolute()
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}; see --ckpt_path")
+    if not _is_whole(path, key):
+        others = sorted(path.parent.glob("*.ckpt"), key=lambda one: -one.stat().st_mtime_ns)
+        whole = next((one for one in others if one != path and _is_whole(one, key)), None)
+        instead = "give one that fit wrote below lightning_logs/version_N/checkpoints"
+        raise InputError(
+            f"{path} is no readable checkpoint of {kind}; "
+            + (f"{whole} is whole: give that to --ckpt_path" if whole else instead)
+        )
+
+
+def _is_whole(path: Path, key: str) -> bool:
+    """Return whether a checkpoint can be read, and holds ``key``."""
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="meta")
-        complete = "state_dict" in checkpoint and key in checkpoint
+        return "state_dict" in checkpoint and key in checkpoint
     except Exception:  # torch raises many types for a broken file
-        complete = False
-    if not complete:
-        raise InputError(
-            f"{Path(str(path)).absolute()} is no readable checkpoint of {kind}; give one that "
-            "fit wrote below lightning_logs/version_N/checkpoints"
-        )
+        return False
 
 
 def _as_seed(seed_everything: bool | int | None) -> int:
@@ -278,8 +333,8 @@ def command_line(args: Sequence[str] | None = None) -> None:
     versions.append(f"pytorch_lightning=={version('pytorch_lightning')}")
     commands = {
         name: {
-            "usage": f"python cli.py {name} --config FILE [OPTION ...]",
-            "description": summary + _OPTIONS + (_RESUME if name == "test" else ""),
+            "usage": f"{program()} {name} --config FILE [OPTION ...]",
+            "description": summary + _OPTIONS + (_RESUME if name in RESUMED else ""),
             "dump_header": [*versions, header(name)],
         }
         for name, summary in LIGHTNING.items()
@@ -364,7 +419,7 @@ def main(args: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", message=noise)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     words = _words(args)
-    with report_bad_input() as outcome:
+    with report_bad_input() as outcome, stopped_by_signals():
         if words[:1] == ["sweep"]:
             from lightning_recon.runs.sweep import main as sweep
 

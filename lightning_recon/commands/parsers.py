@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning_recon import __version__
 from lightning_recon.commands.names import LIGHT, LIGHTNING
+from lightning_recon.commands.shipped import shipped
+from lightning_recon.errors import program
 from lightning_recon.runs.parser import Parser
 
 _COMPLETION = """\
@@ -28,7 +30,7 @@ examples:
 
 tab completion: python cli.py completion --help
 """
-_PROG = "python cli.py"
+_PROG = program()
 _RUN_HELP = "folder of a run, such as lightning_logs/version_0"
 
 
@@ -60,7 +62,7 @@ def add_commands(subcommands: Any) -> None:
             parser.add_argument(
                 "--configs",
                 type=Path,
-                default=Path(__file__).parents[2] / "configs",
+                default=shipped("configs"),
                 help="folder with the configurations whose data and checkpoints are looked for",
             )
         elif name == "completion":
@@ -150,7 +152,7 @@ def light_parser() -> Parser:
     parser = Parser(
         prog=_PROG,
         description="Audit what the updates of federated learning give away about the images.",
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES.replace("python cli.py", _PROG),
         exit_on_error=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -49,8 +49,10 @@ def _run(command: str, options: Namespace) -> int:
         list_classes(command, as_json=options.json)
     elif command == "audit":
         from lightning_recon.commands.audit import audit
+        from lightning_recon.runs.stopping import stopped_by_signals
 
-        print(audit(options))  # noqa: T201
+        with stopped_by_signals():
+            print(audit(options))  # noqa: T201
     elif command == "import":
         from lightning_recon.commands.importing import import_update
 

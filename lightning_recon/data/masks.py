@@ -11,16 +11,15 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image
-from segment_anything import SamPredictor
 from torch import Tensor
 
 from lightning_recon.data.sam import load_sam
@@ -186,7 +185,7 @@ class SubjectMasks(MaskSource):
         self.on_missing = on_missing
         self.cache_dir = cache_dir
         self.device = device
-        self._predictor: SamPredictor | None = None
+        self._predictor: Any = None
         self._is_fallback_told = False
 
     @property
@@ -203,8 +202,10 @@ class SubjectMasks(MaskSource):
         """Make sure that there is something to segment with; tell of the fallback once.
 
         Raises:
-            InputError: there is no checkpoint, and GrabCut is not allowed.
+            InputError: there is no checkpoint, and GrabCut is not allowed; or the package is not
+                installed that segments.
         """
+        _check_installed(self.method)
         if self._has_checkpoint:
             return
         where = "null" if self.checkpoint is None else str(expanded(self.checkpoint))
@@ -282,6 +283,8 @@ class SubjectMasks(MaskSource):
         if self.method == "grabcut":
             return grabcut(pixels)
         if self._predictor is None:
+            from segment_anything import SamPredictor
+
             sam = load_sam(expanded(str(self.checkpoint)))
             cuda_or_cpu = "cuda" if torch.cuda.is_available() else "cpu"
             sam.to(cuda_or_cpu if self.device == "auto" else self.device)
@@ -314,6 +317,16 @@ def centred_ellipse(height: int, width: int) -> Tensor:
     return y[:, None] ** 2 + x[None, :] ** 2 <= ELLIPSE_AREA / torch.pi
 
 
+def _check_installed(method: str) -> None:
+    """Raise InputError if the package is missing that makes masks by this method."""
+    module, package = {
+        "sam": ("segment_anything", "segment-anything"),
+        "grabcut": ("cv2", "opencv-python-headless"),
+    }[method]
+    if find_spec(module) is None:
+        raise InputError(f"SubjectMasks needs a package: pip install {package}; or leave out masks")
+
+
 def grabcut(pixels: NDArray[np.uint8]) -> BoolArray:
     """Segment the subject in the middle with OpenCV's GrabCut.
 
@@ -328,6 +341,8 @@ def grabcut(pixels: NDArray[np.uint8]) -> BoolArray:
     Returns:
         H W, bool; empty where GrabCut finds no subject.
     """
+    import cv2
+
     height, width = pixels.shape[:2]
     y, x = np.ogrid[:height, :width]
     radius = np.hypot((y + 0.5) / height - 0.5, (x + 0.5) / width - 0.5) / 0.35

@@ -7,20 +7,16 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
 from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
 from lightning_recon.files import spoiled
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
 
 _WANTED = (
     "wanted is one of SAM's own, sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or "
@@ -34,7 +30,7 @@ _OTHERS = {
 """By what the names of their tensors hold: networks that are taken for SAM's."""
 
 
-def load_sam(path: Path) -> Sam:
+def load_sam(path: Path) -> "Sam":
     """Load a Segment Anything checkpoint of any size.
 
     Args:
@@ -87,7 +83,7 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
 
 
-def sam_for(state: Mapping[str, Tensor]) -> Sam:
+def sam_for(state: Mapping[str, Tensor]) -> "Sam":
     """Build the Segment Anything network that these weights fit.
 
     All sizes are in the shapes but one: the two-way transformer's eight heads, the same in every
@@ -99,6 +95,14 @@ def sam_for(state: Mapping[str, Tensor]) -> Sam:
     Returns:
         The network with fresh weights.
     """
+    from segment_anything.modeling import (
+        ImageEncoderViT,
+        MaskDecoder,
+        PromptEncoder,
+        Sam,
+        TwoWayTransformer,
+    )
+
     encoder = "image_encoder."
     embed_dim, _, patch_size, _ = state[f"{encoder}patch_embed.proj.weight"].shape
     grid = state[f"{encoder}pos_embed"].shape[1]

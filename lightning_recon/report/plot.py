@@ -3,15 +3,17 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from lightning_recon.files import write_atomically
 from lightning_recon.report.charts import MAX_SERIES
 from lightning_recon.report.figures import NULLS, drawn_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MAX_LINES = 12
 
@@ -36,8 +38,13 @@ def write_sweep_figure(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> 
         axes: names of the columns that tell the cells apart.
 
     Returns:
-        The path; None where no axis is numeric or there are more than :data:`MAX_LINES` lines.
+        The path; None where no axis is numeric, there are more than :data:`MAX_LINES` lines, or
+        matplotlib is not installed.
     """
+    if find_spec("matplotlib") is None:
+        return None
+    from matplotlib.figure import Figure
+
     axis = next((name for name in axes if _is_numeric(rows, name)), None)
     if axis is None:
         return None
@@ -81,8 +88,10 @@ def write_sweep_figure(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> 
     return path
 
 
-def _panels(labels: Sequence[str], lines: Sequence[Sequence[Row]], axis: str) -> Figure:
+def _panels(labels: Sequence[str], lines: Sequence[Sequence[Row]], axis: str) -> "Figure":
     """Return a panel for each line; all have the same axes."""
+    from matplotlib.figure import Figure
+
     num_rows = math.ceil(len(lines) / _COLUMNS)
     figure = Figure(figsize=(9, 1.5 + 2.2 * num_rows), layout="constrained")
     grid = list(figure.subplots(num_rows, _COLUMNS, sharex=True, sharey=True).flat)
@@ -96,7 +105,7 @@ def _panels(labels: Sequence[str], lines: Sequence[Sequence[Row]], axis: str) ->
     return figure
 
 
-def _scale(plot: Axes, x: Sequence[float]) -> None:
+def _scale(plot: "Axes", x: Sequence[float]) -> None:
     """Set the ticks to the values of the axis."""
     if min(x) > 0 and max(x) / min(x) >= 8:
         plot.set_xscale("log")
@@ -107,7 +116,7 @@ def _scale(plot: Axes, x: Sequence[float]) -> None:
     plot.grid(alpha=0.3)
 
 
-def _draw(plot: Axes, cells: Sequence[Row], axis: str, label: str, colour: str) -> None:
+def _draw(plot: "Axes", cells: Sequence[Row], axis: str, label: str, colour: str) -> None:
     """Draw one line and its band."""
     cells = sorted(cells, key=lambda cell: float(cell[axis]))
     x = [float(cell[axis]) for cell in cells]
@@ -121,7 +130,7 @@ def _draw(plot: Axes, cells: Sequence[Row], axis: str, label: str, colour: str) 
         plot.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _draw_controls(plot: Axes, cells: Sequence[Row], axis: str) -> None:
+def _draw_controls(plot: "Axes", cells: Sequence[Row], axis: str) -> None:
     """Draw the null controls of the cells."""
     for name, dashes in _CONTROLS.items():
         known = [cell for cell in cells if cell.get(f"null_{name}") is not None]

@@ -1,7 +1,6 @@
 """The audit of a run: what Lightning calls when, and what is written."""
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -35,7 +34,9 @@ from lightning_recon.report import board, write_report
 from lightning_recon.report.pictures import save_grid, save_image, save_pictures
 from lightning_recon.report.terminal import print_summary
 from lightning_recon.runs.results import build_results, peak_memory_bytes
-from lightning_recon.runs.resume import going_on, origin_of
+from lightning_recon.runs.resume import origin_of
+from lightning_recon.runs.run_config import configuration_of, write_config
+from lightning_recon.runs.stopping import Stopped
 from lightning_recon.schemas import MisfitError, told
 
 
@@ -91,8 +92,6 @@ class Audit(Callback):
         self.on_failure = on_failure
         self.psnr_every = psnr_every
         self.images_every = images_every
-        self.configuration = ""
-        """Hash of the run's configuration, which records carry; set by who knows it."""
         self._origin = UNKNOWN
         self._auditor: Auditor | None = None
         self._fitted: list[ClientRecord] = []
@@ -134,18 +133,20 @@ class Audit(Callback):
         self._started = self._client_started = time.monotonic()
         data = trainer.datamodule  # type: ignore[attr-defined]
         is_fit = trainer.state.fn == TrainerFn.FITTING
-        if not is_fit:  # a checkpoint is a fit's, with which this run does not go on
-            self._seconds_before = 0.0
         is_resumed = data.completed or (is_fit and trainer.ckpt_path is not None)
         # all processes ask before any begins: one alone could meet the records of this run
-        if not is_resumed and any(_gather(bool(read_records(self._folder)))):
+        elapsed = max((one.elapsed for one in read_records(self._folder)), default=-1.0)
+        elapsed = max(_gather(elapsed))
+        if not is_fit:  # a checkpoint is a fit's, with which this run does not go on
+            self._seconds_before = max(0.0, elapsed)
+        if not is_resumed and elapsed >= 0:
             raise InputError(
                 f"{self._folder.absolute()} holds the records of another run, which would count as "
                 "this one's; go on with that run, or give this one a folder of its own"
             )
         if isinstance(data, ClientDataModule):
             self._auditor = self.auditor(data)
-        self._origin = origin_of(self.configuration, data)
+        self._origin = origin_of(configuration_of(trainer, self._folder), data)
 
     def auditor(self, data: ClientDataModule) -> Auditor:
         """Return the auditor of some data, with this audit's settings."""
@@ -179,19 +180,32 @@ class Audit(Callback):
             if trainer.state.fn != TrainerFn.FITTING and trainer.is_global_zero:
                 board.add_images(trainer.loggers, client, truth, aligned, client)
         # last, so that what has a record is complete
-        append_record(self._folder, trainer.global_rank, record, self._origin)
+        record = self._append(trainer, record)
         if trainer.is_global_zero:
             board.add_scores(trainer.loggers, record)
         self._client_started = time.monotonic()
         return record
+
+    def _append(self, trainer: Trainer, record: ClientRecord) -> ClientRecord:
+        """Keep a record with the time of the run so far, behind the configuration."""
+        write_config(trainer, self._folder)
+        record = record._replace(elapsed=self._elapsed())
+        append_record(self._folder, trainer.global_rank, record, self._origin)
+        return record
+
+    def _elapsed(self) -> float:
+        """Seconds of the run so far, its earlier sessions included."""
+        return round(self._seconds_before + time.monotonic() - self._started, 3)
 
     # --- fit: an epoch is a client -------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where the outputs go; write again what a resumed run had scored."""
         self._begin(trainer)
+        known = {record.client for record in read_records(self._folder)}
         for record in self._fitted:
-            append_record(self._folder, trainer.global_rank, record, self._origin)
+            if record.client not in known:  # in a folder of its own they are there
+                append_record(self._folder, trainer.global_rank, record, self._origin)
             board.add_scores(trainer.loggers, record)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -370,7 +384,7 @@ class Audit(Callback):
         record = ClientRecord(
             client, [], len(images), outputs.notes, {}, list(outputs.curve), seconds, None
         )
-        append_record(self._folder, trainer.global_rank, record, self._origin)
+        self._append(trainer, record)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the outputs."""
@@ -381,15 +395,12 @@ class Audit(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Write what a run that its user stopped has come to, and print the line that goes on."""
-        if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
-            return
-        if trainer.world_size == 1:  # of several processes, others may be gone
+        """Write and print what a run that was stopped has come to."""
+        is_stopped = isinstance(exception, KeyboardInterrupt | Stopped)
+        if is_stopped and trainer.world_size == 1:  # of several processes, others may be gone
             with suppress(InputError):
                 self._finish(trainer, pl_module)
             self.print_summary()
-        if line := going_on(self._folder, sys.argv[1:]):
-            Console(markup=False, soft_wrap=True).print(f"go on with: {line}")
 
     # --- all clients ---------------------------------------------------------------------------
 
@@ -418,7 +429,7 @@ class Audit(Callback):
                 for name, metric in (self.extra_metrics or {}).items()
                 if metric.unavailable
             },
-            seconds=self._seconds_before + time.monotonic() - self._started,
+            seconds=self._elapsed(),
             peak_memory=peak,
         )
         rows = [row for record in records for row in record.rows]

@@ -20,7 +20,9 @@ from lightning_recon.files import write_csv, write_json
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.report.captured import ClientJson, read_stored, write_audit_report
 from lightning_recon.report.pictures import save_image
+from lightning_recon.runs.claiming import held
 from lightning_recon.runs.results import device_name, versions
+from lightning_recon.runs.stopping import Stopped
 from lightning_recon.verdict import Auditor, ClientAudit, compare_replies
 from lightning_recon.verdict.evidence import margin
 
@@ -32,7 +34,7 @@ _MAX_CONTROLS = 4  # pictures of the control that are kept of one client
 
 
 def output_folder(capture: Path, settings: Mapping[str, Any], root: Path) -> Path:
-    """Return the folder that an audit writes to: one that was stopped, or a new one.
+    """Return the folder that an audit writes to: one that was stopped, or a new one, made.
 
     Args:
         capture: its folder.
@@ -42,9 +44,13 @@ def output_folder(capture: Path, settings: Mapping[str, Any], root: Path) -> Pat
     number = 1
     while True:
         folder = root / (f"audit_{capture.name}" + (f"_{number}" if number > 1 else ""))
-        is_free = not folder.exists()
-        if is_free or (not (folder / AUDIT).exists() and _settings(folder) == settings):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
             return folder
+        except FileExistsError:
+            if not (folder / AUDIT).exists() and _settings(folder) == settings:
+                return folder
         number += 1
 
 
@@ -77,8 +83,25 @@ def audit_capture(
             f"{folder} holds something else, or an audit with other settings; choose another "
             "--output"
         )
-    write_json(folder / _SETTINGS, dict(settings))
+    with held(folder):
+        write_json(folder / _SETTINGS, dict(settings))
+        try:
+            return _audit_held(capture, auditor, folder, settings, truth)
+        except (KeyboardInterrupt, Stopped):
+            print("the same command goes on where this one was stopped", file=sys.stderr)  # noqa: T201
+            raise
+
+
+def _audit_held(
+    capture: Capture,
+    auditor: Auditor,
+    folder: Path,
+    settings: Mapping[str, Any],
+    truth: Path | None,
+) -> dict[str, Any]:
+    """Audit every client that is not done, in a folder that no other process writes into."""
     started = time.monotonic()
+    before = 0.0
     console = Console(stderr=True, soft_wrap=True, markup=False)
     columns = (
         TextColumn("{task.description}"),
@@ -91,9 +114,11 @@ def audit_capture(
         task = progress.add_task("clients", total=len(capture.files))
         for number, path in enumerate(capture.files, 1):
             done = folder / "clients" / f"{path.parent.name}_{path.stem}.json"
-            if not done.exists():
+            is_done = done.exists()
+            if not is_done:
                 write_json(done, _audited(capture, path, auditor, folder, truth))
             clients.append(read_stored(ClientJson, done))
+            before += clients[-1].get("seconds", 0.0) if is_done else 0.0
             progress.advance(task)
             if not console.is_terminal:
                 left = (time.monotonic() - started) / number * (len(capture.files) - number)
@@ -116,7 +141,7 @@ def audit_capture(
         "settings": dict(settings),
         "summary": _summary(clients),
         "clients": clients,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(before + time.monotonic() - started, 1),
         "device": device_name(torch.device("cpu")),
         "versions": versions(),
         "command": shlex.join(["python", *sys.argv]),

@@ -7,6 +7,8 @@ for each run, Lightning would scatter them over the current directory.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.plugins import TorchCheckpointIO
+
+from lightning_recon.runs.checkpoints import WholeCheckpoints
+from lightning_recon.runs.claiming import claimed, held, is_first_process
 
 _PLACE = "lightning_logs"
 
@@ -61,26 +67,62 @@ def place_loggers(trainer: Namespace) -> None:
             options.artifact_location = options.get("artifact_location") or folder.as_uri()
 
 
-def placed(options: Mapping[str, Any], resumed: Path | None) -> dict[str, Any]:
-    """Return the options of a trainer that make its run write into one folder.
+def placed(options: Mapping[str, Any], resumed: Path | None, stack: ExitStack) -> dict[str, Any]:
+    """Return the options of a trainer that make its run write into one folder, and hold that.
 
     Args:
         options: of the trainer, its loggers made.
         resumed: the folder of the run that it goes on with; None: a new one.
+        stack: holds the folder until it is closed; see :mod:`lightning_recon.runs.claiming`.
+
+    Raises:
+        InputError: if another run goes on in the folder.
+        OSError: if it cannot be made.
     """
+    root = Path(options.get("default_root_dir") or ".")
     logger = options.get("logger")
-    loggers = logger if isinstance(logger, list) else [logger]
-    keeps_folder = any(
-        one is None or one is True or isinstance(one, TensorBoardLogger | CSVLogger)
-        for one in loggers
-    )
+    loggers = [
+        _default_logger(root) if one is None or one is True else one
+        for one in (logger if isinstance(logger, list) else [logger])
+        if one is not False
+    ]
+    is_first = is_first_process()
     if resumed is not None:
-        made = [_into(resumed, one) for one in loggers if one is not False]
-        return {"logger": made or False, "default_root_dir": str(resumed)}
-    if keeps_folder and not options.get("fast_dev_run"):
-        return {}
-    root = options.get("default_root_dir") or "."
-    return {"default_root_dir": CSVLogger(root, _PLACE).log_dir}
+        if is_first:
+            stack.enter_context(held(resumed))
+            _keep_metrics(resumed)
+        loggers = [_into(resumed, one) for one in loggers]
+        return {"logger": loggers or False, "default_root_dir": str(resumed)}
+    keeping = [one for one in loggers if isinstance(one, TensorBoardLogger | CSVLogger)]
+    if options.get("fast_dev_run"):  # Lightning takes its loggers away
+        keeping = []
+    place = {} if keeping else {"default_root_dir": str(root / _PLACE)}
+    if is_first:  # the others are told; see run_folder
+        named = [one for one in keeping if one._version is not None]
+        if named:  # by the user
+            stack.enter_context(held(Path(named[0].log_dir)))
+        numbered = [one for one in keeping if one._version is None]
+        if numbered or not named:
+            roots = list(dict.fromkeys(Path(one.root_dir) for one in numbered))
+            version = stack.enter_context(claimed(roots or [root / _PLACE]))
+            for one in numbered:
+                one._version = version
+            if place:
+                place = {"default_root_dir": str(root / _PLACE / version)}
+    return {"logger": loggers or False, **place}
+
+
+def _default_logger(root: Path) -> Logger:
+    """Return Lightning's own choice, in whose folder no number is asked for before it is made."""
+    kind = TensorBoardLogger if find_spec("tensorboard") else CSVLogger
+    return kind(root, name=_PLACE)
+
+
+def _keep_metrics(folder: Path) -> None:
+    """Rename the ``metrics.csv`` of a run's last session: a CSV logger removes what it finds."""
+    path = folder / "metrics.csv"
+    if path.is_file():
+        path.rename(folder / f"metrics_{len(list(folder.glob('metrics_*.csv'))) + 1}.csv")
 
 
 def _into(folder: Path, logger: Any) -> Logger:
@@ -94,7 +136,9 @@ def _into(folder: Path, logger: Any) -> Logger:
 
 
 def place_checkpoints(trainer: Trainer) -> None:
-    """Have checkpoints written into the run's folder; a trial run (fast_dev_run) writes none."""
+    """Have whole checkpoints written into the run's folder; a trial run (fast_dev_run) has none."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and no plugin of the user's
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [one for one in callbacks if not isinstance(one, Checkpoint)]
@@ -104,4 +148,5 @@ def place_checkpoints(trainer: Trainer) -> None:
     folder = folders[0] if folders else Path(trainer.default_root_dir)
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            callback.dirpath = str(folder / "checkpoints")
+            # absolute: only in the same place does a checkpoint's own state hold
+            callback.dirpath = str((folder / "checkpoints").absolute())

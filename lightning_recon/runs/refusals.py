@@ -15,7 +15,7 @@ from typing import Any
 from jsonargparse import ArgumentError
 
 from lightning_recon.documents import read_yaml
-from lightning_recon.errors import InputError, input_error_in, instead
+from lightning_recon.errors import InputError, input_error_in, instead, program
 from lightning_recon.runs.parser import NO_OPTION
 
 _FRAME = (
@@ -111,7 +111,7 @@ def _unknown_option(text: str, key: str, classes: Sequence[str], command: str) -
     made_later = re.search(r"Got value: Namespace\(class_path='([\w.]+)'", said[0])
     path = made_later[1] if made_later else classes[-1] if classes else ""
     name = path.rpartition(".")[2]
-    help_of = f" (all of them: python cli.py {command} --config FILE --{key}.help {name})"
+    help_of = f" (all of them: {program()} {command} --config FILE --{key}.help {name})"
     return f"{key} ({name}): {reason}{'' if _LISTED in reason else help_of}"
 
 
@@ -141,7 +141,7 @@ def _missing_in_module(text: str) -> str | None:
             return f"{path[0]} cannot be imported: it needs the module {found[1]}"
         return (
             f"there is no module {found[1]}; put the folder that holds it on the path: "
-            "PYTHONPATH=FOLDER python cli.py ..."
+            f"PYTHONPATH=FOLDER {program()} ..."
         )
     return None
 

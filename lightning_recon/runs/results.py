@@ -62,8 +62,11 @@ IMPORT_MEMORY_BYTES = peak_memory_bytes()
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a figure may depend on."""
-    found = {name: metadata.version(name) for name in _PACKAGES}
+    """Return the versions of what a figure may depend on, as far as it is installed."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return {"python": platform.python_version(), **found}
 
 

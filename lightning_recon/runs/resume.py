@@ -1,4 +1,4 @@
-"""Going on with a run of ``test`` that was stopped: which run, and whether it is the same one.
+"""Going on with a run that was stopped: which run, and whether it is the same one.
 
 The run's ``config.yaml`` is the configuration; what the command line adds may change how the rest
 is computed (devices, progress bar), but nothing that the figures depend on.
@@ -18,10 +18,14 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning_recon.audit.records import SAME, Origin, hash_of
 from lightning_recon.data import AuditDataModule
 from lightning_recon.documents import MAX_YAML_BYTES, read_text
-from lightning_recon.errors import InputError
+from lightning_recon.errors import InputError, program
 
+RESUMED = ("test", "predict")
+"""Commands that take ``--resume``."""
 _SAME = (*SAME, "ckpt_path")
 """What must be as it was."""
+_FREE = ("audit.on_failure", "audit.experiment")
+"""What may change: a run goes on past a client that fails, and the others' figures stay."""
 
 
 def header(command: str) -> str:
@@ -41,15 +45,17 @@ def folder_to_resume(args: Sequence[str]) -> Path | None:
         The folder of the run, absolute; None without ``--resume``.
 
     Raises:
-        InputError: if the folder holds no run of ``test``, or the command is another one.
+        InputError: if the folder holds no run of the command, or the command is another one.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--resume")
     name = finder.parse_known_args(list(args))[0].resume
     if name is None:
         return None
-    if args[0] != "test":
-        raise InputError("--resume is for test; fit goes on with --ckpt_path CHECKPOINT")
+    if args[0] not in RESUMED:
+        raise InputError(
+            "--resume is for test and predict; fit goes on with --ckpt_path CHECKPOINT"
+        )
     folder = Path(name).absolute()
     if not folder.is_dir():
         raise InputError(f"--resume: no folder {folder}; give one such as lightning_logs/version_0")
@@ -59,12 +65,33 @@ def folder_to_resume(args: Sequence[str]) -> Path | None:
             f"--resume: no config.yaml in {folder}: it is no run, or was stopped before its first "
             "client; start it again without --resume"
         )
-    text = read_text(config, MAX_YAML_BYTES)
-    written_by = re.search(rf"^# {header('(.*)')}$", text, flags=re.MULTILINE)
-    if written_by is None or written_by[1] != "test":
-        found = written_by[1] if written_by else "an unknown command"
-        raise InputError(f"--resume is for runs of test, but {config} was written by {found}")
+    found = _written_by(config)
+    if found != args[0]:
+        raise InputError(
+            f"--resume: {config} was written by {found or 'an unknown command'}, not by {args[0]}"
+        )
     return folder
+
+
+def folder_of_fit(checkpoint: Any) -> Path | None:
+    """Return the folder of the run of ``fit`` that wrote a checkpoint, absolute; None: no such.
+
+    Args:
+        checkpoint: its path, or one of Lightning's words for one.
+    """
+    path = Path(str(checkpoint)).absolute()
+    config = path.parents[1] / "config.yaml" if len(path.parents) > 1 else path
+    if checkpoint is None or path.parent.name != "checkpoints" or not config.is_file():
+        return None
+    return config.parent if _written_by(config) == "fit" else None
+
+
+def _written_by(config: Path) -> str | None:
+    """Return the command that wrote a ``config.yaml``, if it says so."""
+    line = re.search(
+        rf"^# {header('(.*)')}$", read_text(config, MAX_YAML_BYTES), flags=re.MULTILINE
+    )
+    return line[1] if line else None
 
 
 def going_on(folder: Path, words: Sequence[str]) -> str | None:
@@ -75,10 +102,38 @@ def going_on(folder: Path, words: Sequence[str]) -> str | None:
         words: that it was started with, the command first.
     """
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    if words[:1] == ["test"] and (folder / "config.yaml").is_file():
-        return shlex.join(["python", "cli.py", "test", "--resume", str(folder)])
+    if words and words[0] in RESUMED and (folder / "config.yaml").is_file():
+        return shlex.join([*program().split(), words[0], "--resume", str(folder)])
     if words[:1] == ["fit"] and checkpoint.is_file():
-        return shlex.join(["python", "cli.py", *words, "--ckpt_path", str(checkpoint)])
+        return shlex.join(
+            [*program().split(), *_without_checkpoint(words), "--ckpt_path", str(checkpoint)]
+        )
+    return None
+
+
+def _without_checkpoint(words: Sequence[str]) -> list[str]:
+    """Return words without ``--ckpt_path``, which the run went on with before."""
+    kept: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if "--ckpt_path" not in (before, word.partition("=")[0]):
+            kept.append(word)
+    return kept
+
+
+def differing(parser: ArgumentParser, stored: Namespace, given: Namespace) -> str | None:
+    """Return a line on the first thing the figures depend on that is not as it was; None: all is.
+
+    Args:
+        parser: of the command.
+        stored: the configuration of the run.
+        given: the one that it shall go on with.
+    """
+    before, after = (_plain(parser, config) for config in (stored, given))
+    for key in _SAME:
+        found = _first_difference(_at(before, key), _at(after, key), key)
+        if found:
+            name, old, new = found
+            return f"{name} is {json.dumps(new)}, but the run has {json.dumps(old)}"
     return None
 
 
@@ -99,22 +154,15 @@ def check_same(parser: ArgumentParser, stored: Namespace, given: Namespace) -> N
     """Make sure that the command line changes nothing that the figures depend on.
 
     Args:
-        parser: of the command ``test``.
+        parser: of the command.
         stored: the configuration of the run.
         given: the same with the command line's options on top.
 
     Raises:
         InputError: naming the first key that differs, with both values.
     """
-    before, after = (_plain(parser, config) for config in (stored, given))
-    for key in _SAME:
-        found = _first_difference(_at(before, key), _at(after, key), key)
-        if found:
-            name, old, new = found
-            raise InputError(
-                f"--resume: {name} is {json.dumps(new)}, but the run has {json.dumps(old)}; leave "
-                "it out, or start another run without --resume"
-            )
+    if found := differing(parser, stored, given):
+        raise InputError(f"--resume: {found}; leave it out, or start another run without --resume")
 
 
 def _plain(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
@@ -130,6 +178,8 @@ def _at(config: Any, key: str) -> Any:
 
 def _first_difference(old: Any, new: Any, key: str) -> tuple[str, Any, Any] | None:
     """Return key, old and new value of the first difference of two trees; None if equal."""
+    if key in _FREE:
+        return None
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [(old.get(name), new.get(name), f"{key}.{name}") for name in {**old, **new}]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

@@ -12,14 +12,13 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.loggers import CSVLogger
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -37,7 +36,7 @@ from lightning_recon.audit.results import Results, view
 from lightning_recon.data import ClientDataModule
 from lightning_recon.data.sharing import ClientLoader, share_clients
 from lightning_recon.documents import read_yaml as read_stored_yaml
-from lightning_recon.errors import InputError, input_error_in, instead
+from lightning_recon.errors import InputError, input_error_in, instead, program
 from lightning_recon.federation import Federation
 from lightning_recon.files import write_atomically, write_csv, write_json
 from lightning_recon.observation import Observation
@@ -55,10 +54,12 @@ from lightning_recon.runs.cells import (
     read_cells,
     read_yaml,
 )
+from lightning_recon.runs.claiming import Holding, claimed, held, is_first_process
 from lightning_recon.runs.making import RunParser, making
 from lightning_recon.runs.progress import with_progress
 from lightning_recon.runs.refusals import explain
 from lightning_recon.runs.results import summarise, versions
+from lightning_recon.runs.stopping import Stopping
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
@@ -142,10 +143,7 @@ class Sweep(LightningModule):
 
     def on_test_start(self) -> None:
         """Agree on the folder: processes that started at different times would not."""
-        self.folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
-        path = self.folder / "sweep.yaml"
-        if self.trainer.is_global_zero and not path.exists():
-            write_atomically(path, yaml.safe_dump(description(self.cells), sort_keys=False))
+        self.folder = _folder(self.trainer)
 
     def make(self, number: int) -> Namespace:
         """Return the attack, data and audit of a cell, as they are made."""
@@ -196,6 +194,9 @@ class Sweep(LightningModule):
         started = time.monotonic()
         outcome = attack.attempt(attack.attack_client, client)
         record, _ = auditor.audit(attack, client, outcome, time.monotonic() - started)
+        path = self.folder / "sweep.yaml"
+        if not path.exists():  # before what cannot be resumed without it
+            write_atomically(path, yaml.safe_dump(description(self.cells), sort_keys=False))
         append_record(self.folder, self.global_rank, record._replace(client=item), self.origin)
 
     def estimate_seconds(self, number: int) -> float:
@@ -293,28 +294,47 @@ def run_sweep(
         InputError: if the configuration cannot be used, or is not that of the resumed sweep.
     """
     cells = read_cells(config)
-    completed = set()
     if resume is not None:
         _check_same(cells, config, resume)
-    sweep = Sweep(
-        cells, resume or Path(CSVLogger("lightning_logs", f"sweep_{config.stem}").log_dir)
-    )
-    if resume is not None:
-        records = read_records(resume, sweep.origin, len(sweep.items))
-        completed = {record.client for record in records}
+    root = Path("lightning_logs", f"sweep_{config.stem}")
     if options is not None:
         check_trainers(cells, options)
     if is_dry_run:
-        _list_cells(sweep, trainer)
+        _list_cells(Sweep(cells, root), trainer)
         return None
-    try:
-        trainer.test(sweep, _Items(sweep, completed), verbose=False)
-    except SystemExit:  # Ctrl-C
-        if trainer.is_global_zero and (sweep.folder / "records").is_dir():
-            words = ["--config", str(config), "--resume", str(sweep.folder)]
-            line = shlex.join(["python", "cli.py", "sweep", *words])
-            Console(markup=False, soft_wrap=True).print(f"go on with: {line}")
-        raise
+    with ExitStack() as stack:
+        folder = root if resume is None else resume
+        if is_first_process():  # the others are told
+            if resume is not None:
+                stack.enter_context(held(resume))
+            else:
+                folder = root / stack.enter_context(claimed([root]))
+        sweep = Sweep(cells, folder)
+        records = []
+        if resume is not None:
+            records = read_records(resume, sweep.origin, len(sweep.items))
+        _run(sweep, config, trainer, {record.client for record in records})
+    return folder
+
+
+def _folder(trainer: Trainer) -> Path:
+    """Return the sweep's folder; all processes ask at once, and are told the first one's."""
+    return Path(trainer.strategy.broadcast(str(trainer.lightning_module.folder)))
+
+
+def _going_on(config: Path, folder: Path) -> str | None:
+    """Return the command line that goes on with a sweep; None if nothing of it is kept."""
+    if not (folder / "records").is_dir():
+        return None
+    words = ["sweep", "--config", str(config), "--resume", str(folder)]
+    return shlex.join([*program().split(), *words])
+
+
+def _run(sweep: Sweep, config: Path, trainer: Trainer, completed: set[int]) -> None:
+    """Attack the clients that are not completed, and write the results."""
+    stopping = Stopping(lambda folder: _going_on(config, folder), _folder)
+    trainer.callbacks += [Holding(_folder), stopping]  # type: ignore[attr-defined]
+    trainer.test(sweep, _Items(sweep, completed), verbose=False)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         records = read_records(sweep.folder, sweep.origin, len(sweep.items))
@@ -327,9 +347,8 @@ def run_sweep(
         }
         write_json(sweep.folder / "run.json", about)
         write_sweep_report(sweep.folder)
-        write_sweep_figure(sweep.folder / "figure.png", table, list(cells[0].labels))
+        write_sweep_figure(sweep.folder / "figure.png", table, list(sweep.cells[0].labels))
         _print_table(sweep, table)
-    return sweep.folder
 
 
 def _check_same(cells: Sequence[Cell], config: Path, resume: Path) -> None:
@@ -392,7 +411,7 @@ def main(args: Sequence[str]) -> int:
         InputError: see :func:`run_sweep`.
     """
     parser = RunParser(
-        prog="python cli.py sweep", description="Run the product of some axes.", exit_on_error=False
+        prog=f"{program()} sweep", description="Run the product of some axes.", exit_on_error=False
     )
     parser.add_argument("--config", type=Path, required=True, help="the sweep's YAML")
     parser.add_argument("--resume", type=Path | None, help="folder of an interrupted sweep")
