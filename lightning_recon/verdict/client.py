@@ -31,6 +31,7 @@ from lightning_recon.verdict.preflight import (
     privacy_lines,
     read_declared,
 )
+from lightning_recon.verdict.scan import scan
 from lightning_recon.verdict.sent import Sent, read_reply
 
 Verdict = Literal["leaked", "not shown", "cannot tell"]
@@ -136,7 +137,13 @@ class Auditor:
             if not training.is_assumed:
                 told = f"is told by the rank of a linear layer's change: {training.num_samples}"
             findings.append(Finding("note", f"how many samples there are {told}"))
-        pictures, controls, attacks = self._attack(sent, training)
+        is_simulated = training.is_known or sent.protocol == "fedsgd"
+        if not is_simulated and self.setting.effort == "thorough" and numbers.norm:
+            self.target.load_state_dict(sent.state, strict=False)
+            scanned = scan(self.target, sent, training, self.setting)
+            training = scanned.training
+            findings.append(Finding("note", scanned.text))
+        pictures, controls, attacks = self._attack(sent, training, is_simulated)
         verdict, reason = _verdict(pictures, numbers)
         return ClientAudit(
             reply.name,
@@ -172,7 +179,7 @@ class Auditor:
         )
 
     def _attack(
-        self, sent: Sent, training: Training
+        self, sent: Sent, training: Training, is_simulated: bool
     ) -> tuple[list[Picture], Tensor, dict[str, str]]:
         """Return the images, what the attacks make of the control, and what came of each."""
         nothing = torch.empty(0, *self.setting.image_shape)
@@ -188,7 +195,6 @@ class Auditor:
         controls: dict[str, Reconstruction] = {}
         rehearsals: dict[str, Rehearsal] = {}
         is_quick = self.setting.effort == "quick"
-        is_simulated = training.is_known or sent.protocol == "fedsgd"
         succeeded: str | None = None
         for plan in plans:
             if succeeded and is_quick:
