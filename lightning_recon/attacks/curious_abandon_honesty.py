@@ -16,6 +16,7 @@ alone (:mod:`lightning_recon.attacks.linear_layer`); the paper counts those near
 that this image passes, whereupon others stand alone.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -81,7 +82,7 @@ class CuriousAbandonHonesty(AnalyticAttack):
     ) -> None:
         super().__init__(target, client, defenses, seed)
         check_counts("CuriousAbandonHonesty", num_rows=(num_rows, 1), num_samples=(num_samples, 1))
-        if not gain > 0 or (scaling is not None and not 0 < scaling <= 1):
+        if not 0 < gain < math.inf or (scaling is not None and not 0 < scaling <= 1):
             raise InputError(
                 "CuriousAbandonHonesty: gain must be above 0 and scaling in (0, 1], not "
                 f"{gain} and {scaling}"

@@ -42,6 +42,7 @@ What differs, and why:
 - The convolution's weights are buffers: a gradient of their own would spend the clipping budget.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -161,7 +162,7 @@ class LDPAttack(OptimizationAttack):
             if not 0 < value < 1:
                 raise InputError(f"LDPAttack: {name} must lie between 0 and 1, not {value}")
         check_counts("LDPAttack", num_bins=(num_bins, 2), num_samples=(num_samples, 1))
-        if not gain > 0 or not tv_weight >= 0:
+        if not 0 < gain < math.inf or not 0 <= tv_weight < math.inf:
             raise InputError(
                 "LDPAttack: gain must be above 0 and tv_weight at least 0, not "
                 f"{gain} and {tv_weight}"

@@ -20,6 +20,7 @@ What differs: the layer behind the rows, whose columns are equal in the paper, i
 has no weights that training could make unequal; what it gives is added to the image.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -130,7 +131,7 @@ class RobbingTheFed(AnalyticAttack):
     ) -> None:
         super().__init__(target, client, defenses, seed)
         check_counts("RobbingTheFed", num_bins=(num_bins, 2), num_samples=(num_samples, 1))
-        if not gain > 0 or (scale is not None and not scale > 0):
+        if not 0 < gain < math.inf or (scale is not None and not scale > 0):
             raise InputError(
                 f"RobbingTheFed: gain and scale must be above 0, not {gain} and {scale}"
             )

@@ -155,7 +155,7 @@ class SpectralLDPAttack(OptimizationAttack):
                 f"{false_positive_rate}"
             )
         check_counts("SpectralLDPAttack", num_bins=(num_bins, 2), num_samples=(num_samples, 1))
-        if not gain > 0 or shrinkage_steps < 0:
+        if not 0 < gain < math.inf or shrinkage_steps < 0:
             raise InputError(
                 "SpectralLDPAttack: gain must be above 0 and shrinkage_steps at least 0, not "
                 f"{gain} and {shrinkage_steps}"
