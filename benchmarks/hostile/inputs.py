@@ -106,19 +106,38 @@ def yamls() -> Iterator[tuple[str, str | bytes]]:
     yield "3000 indented", "".join(" " * n + f"k{n}:\n" for n in range(3000))
     yield "keys twice", "model: {class_path: DLG, class_path: IDLG}\n"
     yield "section twice", "model: {}\nmodel: {}\n"
-    for tag in ("!!python/object/apply:os.system [touch ran]", "!!python/name:os.system",
-                "!!python/object/new:os.system [touch ran]", "!!python/module:os", "!x y"):  # fmt: skip
+    for tag in TAGS:
         yield tag[:34], f"model: {tag}\n"
     yield "0xFF", b"model: \xff\xfe\n"
-    yield "latin-1", "experiment: für\n".encode("latin-1")
+    yield "latin-1", "experiment: f\u00fcr\n".encode("latin-1")
     yield "zeros", b"model: \0\0\0\n"
-    for name, text in (("empty", ""), ("braces", "{}"), ("list", "[]"), ("number", "3"),
-                       ("null", "~"), ("comment", "# x\n"), ("two documents", "a: 1\n---\nb: 2\n"),
-                       ("a tab", "model:\n\tclass_path: x\n"), ("9" * 8, f"seed_everything: {'9' * 5000}"),
-                       ("a date", "seed_everything: 2001-99-99\n"), ("quoted", 'model: "'),
-                       ("key of a list", "? [a, b]\n: 1\n"), ("key of a mapping", "? {a: b}\n: 1\n"),
-                       ("colons", "model: a: b: c\n"), ("an alias of nothing", "model: *m\n")):  # fmt: skip
-        yield name, text
+    yield from TEXTS.items()
+
+
+TAGS = (
+    "!!python/object/apply:os.system [touch ran]",
+    "!!python/name:os.system",
+    "!!python/object/new:os.system [touch ran]",
+    "!!python/module:os",
+    "!x y",
+)
+TEXTS = {
+    "empty": "",
+    "braces": "{}",
+    "list": "[]",
+    "number": "3",
+    "null": "~",
+    "comment": "# x\n",
+    "two documents": "a: 1\n---\nb: 2\n",
+    "a tab": "model:\n\tclass_path: x\n",
+    "5000 digits": f"seed_everything: {'9' * 5000}",
+    "a date": "seed_everything: 2001-99-99\n",
+    "quoted": 'model: "',
+    "key of a list": "? [a, b]\n: 1\n",
+    "key of a mapping": "? {a: b}\n: 1\n",
+    "colons": "model: a: b: c\n",
+    "an alias of nothing": "model: *m\n",
+}
 
 
 # --- pickles -----------------------------------------------------------------------------------
