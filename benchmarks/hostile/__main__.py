@@ -3,8 +3,8 @@
     python -m benchmarks.hostile [--configs 2000] [--parts numbers configs ...] [--output FILE]
 
 A case runs, or is refused in one line; a fault is anything else: a traceback, code that ran, a
-change that nobody noticed.  Seeded, in one process, half an hour on a quiet core; --configs 100 takes
-a few minutes.
+change that nobody noticed.  Seeded, in one process, half an hour on a quiet core; --configs 100
+takes a few minutes.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.hostile import inputs, mutations, numbers
-from benchmarks.hostile.numbers import CLASSES, SIZE, Outcome, limited
+from benchmarks.hostile.numbers import CLASSES, SIZE, Outcome, attempt_call, limited
 from lightning_recon.audit.records import Origin, configuration_hash, read_records
 from lightning_recon.captures import Capture, CaptureWriter
 from lightning_recon.captures.loading import load_arrays, load_torch
@@ -29,7 +29,6 @@ from lightning_recon.commands.early import check_early
 from lightning_recon.commands.lightning import main as run
 from lightning_recon.data import CapturedUpdatesDataModule, ImageFolderDataModule
 from lightning_recon.documents import read_text
-from lightning_recon.errors import input_error_in
 from lightning_recon.files import write_atomically
 from lightning_recon.priors import FFDNet
 from lightning_recon.refiners import SuperResolution
@@ -44,19 +43,8 @@ Cases = Iterator[tuple[str, Outcome]]
 
 def tried(do: Callable[[], object]) -> Outcome:
     """Return what came of something that may be refused."""
-    try:
-        with limited():
-            do()
-    except numbers._TooLongError:
-        return Outcome("fault", "hangs")
-    except Exception as error:
-        found = input_error_in(error)
-        if found is not None and "\n" not in str(found):
-            outcome = Outcome("refused", str(found))
-        else:
-            outcome = Outcome("fault", f"{type(error).__name__}: {str(error)[:160]}")
-    else:
-        outcome = Outcome("ran", "")
+    with limited():
+        outcome = attempt_call(do)
     return Outcome("fault", "code ran") if Path(inputs.MARK).exists() else outcome
 
 
@@ -245,7 +233,7 @@ def write_section(path: Path, lines: list[str], seed: int) -> None:
         [
             *(BEGIN, "## Hostile and careless input", ""),
             f"`python -m benchmarks.hostile`, seed {seed}.  A fault is a traceback, a hang, code",
-            'that ran, or a change that nobody noticed.  "Ran" is right where the input can be used.',
+            "that ran, or a change that nobody noticed.  What can be used is right to run.",
             *("", *lines, END),
         ]
     )

@@ -26,7 +26,7 @@ WORDS: tuple[Any, ...] = (
     ),
     {"class_path": None},
 )
-SMALL = {"batch_size": 1, "num_clients": 2, "image_size": 32, "num_public": 8, "masks": None}
+SMALL = {"batch_size": 2, "num_clients": 2, "num_public": 8, "masks": None}
 
 
 def mutated(folder: Path, seed: int, count: int) -> Iterator[Case]:

@@ -9,7 +9,7 @@ import resource
 import signal
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from lightning_recon.runs.sweep import cell_parser
 VALUES: tuple[Any, ...] = (-1, 0, 2**31, 2**63, math.nan, math.inf, "x", None)
 SIZE, CLASSES = 16, 20
 SECONDS = 5
-"""A case that is not done then runs on, and counts as one that runs."""
+"""Of the processor: a case that is not done then runs on, and counts as one that runs."""
 SPARE_BYTES = 2 * 2**30
 """What a case may take beside what the process has: else a refusal would depend on the machine."""
 Content = dict[str, Any]
@@ -231,7 +231,7 @@ def attempt(config: Mapping[str, Any], plays: bool = True) -> Outcome:
             objects.model.bind(objects.data.spec, objects.data.public_images())
             if plays:
                 objects.data.play(objects.model.federation, 0)
-    except _TooLongError:
+    except TooLongError:
         return Outcome("ran", "runs on")
     except Exception as error:
         found = input_error_in(error)
@@ -241,7 +241,21 @@ def attempt(config: Mapping[str, Any], plays: bool = True) -> Outcome:
     return Outcome("ran", "")
 
 
-class _TooLongError(BaseException):
+def attempt_call(do: Callable[[], object]) -> Outcome:
+    """Return what came of a call that may be refused."""
+    try:
+        do()
+    except TooLongError:
+        return Outcome("fault", "hangs")
+    except Exception as error:
+        found = input_error_in(error)
+        if found is not None and "\n" not in str(found):
+            return Outcome("refused", str(found))
+        return Outcome("fault", f"{type(error).__name__}: {str(error)[:160]}")
+    return Outcome("ran", "")
+
+
+class TooLongError(BaseException):
     """The time of a case is over."""
 
 
@@ -253,15 +267,15 @@ def limited() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + SPARE_BYTES, hard))
 
     def stop(*_: Any) -> None:
-        raise _TooLongError
+        raise TooLongError
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 

@@ -27,7 +27,13 @@ from lightning_recon.errors import InputError
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
 from lightning_recon.runs.making import RunParser, making
-from lightning_recon.runs.places import place_checkpoints, place_loggers, placed, with_save_dir
+from lightning_recon.runs.places import (
+    check_devices,
+    place_checkpoints,
+    place_loggers,
+    placed,
+    with_save_dir,
+)
 from lightning_recon.runs.progress import with_progress
 from lightning_recon.runs.refusals import explained
 from lightning_recon.runs.resume import check_same, folder_to_resume, header
@@ -126,6 +132,7 @@ class _CheckedCLI(LightningCLI):
         kwargs |= placed(options, self.run_folder)
         with making("trainer", vars(self._get(self.config, "trainer"))):
             trainer = super().instantiate_trainer(**kwargs)
+        check_devices(trainer)
         place_checkpoints(trainer)
         return trainer
 
