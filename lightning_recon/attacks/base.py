@@ -27,6 +27,24 @@ from lightning_recon.targets import Target
 from lightning_recon.updates import DataSpec
 
 Result = TypeVar("Result")
+MAX_COUNT = 2**20
+"""Rows of a payload, or samples that it is made for: of images of 32x32, 2^20 rows take 13 GB."""
+
+
+def check_counts(owner: str, **counts: tuple[int | None, int]) -> None:
+    """Make sure that rows, samples and the like can be counted.
+
+    Args:
+        owner: the class that asks, for the error.
+        **counts: by argument: its value, None for not given, and the least that it may be.
+
+    Raises:
+        InputError: one is below its least, or above :data:`MAX_COUNT`.
+    """
+    for name, (value, least) in counts.items():
+        if value is not None and not least <= value <= MAX_COUNT:
+            bound = f"least {least}" if value < least else f"most {MAX_COUNT:,}"
+            raise InputError(f"{owner}: {name} must be at {bound}, not {value}")
 
 
 class Attack(LightningModule, ABC):

@@ -16,12 +16,14 @@ alone (:mod:`lightning_recon.attacks.linear_layer`); the paper counts those near
 that this image passes, whereupon others stand alone.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_recon.attacks.analytic import AnalyticAttack
+from lightning_recon.attacks.base import check_counts
 from lightning_recon.attacks.linear_layer import (
     ON_GRID,
     Candidates,
@@ -79,10 +81,11 @@ class CuriousAbandonHonesty(AnalyticAttack):
         seed: int = 0,
     ) -> None:
         super().__init__(target, client, defenses, seed)
-        if num_rows < 1 or not gain > 0 or (scaling is not None and not 0 < scaling <= 1):
+        check_counts("CuriousAbandonHonesty", num_rows=(num_rows, 1), num_samples=(num_samples, 1))
+        if not 0 < gain < math.inf or (scaling is not None and not 0 < scaling <= 1):
             raise InputError(
-                "CuriousAbandonHonesty: num_rows must be at least 1, gain above 0 and scaling in "
-                f"(0, 1], not {num_rows}, {gain} and {scaling}"
+                "CuriousAbandonHonesty: gain must be above 0 and scaling in (0, 1], not "
+                f"{gain} and {scaling}"
             )
         self.num_rows = num_rows
         self.scaling = scaling

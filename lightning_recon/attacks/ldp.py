@@ -42,6 +42,7 @@ What differs, and why:
 - The convolution's weights are buffers: a gradient of their own would spend the clipping budget.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -52,6 +53,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import chi2, norm
 from torch import Tensor
 
+from lightning_recon.attacks.base import check_counts
 from lightning_recon.attacks.ldp_payload import (
     NUM_ACTIVE_BIAS_INPUTS,
     NUM_STATISTICS,
@@ -159,10 +161,11 @@ class LDPAttack(OptimizationAttack):
         ):
             if not 0 < value < 1:
                 raise InputError(f"LDPAttack: {name} must lie between 0 and 1, not {value}")
-        if num_bins < 2 or gain <= 0 or tv_weight < 0:
+        check_counts("LDPAttack", num_bins=(num_bins, 2), num_samples=(num_samples, 1))
+        if not 0 < gain < math.inf or not 0 <= tv_weight < math.inf:
             raise InputError(
-                "LDPAttack: num_bins must be at least 2, gain above 0 and tv_weight at least 0, "
-                f"not {num_bins}, {gain} and {tv_weight}"
+                "LDPAttack: gain must be above 0 and tv_weight at least 0, not "
+                f"{gain} and {tv_weight}"
             )
         if bin_scale is not None and bin_scale <= 0:
             raise InputError(f"LDPAttack: bin_scale must be above 0, not {bin_scale}")

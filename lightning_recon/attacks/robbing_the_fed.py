@@ -20,6 +20,7 @@ What differs: the layer behind the rows, whose columns are equal in the paper, i
 has no weights that training could make unequal; what it gives is added to the image.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from scipy.stats import laplace, norm
 from torch import Tensor, nn
 
 from lightning_recon.attacks.analytic import AnalyticAttack
+from lightning_recon.attacks.base import check_counts
 from lightning_recon.attacks.linear_layer import as_reconstruction, choose_rows, read_candidates
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
@@ -128,13 +130,11 @@ class RobbingTheFed(AnalyticAttack):
         seed: int = 0,
     ) -> None:
         super().__init__(target, client, defenses, seed)
-        if num_bins < 2 or not gain > 0 or (scale is not None and not scale > 0):
+        check_counts("RobbingTheFed", num_bins=(num_bins, 2), num_samples=(num_samples, 1))
+        if not 0 < gain < math.inf or (scale is not None and not scale > 0):
             raise InputError(
-                "RobbingTheFed: num_bins must be at least 2, gain and scale above 0, not "
-                f"{num_bins}, {gain} and {scale}"
+                f"RobbingTheFed: gain and scale must be above 0, not {gain} and {scale}"
             )
-        if num_samples is not None and num_samples < 1:
-            raise InputError(f"RobbingTheFed: num_samples must be at least 1, not {num_samples}")
         self.num_bins = num_bins
         self.bins = bins
         self.location = location

@@ -53,9 +53,10 @@ def check_early(words: Sequence[str]) -> None:
             content = read_yaml(path)
         except OSError:
             continue
-        if content is None:
-            raise InputError(f"{path} holds nothing; see configs/ for examples")
-        if words[0] == "sweep" or not isinstance(content, dict):
+        if not content or not isinstance(content, dict):
+            what = f"no keys, but a {type(content).__name__}" if content else "nothing"
+            raise InputError(f"{path} holds {what}; see configs/ for examples")
+        if words[0] == "sweep":
             continue
         _check_sections(content, path)
         for name, key, value in _entries(content, ""):

@@ -30,7 +30,13 @@ from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
 from lightning_recon.runs.claiming import Holding
 from lightning_recon.runs.making import RunParser, making
-from lightning_recon.runs.places import place_checkpoints, place_loggers, placed, with_save_dir
+from lightning_recon.runs.places import (
+    check_devices,
+    place_checkpoints,
+    place_loggers,
+    placed,
+    with_save_dir,
+)
 from lightning_recon.runs.progress import with_progress
 from lightning_recon.runs.refusals import explained
 from lightning_recon.runs.requeue import requeued
@@ -164,6 +170,7 @@ class _CheckedCLI(LightningCLI):
         kwargs |= placed(options, self.run_folder, self.held)
         with making("trainer", vars(self._get(self.config, "trainer"))):
             trainer = super().instantiate_trainer(**kwargs)
+        check_devices(trainer)
         place_checkpoints(trainer)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks if self.run_folder is not None else ():

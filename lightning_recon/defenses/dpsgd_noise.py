@@ -55,6 +55,8 @@ class DPSGDNoise(GaussianNoise):
         super().__init__(noise_std=std)
         self.clip_norm = clip_norm
         self.num_samples = num_samples
+        if not 0 < delta < 1:
+            raise InputError(f"DPSGDNoise: delta must lie between 0 and 1, not {delta}")
         self.delta = delta
         self.adjacency = adjacency
         self.record_epsilon = epsilon

@@ -12,10 +12,13 @@ from scipy.special import betaincinv, betaln, expit
 from torch import Tensor
 
 from lightning_recon.defenses.base import LocalRandomizer, chunks, clipped, positive, update_norm
+from lightning_recon.errors import InputError
 from lightning_recon.updates import Update
 
 _MIN_LOG_TAIL = -640.0  # of a cap: float64 ends a little below, at -708
 _MIN_LOG_TAIL_LOW = -200.0  # the same below 60 dimensions, where such a cap is a point anyhow
+MAX_EPSILON = 1e6
+"""Above it the squares of the cap's logarithms leave float64; from 20 on nothing is protected."""
 
 
 class Cap(NamedTuple):
@@ -82,6 +85,9 @@ class CapRandomizer(LocalRandomizer):
 
     def __init__(self, epsilon: float, clip_norm: float) -> None:
         super().__init__(epsilon)
+        if epsilon > MAX_EPSILON:
+            name = type(self).__name__
+            raise InputError(f"{name}: epsilon must be at most {MAX_EPSILON:g}, not {epsilon:g}")
         self.clip_norm = positive(self, "clip_norm", clip_norm)
 
     @abstractmethod

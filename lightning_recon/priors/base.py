@@ -1,5 +1,6 @@
 """What every prior is: a penalty on images that do not look like photographs."""
 
+import math
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class Penalty(nn.Module, ABC):
 
     def __init__(self, weight: float) -> None:
         super().__init__()
-        if not weight >= 0:
+        if not 0 <= weight < math.inf:
             raise InputError(f"{type(self).__name__}: weight must be at least 0, not {weight}")
         self.weight = weight
 

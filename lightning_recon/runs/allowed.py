@@ -1,11 +1,14 @@
 """What a configuration may name: classes below the bases of their options, and no functions.
 
+And no number that is none: NaN compares with nothing, so that checks of a range would let it pass.
+
 A configuration may come from somebody else.  :func:`check_named` walks over all of it once it is
 parsed and before anything of it is made: what it names is imported by then, but not called.  The
 bases are those of the options' type hints.
 """
 
 import inspect
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,6 +109,10 @@ def _check(value: Any, option: _Option, key: str) -> None:
             _check(entry, option, f"{key}.{place}")
     elif callable(value) and not isinstance(value, os.PathLike):
         _check_callable(value, option, key)
+    elif isinstance(value, float) and math.isnan(value):
+        raise InputError(f"{key} is not a number (NaN); give one, or leave it out")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise InputError(f"{key}: {value} is a whole number of more than 64 bits")
 
 
 def _entries(value: Any) -> Mapping[str, Any]:
@@ -125,9 +132,20 @@ def _check_class(entries: Mapping[str, Any], option: _Option, key: str) -> None:
     for name, value in entries.items():
         if name in ("init_args", "dict_kwargs"):
             for argument, given in _entries(value).items():
-                _check(given, options.get(argument, _Option()), f"{key}.{name}.{argument}")
+                place = f"{key}.{name}.{argument}"
+                declared = options.get(argument, _Option())
+                if given is None and not _may_be_null(declared):
+                    raise InputError(f"{place} takes no null; give a value, or leave it out")
+                _check(given, declared, place)
         elif name != "class_path":
             _check(value, _Option(), f"{key}.{name}")
+
+
+def _may_be_null(option: _Option) -> bool:
+    """Whether None is a value of an option; the parser takes it for all that have a default."""
+    hints = (option.hint, *get_args(option.hint))
+    is_told = option.hint is not Any and option.hint is not inspect.Parameter.empty
+    return not is_told or option.default is None or type(None) in hints or Any in hints
 
 
 def _check_entries(value: Any, option: _Option, key: str) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from docstring_parser import DocstringStyle
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser
 
@@ -19,10 +19,13 @@ from lightning_recon.runs.parser import Parser
 set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE)
 
 _REFUSALS = (
-    *(AssertionError, ImportError, RuntimeError, TypeError, ValueError),
+    *(ArithmeticError, AssertionError, ImportError, LookupError, MemoryError, RuntimeError),
+    *(TypeError, ValueError),
     MisconfigurationException,
 )
 """What a class raises where it does not take what it is given."""
+_refused: list[InputError] = []
+"""While objects are made: what classes said that refused."""
 _PLAIN = (bool, int, float, str, list, tuple)
 
 
@@ -36,6 +39,21 @@ class RunParser(Parser, LightningArgumentParser):
             config: of a command or a cell, as it is parsed.
         """
         self.add_instantiator(partial(_make, config), object)
+
+    def instantiate_classes(self, cfg: Namespace, **kwargs: Any) -> Any:
+        """Make all that a configuration names.
+
+        Raises:
+            InputError: as the class said that refuses; of an option that takes several kinds of
+                classes, jsonargparse keeps the last kind's reason alone.
+        """
+        _refused.clear()
+        try:
+            return super().instantiate_classes(cfg, **kwargs)
+        except (ArgumentError, ValueError) as error:
+            if _refused and input_error_in(error) is None:
+                raise _refused[-1] from error
+            raise
 
 
 @contextmanager
@@ -74,8 +92,12 @@ def _value(reason: str, given: Mapping[str, Any]) -> str:
 
 
 def _make(config: Namespace, class_type: type[Any], *args: Any, **kwargs: Any) -> Any:
-    with making(_place(config, class_type, kwargs), kwargs, class_type.__name__):
-        return class_type(*args, **kwargs)
+    try:
+        with making(_place(config, class_type, kwargs), kwargs, class_type.__name__):
+            return class_type(*args, **kwargs)
+    except InputError as error:
+        _refused.append(error)
+        raise
 
 
 def _place(config: Namespace, class_type: type[Any], given: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ for each run, Lightning would scatter them over the current directory.
 """
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
@@ -21,7 +23,11 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from lightning_recon.runs.checkpoints import WholeCheckpoints
 from lightning_recon.runs.claiming import claimed, held, is_first_process
 
+from lightning_recon.errors import InputError
+
 _PLACE = "lightning_logs"
+PROCESSES_PER_CPU = 4
+"""More on a processor are slower than fewer; a test of several processes still fits."""
 
 
 def with_save_dir(words: Sequence[str]) -> list[str]:
@@ -133,6 +139,23 @@ def _into(folder: Path, logger: Any) -> Logger:
         return TensorBoardLogger(folder.parent, name="", version=folder.name)
     made: Logger = logger
     return made
+
+
+def check_devices(trainer: Trainer) -> None:
+    """Make sure that the processors can run as many processes as were asked for.
+
+    Lightning starts whatever number is given: 99 processes of PyTorch bring a small machine down.
+
+    Raises:
+        InputError: if there are more than :data:`PROCESSES_PER_CPU` for each, and more than 16.
+    """
+    count, processors = trainer.num_devices, os.cpu_count() or 1
+    is_cpu = isinstance(trainer.accelerator, CPUAccelerator)
+    if is_cpu and count > max(16, PROCESSES_PER_CPU * processors):
+        raise InputError(
+            f"trainer.devices: {count} processes, but the machine has {processors} processors; give "
+            f"at most {max(16, PROCESSES_PER_CPU * processors)}"
+        )
 
 
 def place_checkpoints(trainer: Trainer) -> None:

@@ -56,6 +56,7 @@ from lightning_recon.runs.cells import (
 )
 from lightning_recon.runs.claiming import Holding, claimed, held, is_first_process
 from lightning_recon.runs.making import RunParser, making
+from lightning_recon.runs.places import check_devices
 from lightning_recon.runs.progress import with_progress
 from lightning_recon.runs.refusals import explain
 from lightning_recon.runs.results import summarise, versions
@@ -441,6 +442,7 @@ def main(args: Sequence[str]) -> int:
         )
     with making("trainer", options):
         trainer = Trainer(**{**options, "callbacks": with_progress(options)})
+    check_devices(trainer)
     device = trainer.strategy.root_device.type  # what "auto" has come to
     options["accelerator"] = {"cuda": "gpu"}.get(device, device)
     run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run, options=options)

@@ -37,6 +37,7 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from scipy.stats import chi2
 from torch import Tensor, nn
 
+from lightning_recon.attacks.base import check_counts
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.attacks.spectral.code import SpectralCode
 from lightning_recon.attacks.spectral.payload import SpectralPayload
@@ -153,10 +154,11 @@ class SpectralLDPAttack(OptimizationAttack):
                 "SpectralLDPAttack: false_positive_rate must lie between 0 and 1, not "
                 f"{false_positive_rate}"
             )
-        if num_bins < 2 or gain <= 0 or shrinkage_steps < 0:
+        check_counts("SpectralLDPAttack", num_bins=(num_bins, 2), num_samples=(num_samples, 1))
+        if not 0 < gain < math.inf or shrinkage_steps < 0:
             raise InputError(
-                "SpectralLDPAttack: num_bins must be at least 2, gain above 0 and shrinkage_steps "
-                f"at least 0, not {num_bins}, {gain} and {shrinkage_steps}"
+                "SpectralLDPAttack: gain must be above 0 and shrinkage_steps at least 0, not "
+                f"{gain} and {shrinkage_steps}"
             )
         for name, value in (("clip_norm", clip_norm), ("noise_std", noise_std)):
             if value is not None and not 0 < value < math.inf:
