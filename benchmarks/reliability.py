@@ -2,11 +2,11 @@
 
     python -m benchmarks.reliability [--random 100] [--aimed 100] [--signals 40] [--pairs 20]
 
-Writes the section "Kills" of docs/reliability.md, after each kind of trials.  Every number is drawn
-from ``--seed``, but what a random kill meets depends on the machine.  A kill is SIGKILL.  It is aimed
-if it comes right before or after one of the calls that change what is on disk: the renaming of a
-file, the making of a folder, the end of a record, of which half a line is left then.  Each run is a
-child of this process, which imports the libraries once.
+Writes the section "Kills" of docs/reliability.md, after each kind of trials.  Every number is
+drawn from ``--seed``, but what a random kill meets depends on the machine.  A kill is SIGKILL.  It
+is aimed if it comes right before or after one of the calls that change what is on disk: the
+renaming of a file, the making of a folder, the end of a record, of which half a line is left then.
+Each run is a child of this process, which imports the libraries once.
 """
 
 import argparse
@@ -311,8 +311,8 @@ def table(trials: Trials, arguments: argparse.Namespace) -> str:
             f"--resumes {arguments.resumes} --seed {arguments.seed}`:",
             f"{CLIENTS} clients of one image, {', '.join(COMMANDS)} in turn, on one process; torch "
             f"{torch.__version__}.",
-            "Wrong is: another figure than that of the run that was never stopped, a second folder, a",
-            "stray file, a traceback, another exit code than 0 of the run that goes on, a hang.",
+            "Wrong is: another figure than that of the run that was never stopped, a second",
+            "folder, a stray file, a traceback, a run that goes on and does not exit with 0.",
             "",
             "| what | trials | how it went on | wrong |",
             "|---|---|---|---|",

@@ -19,7 +19,7 @@ class RunConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write nothing yet."""
 
-    def _begin(self, trainer: Trainer, *_: Any) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._folder = run_folder(trainer)  # asked by all processes at once
 
     on_fit_start = on_validation_start = _begin

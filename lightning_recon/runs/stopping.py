@@ -92,7 +92,7 @@ class Stopping(Callback):
 
     # --- signals -------------------------------------------------------------------------------
 
-    def _begin(self, trainer: Trainer, module: LightningModule) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._folder = self._find_folder(trainer)
         self._signal = None
         self._ending.clear()
@@ -101,7 +101,7 @@ class Stopping(Callback):
             signal.signal(signal.SIGTERM, self._ask)
             if requeue.job() is not None:
                 signal.signal(requeue.SIGNAL, self._ask)
-        self._watch_iterations(module)
+        self._watch_iterations(pl_module)
         for rank, process in enumerate(_children(trainer), 1):
             threading.Thread(target=self._watch_process, args=(rank, process), daemon=True).start()
 
