@@ -2,8 +2,8 @@
 
 import csv
 import json
-import shutil
 import math
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
