@@ -61,8 +61,11 @@ def instead(
 
 def program() -> str:
     """Return how this program is started: from a clone, or as it is installed."""
-    names = {"lightning-recon": "lightning-recon", "__main__.py": "python -m lightning_recon"}
-    return names.get(Path(sys.argv[0]).name, "python cli.py")
+    path = Path(sys.argv[0])
+    if path.name == "lightning-recon":
+        return "lightning-recon"
+    is_module = path.parts[-2:] == ("lightning_recon", "__main__.py")
+    return "python -m lightning_recon" if is_module else "python cli.py"
 
 
 def missing_file(path: Path) -> str:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -254,7 +255,8 @@ def test_seconds_are_the_clients(command):
 @pytest.mark.usefixtures("_clock")
 @pytest.mark.parametrize("step", [10, 20, 25])  # within a client, between both, within the second
 def test_seconds_of_a_resumed_fit(fitted, step):
-    (checkpoint,) = fitted.glob(f"checkpoints/*step={step}.ckpt")
+    shutil.copytree(fitted, RUN)
+    (checkpoint,) = RUN.glob(f"checkpoints/*step={step}.ckpt")
     assert main([*FIT, "--ckpt_path", str(checkpoint)]) == 0
     must_have_taken(RUN, 2040)  # public images are learned from twice
 

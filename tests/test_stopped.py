@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -422,6 +423,32 @@ class TestFaults:
         now[0] += 1000  # nobody was at work
         assert run(monkeypatch, "test", "--resume", str(RUN)) == 0
         assert json.loads((RUN / "results.json").read_text())["wall_seconds"] == 12
+
+    @pytest.mark.slow
+    @pytest.mark.alone
+    def test_a_lost_process(self, monkeypatch):
+        options = ["--model.init_args.iterations", "200", "--data.init_args.num_clients", "8"]
+        devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+        words = ["test", "--config", "tiny.yaml", *options, *devices]
+        process = subprocess.Popen(
+            [sys.executable, str(CLI), *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        second = RUN / "records/process0001.jsonl"
+        while not second.exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for child in map(int, children):
+            if b"cli.py" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(child, signal.SIGKILL)
+        _, said = process.communicate()
+        (line,) = (one for one in said.decode().splitlines() if "error" in one)
+        assert "process 1 of the run was ended by SIGKILL; what is done is kept" in line
+        assert line.endswith(f"go on with: python cli.py test --resume {RUN}")
+        assert process.returncode == 1
+        done = {one.client for one in read_records(RUN)}
+        assert run(monkeypatch, "test", "--resume", str(RUN), "--trainer.devices", "1") == 0
+        assert {one.client for one in read_records(RUN)} == set(range(8)) > done
 
     def test_nobody_listens(self):
         process = subprocess.Popen(

@@ -28,7 +28,7 @@ from lightning_recon.documents import read_text, read_yaml
 from lightning_recon.errors import InputError, program
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
-from lightning_recon.runs.claiming import Holding
+from lightning_recon.runs.claiming import Holding, is_first_process
 from lightning_recon.runs.making import RunParser, making
 from lightning_recon.runs.places import (
     check_devices,
@@ -144,7 +144,8 @@ class _CheckedCLI(LightningCLI):
             given = config.clone()
             stored.ckpt_path = given.ckpt_path = None
             if found := differing(self._parser("fit"), stored, given):
-                print(f"{found}: this run has a folder of its own")  # noqa: T201
+                if is_first_process():
+                    print(f"{found}: this run has a folder of its own")  # noqa: T201
                 return
             self.run_folder = folder
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightning_recon.errors import InputError
 from lightning_recon.files import remove_temporaries, run_folder
@@ -27,7 +27,7 @@ _LOGS = ("events.out.", "hparams.yaml", "metrics.csv", _LOCK)
 def is_first_process() -> bool:
     """Return whether this process is the first of its run, before a Trainer knows."""
     node = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"
-    return rank_zero_only.rank == 0 and node == "0"
+    return getattr(rank_zero_only, "rank", 0) in (0, None) and node == "0"
 
 
 @contextmanager
@@ -90,7 +90,7 @@ class Holding(Callback):
     def __init__(self, folder: Callable[[Trainer], Path] = run_folder) -> None:
         self._find_folder = folder
 
-    def _hold(self, trainer: Trainer, *_: Any) -> None:
+    def _hold(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = self._find_folder(trainer)
         if trainer.global_rank and folder.is_dir():
             self._lock = _locked(folder, trainer.global_rank)  # until the process ends

@@ -31,7 +31,7 @@ class RunConfig(SaveConfigCallback):
             return read_text(folder / self.config_filename)
         return str(self.parser.dump(self.config, skip_none=False))
 
-    def _begin(self, trainer: Trainer, *_: Any) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._folder = run_folder(trainer)  # asked by all processes at once
 
     on_fit_start = on_validation_start = _begin

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 
 from lightning_recon.errors import input_error_in
@@ -92,7 +93,7 @@ class Stopping(Callback):
 
     # --- signals -------------------------------------------------------------------------------
 
-    def _begin(self, trainer: Trainer, module: LightningModule) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._folder = self._find_folder(trainer)
         self._signal = None
         self._ending.clear()
@@ -101,7 +102,7 @@ class Stopping(Callback):
             signal.signal(signal.SIGTERM, self._ask)
             if requeue.job() is not None:
                 signal.signal(requeue.SIGNAL, self._ask)
-        self._watch_iterations(module)
+        self._watch_iterations(pl_module)
         for rank, process in enumerate(_children(trainer), 1):
             threading.Thread(target=self._watch_process, args=(rank, process), daemon=True).start()
 
@@ -137,14 +138,17 @@ class Stopping(Callback):
             self._is_remembered = True
             requeue.remember(self._folder)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+    ) -> None:
         """Stop, with a checkpoint of just this iteration."""
         if self._signal is None:
             return
         callback = trainer.checkpoint_callback
         if trainer.world_size == 1 and isinstance(callback, ModelCheckpoint) and callback.dirpath:
             trainer.save_checkpoint(Path(callback.dirpath, "last.ckpt"))
-        if self._signal == requeue.SIGNAL and trainer.is_global_zero:
+        is_asking = self._signal == requeue.SIGNAL and trainer.is_global_zero
+        if is_asking and _can_go_on(trainer, pl_module):
             requeue.ask()
         self._check()
 
@@ -157,7 +161,7 @@ class Stopping(Callback):
         self._ending.set()
         if not trainer.is_global_zero or self._folder is None:
             return
-        line = self._line(self._folder)
+        line = self._line(self._folder) if _can_go_on(trainer, pl_module) else None
         if line and input_error_in(exception) is None:
             _say(f"go on with: {line}")
         elif line and trainer.testing and getattr(pl_module, "records_failures", True) is False:
@@ -190,6 +194,13 @@ class Stopping(Callback):
             kept = f"; what is done is kept, go on with: {line}" if line else ""
             say_lost(f"process {rank} of the run {how}{why}{kept}")
         os._exit(max(code, 1))
+
+
+def _can_go_on(trainer: Trainer, module: Any) -> bool:
+    """Return whether a run of so many processes goes on; a ``fit`` whose client is resumed: one."""
+    resumes = getattr(getattr(module, "loop", None), "resumes", False)
+    is_fit = trainer.state.fn == TrainerFn.FITTING
+    return trainer.world_size == 1 or not (is_fit and resumes)
 
 
 def _children(trainer: Trainer) -> list[Any]:
