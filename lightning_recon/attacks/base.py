@@ -221,6 +221,11 @@ class Attack(LightningModule, ABC):
         return self.loop.iterations
 
     @property
+    def iteration(self) -> int:
+        """The iteration in hand, from 0 on, whatever the command."""
+        return self.loop.iteration
+
+    @property
     def client_index(self) -> int | None:
         """The client that ``fit`` has in hand; None before the first."""
         return self.loop.client
