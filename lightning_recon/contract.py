@@ -167,9 +167,9 @@ def check_data(make: Callable[[], AuditDataModule], target: Target | None = None
             _check(torch.equal(field, again), "a client holds the same whenever it is asked")
     federation = Federation(target or _linear(shape, num_classes or NUM_CLASSES), FedSGD())
     federation.start(lambda: federation.target, (Grant.NUM_SAMPLES,))
-    observation, again = (data.play(federation, 0) for _ in range(2))
-    _check(observation.num_samples == data.batch_size, "a round has batch_size samples")
-    _check(_same(observation.update, again.update), "a round is the same whenever it is played")
+    first, second = (data.play(federation, 0) for _ in range(2))
+    _check(first.num_samples == data.batch_size, "a round has batch_size samples")
+    _check(_same(first.update, second.update), "a round is the same whenever it is played")
 
 
 def check_same_bits(first: Reconstruction, second: Reconstruction) -> None:

@@ -51,6 +51,8 @@ class Attack(LightningModule, ABC):
     it."""
     clients_at_once: int = 1
     """Clients that ``test`` hands over together."""
+    can_simulate_defenses: bool = False
+    """Whether the attack simulates the defenses where they are granted, as by ``adaptive``."""
 
     def __init__(
         self,

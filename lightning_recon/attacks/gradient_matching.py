@@ -96,6 +96,7 @@ class GradientMatching(Attack):
     """
 
     threat_model = "an honest-but-curious server that sees one client's update"
+    can_simulate_defenses = True
     is_batchable = True
     """Whether several clients can be attacked as one computation."""
     returns_best = False

@@ -121,6 +121,7 @@ class Results(NamedTuple):
     oracles: Sequence[str] = ()
     target: str | None = None
     defenses: Sequence[str] = ()
+    unsimulated: Sequence[str] = ()
     privacy: Privacy = Privacy()
     seed: int | None = None
     communication: Communication = Communication()

@@ -1,8 +1,6 @@
 """The audit of a capture: one client after the other, and what is written."""
 
 import json
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from lightning_recon.files import write_csv, write_json
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.report.captured import write_audit_report
 from lightning_recon.report.pictures import save_image
+from lightning_recon.runs.command import command_line
 from lightning_recon.runs.results import device_name, versions
 from lightning_recon.verdict import Auditor, ClientAudit, compare_replies
 from lightning_recon.verdict.evidence import margin
@@ -119,7 +118,7 @@ def audit_capture(
         "seconds": round(time.monotonic() - started, 1),
         "device": device_name(torch.device("cpu")),
         "versions": versions(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
     }
     write_csv(folder / "clients.csv", _rows(clients))
     write_json(folder / AUDIT, content)

@@ -7,7 +7,6 @@ is computed (devices, progress bar), but nothing that the figures depend on.
 import argparse
 import json
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_recon.errors import InputError
+from lightning_recon.runs.command import command_line
 
 _SAME = ("seed_everything", "model", "data", "audit", "trainer.precision", "ckpt_path")
 """What must be as it was."""
@@ -72,9 +72,9 @@ def going_on(folder: Path, words: Sequence[str]) -> str | None:
     """
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if words[:1] == ["test"] and (folder / "config.yaml").is_file():
-        return shlex.join(["python", "cli.py", "test", "--resume", str(folder)])
+        return command_line(["cli.py", "test", "--resume", str(folder)])
     if words[:1] == ["fit"] and checkpoint.is_file():
-        return shlex.join(["python", "cli.py", *words, "--ckpt_path", str(checkpoint)])
+        return command_line(["cli.py", *words, "--ckpt_path", str(checkpoint)])
     return None
 
 

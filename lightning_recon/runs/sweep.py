@@ -7,8 +7,6 @@ client is one item, and the items are spread over the devices; each is on disk o
 import argparse
 import copy
 import inspect
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +38,7 @@ from lightning_recon.report.terminal import print_findings, print_outputs
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
 from lightning_recon.runs.cells import SECTIONS, Cell, read_cells, read_yaml
+from lightning_recon.runs.command import command_line
 from lightning_recon.runs.making import RunParser, making
 from lightning_recon.runs.progress import with_progress
 from lightning_recon.runs.refusals import explain
@@ -284,7 +283,7 @@ def run_sweep(
     except SystemExit:  # Ctrl-C
         if trainer.is_global_zero and (sweep.folder / "records").is_dir():
             words = ["--config", str(config), "--resume", str(sweep.folder)]
-            line = shlex.join(["python", "cli.py", "sweep", *words])
+            line = command_line(["cli.py", "sweep", *words])
             Console(markup=False, soft_wrap=True).print(f"go on with: {line}")
         raise
     trainer.strategy.barrier()
@@ -292,7 +291,7 @@ def run_sweep(
         records = read_records(sweep.folder)
         table = write_results(sweep, records)
         about = {
-            "command": shlex.join(["python", *sys.argv]),
+            "command": command_line(),
             "versions": versions(),
             "num_clients": len(records),
             "num_clients_planned": len(sweep.items),
