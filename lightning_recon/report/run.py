@@ -21,6 +21,7 @@ from lightning_recon.report.findings import findings
 from lightning_recon.report.folder import Run, read_run
 from lightning_recon.report.page import (
     DASH,
+    INTERVALS,
     MAX_TABLE_ROWS,
     Table,
     count,
@@ -97,8 +98,8 @@ def _content(run: Run) -> dict[str, Any]:
             f"{number(results.recovered_psnr or 19, unit='dB')} PSNR or more, and closer "
             "than the mean image. "
             f"{_convincing_caveat(results)}"
-            "Intervals are at 95 %, with whole clients resampled. An attack that fails does not "
-            "prove that nothing leaked; a stronger one may not fail."
+            f"{INTERVALS} An attack that fails does not prove that "
+            "nothing leaked; a stronger one may not fail."
         ),
         "warnings": findings(results),
         "sections": {

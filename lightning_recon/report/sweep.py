@@ -25,6 +25,7 @@ from lightning_recon.report.figures import CONTROLS, MIN_CLIENTS, NO_INTERVAL, N
 from lightning_recon.report.findings import Finding, listed
 from lightning_recon.report.page import (
     DASH,
+    INTERVALS,
     MAX_TABLE_ROWS,
     Table,
     count,
@@ -113,8 +114,8 @@ def write_sweep_report(folder: Path) -> Path:
         "status": f"Images leak in {len(recovered)} of {count(len(cells), 'cell')}",
         "verdict": _verdict(cells, names),
         "caveat": (
-            "Intervals are at 95 %, with whole clients resampled. An attack that fails does not "
-            "prove that nothing leaked; a stronger one may not fail."
+            f"{INTERVALS} An attack that fails does not prove that "
+            "nothing leaked; a stronger one may not fail."
         ),
         "warnings": _findings(cells, names, text, record),
         "sections": {
