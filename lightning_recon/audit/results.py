@@ -157,6 +157,11 @@ class Results(NamedTuple):
     versions: Mapping[str, str] = _NONE
     command: str | None = None
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether subjects were masked; where not, subject-only figures repeat the others."""
+        return self.masks.method != "none"
+
     def metric(self, name: str) -> Metric:
         """Return a metric, one without figures where it was not computed."""
         return self.metrics.get(name, Metric())

@@ -328,7 +328,8 @@ def _differences(pairs: Sequence[_Pair]) -> Table:
     ]
     caption = (
         f"On the images that all runs share. Told apart: the interval does not hold 0, and there "
-        f"are at least {MIN_CLIENTS} clients. Of many differences, one in twenty is told apart by chance alone."
+        f"are at least {MIN_CLIENTS} clients. Of many differences, one in twenty is told apart by "
+        "chance alone."
     )
     facets = {
         "Runs": [pair.label for pair in pairs],

@@ -119,7 +119,7 @@ def write_sweep_report(folder: Path) -> Path:
         ),
         "warnings": _findings(cells, names, text, record),
         "sections": {
-            "axes": "Leakage along the axes",
+            **({"axes": "Leakage along the axes"} if charts else {}),
             "privacy": "Privacy against leakage",
             "cells": "All cells",
             "reproduce": "Reproduce",
@@ -292,7 +292,31 @@ def _findings(
             f"({listed(names, '; ')})."
         )
         found.append(Finding("note", text))
+    if differing := _differing(plan):
+        text = (
+            f"The cells differ in {' and in '.join(differing)}: one is no measure of another, and "
+            "each has null controls of its own (all cells, below)."
+        )
+        found.append(Finding("note", text))
     return found
+
+
+def _differing(plan: str) -> list[str]:
+    """Return what of the cells is not the same beside the attack and the defenses."""
+    configs = [cell["config"] for cell in _cells_of(plan) if isinstance(cell.get("config"), dict)]
+    parts = {
+        "the model under attack": [
+            _at(config, "model", "init_args", "target") for config in configs
+        ],
+        "their data": [_at(config, "data") for config in configs],
+    }
+    return [name for name, values in parts.items() if any(value != values[0] for value in values)]
+
+
+def _at(config: Any, *keys: str) -> Any:
+    for key in keys:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
 
 
 def _with(cells: Sequence[Cell], column: str) -> list[Cell]:
@@ -308,19 +332,22 @@ def _cells(cells: Sequence[Cell], axes: Sequence[str]) -> str:
 
 def _planned(plan: str) -> list[dict[str, str]]:
     """Return the labels of the cells that were asked for, as ``results.csv`` writes them."""
-    try:
-        content = yaml.safe_load(plan)
-    except yaml.YAMLError:
-        return []
-    cells = content.get("cells") if isinstance(content, dict) else None
-    if not isinstance(cells, list):
-        return []
-    labels = [cell.get("labels") for cell in cells if isinstance(cell, dict)]
+    labels = [cell.get("labels") for cell in _cells_of(plan)]
     return [
         {str(axis): "" if value is None else str(value) for axis, value in label.items()}
         for label in labels
         if isinstance(label, dict)
     ]
+
+
+def _cells_of(plan: str) -> list[dict[str, Any]]:
+    """Return the cells of ``sweep.yaml``, what it holds beside them left out."""
+    try:
+        content = yaml.safe_load(plan)
+    except yaml.YAMLError:
+        return []
+    cells = content.get("cells") if isinstance(content, dict) else None
+    return [cell for cell in cells if isinstance(cell, dict)] if isinstance(cells, list) else []
 
 
 def _axis_charts(cells: Sequence[Cell], axes: Sequence[_Axis]) -> tuple[list[Chart], str]:
@@ -333,7 +360,7 @@ def _axis_charts(cells: Sequence[Cell], axes: Sequence[_Axis]) -> tuple[list[Cha
         if axis.is_numeric and scored
     ]
     if not charts:
-        return [], "No axis is numeric: see the ranking below."
+        return [], ""
     band = "Band: 95 % interval of the mean; over several seeds from the lowest to the highest end."
     few = [_has_few_clients(cell) for cell in scored]
     words = " ".join([*([] if all(few) else [band]), *([NO_INTERVAL] if any(few) else [])])

@@ -272,9 +272,7 @@ def run_sweep(
     if resume is not None:
         _check_same(cells, config, resume)
         completed = {record.client for record in read_records(resume)}
-    sweep = Sweep(
-        cells, resume or Path(CSVLogger("lightning_logs", f"sweep_{config.stem}").log_dir)
-    )
+    sweep = Sweep(cells, resume or Path(CSVLogger("lightning_logs", folder_name(config)).log_dir))
     if is_dry_run:
         _list_cells(sweep, trainer)
         return None
@@ -301,6 +299,12 @@ def run_sweep(
         write_sweep_figure(sweep.folder / "figure.png", table, list(cells[0].labels))
         _print_table(sweep, table)
     return sweep.folder
+
+
+def folder_name(config: Path) -> str:
+    """Return the name of a sweep's folder, that of its file, with "sweep" in front."""
+    name = config.stem
+    return name if name == "sweep" or name.startswith("sweep_") else f"sweep_{name}"
 
 
 def _description(cells: Sequence[Cell]) -> dict[str, Any]:
