@@ -38,13 +38,7 @@ from lightning_recon.audit.records import ClientRecord, read_records
 from lightning_recon.clients import FedSGD
 from lightning_recon.data import AuditDataModule, ClientDataModule, SampleImagesDataModule
 from lightning_recon.data.photographs import NUM_PHOTOGRAPHS, PhotographSource
-from lightning_recon.defenses import (
-    Defense,
-    GaussianNoise,
-    apply_chain,
-    bind_chain,
-    num_update_bits,
-)
+from lightning_recon.defenses import Defense, GaussianNoise, apply_chain, num_update_bits
 from lightning_recon.errors import InputError
 from lightning_recon.federation import Federation
 from lightning_recon.observation import Grant, Reconstruction
@@ -117,7 +111,6 @@ def check_defense(make: Callable[[], Defense]) -> None:
     """
     defense = make()
     norm = _norm(_small_update())
-    bind_chain([defense], norm_bound=norm)
     bound = defense.bind(norm)
     shapes = {name: tensor.shape for name, tensor in _small_update().items()}
     sent, again = (
@@ -282,15 +275,7 @@ class _Catch(Callback):
         if batch_idx + 1 == trainer.num_training_batches:
             self.found.append(pl_module.current)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
         self.found.append(outputs)
 
 
@@ -345,7 +330,7 @@ def _check_seeds(make: Callable[..., Attack], batch_size: int) -> None:
     first, same, other = observations
     _check(_same(first.update, same.update), "one seed, and two observations")
     is_other = not _same(first.update, other.update) and first.seed == same.seed != other.seed
-    _check(is_other, "another seed is another observation: make hands on its seed and defenses")
+    _check(is_other, "another seed is another observation: make hands on seed and defenses")
 
 
 # --- defenses ----------------------------------------------------------------------------------

@@ -284,6 +284,9 @@ def test_the_page_in_a_browser(tmp_path, runs, browser, width, dark):
     assert browser.errors == []
     assert [url for url in browser.requests if not url.startswith("data:")] == [path.as_uri()]
     assert browser.run("document.documentElement.scrollWidth") <= width
+    style = "getComputedStyle(document.querySelector('.scroll{}')).{}"
+    assert "local" in browser.run(style.format("", "backgroundAttachment")), "a shadow: more there"
+    assert browser.run(style.format(" thead th", "whiteSpace")) == "normal", "narrower tables"
     browser.run("document.querySelectorAll('#paired-differences th button')[2].click()")
     head = "document.querySelectorAll('#paired-differences th')[2].getAttribute('aria-sort')"
     assert browser.run(head) == "descending"
