@@ -234,13 +234,13 @@ def test_images_grow_finer_from_stage_to_stage():
     attack = make(MultiScale, iterations=9, num_scales=3)
     assert [attack.reduction_at(number) for number in range(9)] == [4, 4, 4, 2, 2, 2, 1, 1, 1]
     seen = []
-    real = attack.matcher.matching
+    real = attack.matcher.updates
 
     def watch(images, labels, evidence):
         seen.append(images.detach().clone())
         return real(images, labels, evidence)
 
-    attack.matcher.matching = watch
+    attack.matcher.updates = watch
     run(attack)
     # neighbouring pixels of an upsampled image differ little
     rough = [float(TotalVariation()(images).mean()) for images in seen]

@@ -74,6 +74,51 @@ def test_runs_that_differ_by_chance_are_not_told_apart(tmp_path, runs):
     assert "B spectral leaks most" in page.text
 
 
+@pytest.mark.parametrize(("num_clients", "is_told"), [(2, False), (3, False), (4, True)])
+def test_fewer_than_four_clients_are_never_told_apart(num_clients, is_told, tmp_path):
+    rows = make_rows(num_clients)
+    better = copy.deepcopy(rows)
+    for row in better:
+        row["psnr"] += 5.0  # all of them by as much: no interval of any width holds 0
+    folders = [
+        write_run(tmp_path / name, mine, make_results(mine, experiment=name))
+        for name, mine in (("one", rows), ("other", better))
+    ]
+    page = _page(folders, tmp_path / "page.html")
+    assert ("B other leaks most: PSNR" in page.text) is is_told
+    said = f"cannot be told apart by {num_clients} clients, 4 are the least: PSNR"
+    assert (said in page.text) is not is_told
+    (told,) = {row[4] for row in _differences(page) if row[1].startswith("PSNR")}
+    assert told == ("yes" if is_told else f"no, {num_clients} clients")
+
+
+def _differences(page):
+    """The rows of the table of paired differences."""
+    table = re.search(r'<table id="paired-differences".*?</table>', page.source, re.DOTALL)[0]
+    rows = re.findall(r"<tr><th scope=.row.>(.*?)</tr>", table)
+    return [re.split(r"(?:</t[hd]>)?<td>", row.removesuffix("</td>")) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_said"),
+    [
+        ("an honest server sees one update", "an honest-but-curious server that sees", False),
+        ("a malicious server puts a layer in front", "a malicious server sends a model", False),
+        ("a malicious server sends a model", "an honest server sees one update", True),
+        ("someone listens", "someone else listens", True),
+        ("an honest server; protocol fedsgd", "an honest server; protocol fedavg", True),
+    ],
+)
+def test_threat_models_that_are_only_worded_otherwise_are_one(one, other, is_said, tmp_path):
+    rows = make_rows(2)
+    folders = [
+        write_run(tmp_path / str(n), rows, make_results(rows, threat_model=model))
+        for n, model in enumerate((one, other))
+    ]
+    page = _page(folders, tmp_path / "page.html")
+    assert ("different threat models" in page.text) is is_said
+
+
 def test_the_page_holds_figures_settings_charts_and_commands(tmp_path, runs):
     page = _page(runs, tmp_path / "new" / "page.html")
     for text in (
@@ -239,6 +284,9 @@ def test_the_page_in_a_browser(tmp_path, runs, browser, width, dark):
     assert browser.errors == []
     assert [url for url in browser.requests if not url.startswith("data:")] == [path.as_uri()]
     assert browser.run("document.documentElement.scrollWidth") <= width
+    style = "getComputedStyle(document.querySelector('.scroll{}')).{}"
+    assert "local" in browser.run(style.format("", "backgroundAttachment")), "a shadow: more there"
+    assert browser.run(style.format(" thead th", "whiteSpace")) == "normal", "narrower tables"
     browser.run("document.querySelectorAll('#paired-differences th button')[2].click()")
     head = "document.querySelectorAll('#paired-differences th')[2].getAttribute('aria-sort')"
     assert browser.run(head) == "descending"

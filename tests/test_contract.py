@@ -1,27 +1,19 @@
 """The contract of every class that a room offers.
 
-All modules are imported and all concrete subclasses walked; each has a row that builds it.
-
-An attack is run by a Trainer and an audit, as it would be: once plain, once under a guard.  There
-the truth raises in whatever an attack does, but for the three places of its base that ask for a
-round or for public images; the auditor is shown inverted pictures and other labels, and a client's
-batch is overwritten once its round is played.  What the attack finds must be the same bits.
+All modules are imported and all concrete subclasses walked; each has a row that builds it.  What
+attacks, defenses and data must keep stands in :mod:`lightning_recon.contract`.
 """
 
 import ast
 import importlib
 import inspect
-import math
 import pkgutil
-import sys
-from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from attack_helpers import bind_to
 from contract_rows import (
     ATTACKS,
     BATCH,
@@ -38,20 +30,24 @@ from contract_rows import (
     random,
     random_batch,
 )
-from PIL import ImageOps
-from pytorch_lightning import Callback, Trainer
 
 import lightning_recon
 from lightning_recon import attacks, clients, data, defenses, priors, targets
 from lightning_recon.attacks import Attack
 from lightning_recon.attacks.matching.batch_statistics import batch_statistics
-from lightning_recon.audit.records import read_records
 from lightning_recon.commands.names import LISTS
-from lightning_recon.data.photographs import NUM_PHOTOGRAPHS, PhotographSource
-from lightning_recon.federation import Federation
+from lightning_recon.contract import (
+    TruthSeen,
+    check_attack,
+    check_data,
+    check_defense,
+    check_same_bits,
+    sample_clients,
+    small_photographs,
+)
+from lightning_recon.data.photographs import PhotographSource
 from lightning_recon.observation import Grant, Reconstruction
 from lightning_recon.runs.callback import Audit
-from lightning_recon.updates import DataSpec, PrivateBatch
 
 pytestmark = [
     pytest.mark.usefixtures("_photographs"),
@@ -125,167 +121,18 @@ def test_every_attack_has_a_configuration_and_a_threat_model(name):
     assert getattr(attacks, name).threat_model.strip()
 
 
-# --- the guard ---------------------------------------------------------------------------------
-
-
-class TruthSeen(BaseException):
-    """No ``except Exception`` stops it."""
-
-
-TRUTH = PhotographSource.image, PhotographSource.label
-ALLOWED = {method.__code__ for method in (Attack.play, Attack._start_run, Attack.setup)}
-
-
-@cache
-def photograph(place):
-    """A cut, small: decoding the large ones would take most of the time."""
-    return TRUTH[0](PhotographSource(), place).resize((SIZE, SIZE))
+# --- attacks -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def _photographs():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PhotographSource, "image", lambda source, place: photograph(place))
+    with small_photographs():
         yield
 
 
-def asking():
-    """The code of the nearest caller whose first argument is an attack; None: there is none."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-        if isinstance(first, Attack):
-            return code
-        frame = frame.f_back
-    return None
-
-
-@contextmanager
-def guarded():
-    """The truth for rounds alone: it raises in an attack, and everybody else gets another one."""
-    seen = []
-    play = Federation.play
-
-    def tell(truth, other):
-        code = asking()
-        if code is not None and code not in ALLOWED:
-            seen.append(code)
-            raise TruthSeen(code.co_name)
-        return truth() if code in ALLOWED else other()
-
-    def image(source, place):
-        return tell(lambda: photograph(place), lambda: ImageOps.invert(photograph(place)))
-
-    def label(source, place):
-        true = TRUTH[1](source, place)
-        return tell(lambda: true, lambda: (true + 1) % NUM_PHOTOGRAPHS)
-
-    def play_and_burn(federation, batch, client):
-        batch = PrivateBatch(*(field.clone() for field in batch))
-        observation = play(federation, batch, client)
-        batch.images.fill_(torch.nan)
-        batch.masks.zero_()
-        batch.indices.fill_(-1)
-        if Grant.LABELS not in federation.grants:
-            batch.labels.zero_()
-        return observation
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PhotographSource, "image", image)
-        patch.setattr(PhotographSource, "label", label)
-        patch.setattr(Federation, "play", play_and_burn)
-        yield
-    assert not seen, "an attack asked for the truth"
-
-
-# --- attacks -----------------------------------------------------------------------------------
-
-
-class Catch(Callback):
-    """Keeps what an attack finds, client after client."""
-
-    def __init__(self):
-        self.found = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if batch_idx + 1 == trainer.num_training_batches:
-            self.found.append(pl_module.current)
-
-    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.found.append(outputs)
-
-
-def sample_clients(batch_size=BATCH):
-    return data.SampleImagesDataModule(
-        batch_size=batch_size, num_clients=2, image_size=SIZE, num_public=8
-    )
-
-
-def run(stage, attack, folder, batch_size):
-    """What is found of each client, and the audit's records."""
-    catch = Catch()
-    audit = Audit(null_controls=False, num_candidates=4, num_pictured_clients=0)
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        callbacks=[catch, audit],
-        max_epochs=2,
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        inference_mode=False,
-    )
-    getattr(trainer, stage)(attack, datamodule=sample_clients(batch_size))
-    return catch.found, read_records(folder)
-
-
-def check_attack(make, folder, batch_size=BATCH):
-    """Run an attack in ``fit`` and in ``test``: it is scored, and the truth has no part in it."""
-    for stage in ("fit", "test"):
-        plain, records = run(stage, make(), folder / stage, batch_size)
-        assert sum(len(found.images) for found in plain), "nothing to compare"
-        assert [record.client for record in records] == [0, 1]
-        for record, found in zip(records, plain, strict=True):
-            assert len(record.rows) == batch_size
-            assert all(math.isfinite(row["psnr"]) for row in record.rows)
-            assert found.images.shape == (len(found.score), 3, SIZE, SIZE)
-            assert len(found.images) <= batch_size
-            assert 0 <= found.images.min() <= found.images.max() <= 1
-        with guarded():
-            again, _ = run(stage, make(), folder / f"{stage} guarded", batch_size)
-        for first, second in zip(plain, again, strict=True):
-            assert_same_bits(first, second)
-
-
-def assert_same_bits(first, second):
-    assert torch.equal(first.images, second.images), "other images"
-    assert torch.equal(first.score, second.score)
-    assert first.notes == second.notes
-    assert (first.labels is None) == (second.labels is None)
-    assert first.labels is None or torch.equal(first.labels, second.labels)
-
-
-def faintly_noised(name, **more):
-    """An attack on updates of a noise that depends on the seed, and hides nothing."""
-    return ATTACKS[name](defenses=[defenses.GaussianNoise(1e-9)], **more)
-
-
 @every("attacks")
-def test_attack_keeps_the_contract(name, tmp_path):
-    check_attack(partial(faintly_noised, name), tmp_path, 1 if name in SINGLE else BATCH)
-
-
-@every("attacks")
-def test_another_seed_gives_another_observation(name):
-    first, same, other = (
-        bind_to(faintly_noised(name, seed=seed), sample_clients(1)).play(0) for seed in (0, 0, 1)
-    )
-    assert first.seed == same.seed != other.seed
-    assert all(torch.equal(tensor, same.update[key]) for key, tensor in first.update.items())
-    assert not all(torch.equal(tensor, other.update[key]) for key, tensor in first.update.items())
+def test_attack_keeps_the_contract(name):
+    check_attack(ATTACKS[name], 1 if name in SINGLE else BATCH)
 
 
 @pytest.mark.parametrize("name", sorted(UNCOUNTED))
@@ -298,7 +145,7 @@ def test_max_batch_size_is_room_and_no_hint(name):
         observation = attack.federation.play(source.client(0), 0)
         assert observation.num_samples is None
         found.append(attack.reconstruct(observation))
-    assert_same_bits(*found)
+    check_same_bits(*found)
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS.keys() - UNCOUNTED))
@@ -331,8 +178,8 @@ class Guess(Attack):
 
 
 def cheat(find):
-    """A guess that finds its images in a way of its own."""
-    return type("Cheat", (Guess,), {"find": find})(lenet())
+    """What makes a guess that finds its images in a way of its own."""
+    return partial(type("Cheat", (Guess,), {"find": find}), lenet())
 
 
 def ask_and_hide_it(attack, observation):
@@ -366,8 +213,8 @@ def keep_the_batch(attack, observation):
     return kept
 
 
-def test_a_guess_is_scored_in_fit_and_in_test(tmp_path):
-    check_attack(lambda: Guess(lenet()), tmp_path)
+def test_a_guess_is_scored_in_fit_and_in_test():
+    check_attack(partial(Guess, lenet()))
 
 
 @pytest.mark.parametrize(
@@ -382,19 +229,19 @@ def test_a_guess_is_scored_in_fit_and_in_test(tmp_path):
         (lambda attack, _: torch.rand_like(attack.mean[None]), "other images"),
     ],
 )
-def test_a_cheat_fails(find, failure, tmp_path):
+def test_a_cheat_fails(find, failure):
     with pytest.raises((TruthSeen, AssertionError), match=failure):
-        check_attack(lambda: cheat(find), tmp_path)
+        check_attack(cheat(find))
 
 
-def test_another_way_to_play_fails(tmp_path):
+def test_another_way_to_play_fails():
     class PlaysItself(Guess):
         def play(self, client, *, noise_only=False):
             self.mean = self.trainer.datamodule.client(client).images[0]
             return super().play(client, noise_only=noise_only)
 
     with pytest.raises(TruthSeen, match="play"):
-        check_attack(lambda: PlaysItself(lenet()), tmp_path)
+        check_attack(partial(PlaysItself, lenet()))
 
 
 # --- what the files below attacks/ may name ----------------------------------------------------
@@ -478,11 +325,6 @@ def test_the_base_asks_in_three_methods_alone(method, found):
 # --- defenses ----------------------------------------------------------------------------------
 
 
-def small_update():
-    shapes = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "fc.weight": (5, 8)}
-    return {name: random(*shape, seed=n) - 0.4 for n, (name, shape) in enumerate(shapes.items())}
-
-
 def assert_fits(update, names):
     assert {name: tensor.shape for name, tensor in update.items()} == names
     assert all(tensor.isfinite().all() for tensor in update.values())
@@ -490,20 +332,50 @@ def assert_fits(update, names):
 
 @every("defenses")
 def test_defense_keeps_the_contract(name):
-    defense = ROWS["defenses"][name]()
-    defenses.bind_chain([defense], norm_bound=1.0)
-    shapes = {name: tensor.shape for name, tensor in small_update().items()}
-    sent, again = (
-        defenses.apply_chain([defense], small_update(), generator=torch.Generator().manual_seed(3))
-        for _ in range(2)
-    )
-    assert_fits(sent, shapes)
-    assert all(torch.equal(tensor, again[name]) for name, tensor in sent.items())
-    simulated = small_update()
-    expected = defense.stand_in(simulated, sent)
-    assert_fits(expected, shapes)
-    assert all(torch.equal(simulated[name], was) for name, was in small_update().items())
-    assert 0 < defenses.num_update_bits([defense], shapes) < math.inf
+    check_defense(ROWS["defenses"][name])
+
+
+class Sends(defenses.Defense):
+    """Multiplies, and stands in for it, in some way that is wrong."""
+
+    def __init__(self, **wrong):
+        super().__init__()
+        self.wrong = wrong
+
+    def bind(self, norm_bound):
+        return self.wrong.get("bound")
+
+    def forward(self, update, *, generator):
+        return self.wrong.get("forward", dict)(update)
+
+    def stand_in(self, update, observed):
+        return self.wrong.get("stand_in", dict)(update)
+
+    def encode(self, encoding, shapes):
+        return encoding._replace(bits_per_value=self.wrong.get("bits", 32.0))
+
+
+def each(change):
+    return lambda update: {name: change(tensor) for name, tensor in update.items()}
+
+
+WRONG = {
+    "two results": {"forward": each(lambda tensor: tensor + torch.rand_like(tensor))},
+    "what is sent has the names": {"forward": each(torch.Tensor.sum)},
+    "what is sent is finite": {"forward": each(lambda tensor: tensor / 0)},
+    "a bound of 0.1": {"bound": 0.1},
+    "in place": {"stand_in": each(torch.Tensor.neg_)},
+    "within torch.func.vmap": {"stand_in": each(lambda tensor: tensor * float(tensor.max()))},
+    "gradient through stand_in": {"stand_in": each(lambda tensor: (0 * tensor).sqrt())},
+    "a message": {"bits": 0.0},
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_a_wrong_defense_fails(said):
+    check_defense(Sends)
+    with pytest.raises(AssertionError, match=said):
+        check_defense(partial(Sends, **WRONG[said]))
 
 
 # --- data --------------------------------------------------------------------------------------
@@ -512,38 +384,29 @@ def test_defense_keeps_the_contract(name):
 @every("data")
 def test_data_module_keeps_the_contract(name, tmp_path):
     source = ROWS["data"][name](tmp_path)
-    source.prepare_data()
-    source.setup("predict")
-    num_classes = getattr(source, "num_classes", None)
-    assert source.spec == DataSpec((3, SIZE, SIZE), num_classes, BATCH)
-    public = source.public_images()
-    assert public.shape == (len(public), 3, SIZE, SIZE)
+    check_data(lambda: source, lenet() if name == "CapturedUpdatesDataModule" else None)
+    assert source.image_shape == (3, SIZE, SIZE)
+    assert source.batch_size == BATCH
     assert source.num_clients == 1
-    if not isinstance(source, data.ClientDataModule):
-        assert num_classes is None
-    else:
-        assert_is_a_batch(source.client(0), num_classes)
-        for field, again in zip(source.client(0), source.client(0), strict=True):
-            assert torch.equal(field, again)
-    assert source.describe()
-    assert_plays(source)
 
 
-def assert_is_a_batch(batch, num_classes):
-    assert batch.images.shape == (BATCH, 3, SIZE, SIZE)
-    assert 0 <= batch.images.min() < batch.images.max() <= 1
-    assert batch.masks.shape == (BATCH, 1, SIZE, SIZE)
-    assert batch.labels.shape == batch.indices.shape == (BATCH,)
-    assert 0 <= batch.labels.min() <= batch.labels.max() < num_classes
+def batch_with(**fields):
+    return lambda data, index: random_batch(BATCH)._replace(**fields)
 
 
-def assert_plays(source):
-    """A round with the first client is the same whenever it is played."""
-    num_classes = max(CLASSES, getattr(source, "num_classes", 0))
-    attack = Guess(targets.LeNet(num_classes, SIZE))
-    observation, again = (bind_to(attack, source).play(0) for _ in range(2))
-    assert observation.num_samples == BATCH
-    assert all(torch.equal(tensor, again.update[key]) for key, tensor in observation.update.items())
+@pytest.mark.parametrize(
+    ("method", "wrong", "said"),
+    [
+        ("client", batch_with(images=torch.zeros(BATCH, 3, SIZE, SIZE)), "and differ"),
+        ("client", batch_with(labels=torch.tensor([0, 99])), "below num_classes"),
+        ("public_images", lambda data: torch.zeros(2, 3, SIZE, SIZE + 1), "public images are"),
+        ("describe", lambda data: "", "describe says"),
+    ],
+)
+def test_wrong_data_fail(method, wrong, said):
+    kind = type("Wrong", (data.SampleImagesDataModule,), {method: wrong})
+    with pytest.raises(AssertionError, match=said):
+        check_data(lambda: kind(batch_size=BATCH, image_size=SIZE, num_public=1))
 
 
 # --- clients -----------------------------------------------------------------------------------

@@ -1,16 +1,23 @@
 """What stands outside the package is named by class path, through the real command line."""
 
+import ast
 import copy
+import importlib
+import inspect
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 import yaml
 
 from lightning_recon.commands.lightning import main
+from lightning_recon.contract import IMAGE_SIZE, NUM_CLASSES, sample_clients
+from lightning_recon.targets import LeNet
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -33,15 +40,118 @@ def test_examples_run(tmp_path):
     done = command(tmp_path, "test", "--config", str(EXAMPLES / "audit.yaml"), *QUICK)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "lightning_logs/version_0/results.json").read_text())
-    assert (results["attack"], results["target"]) == ("GreyStart", "Net")
+    assert (results["attack"], results["target"]) == ("LayerByLayer", "Net")
     assert results["num_images"] == 2
-    assert results["communication"]["bits_per_parameter"] == 16, "that of the defense"
-    assert results["communication"]["num_parameters"] == 15444, "those of the model"
+    assert results["unsimulated"] == []
+    sent = results["communication"]
+    assert sent["num_bits"] == 16 * sent["num_parameters"] + 64, "that of the defense"
+    assert sent["num_parameters"] == 15444, "those of the model"
+    assert results["command"].startswith(f"PYTHONPATH={EXAMPLES} python "), "it runs again"
 
 
-@pytest.mark.parametrize("name", ["my_attack", "my_defense", "my_model"])
+@pytest.mark.parametrize("name", ["my_attack", "my_defense", "my_model", "my_data"])
 def test_examples_are_what_contributing_says_to_copy(name):
     assert f"examples/{name}.py" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+@pytest.fixture
+def _examples(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+def tests_of_examples():
+    tree = ast.parse((EXAMPLES / "test_my_classes.py").read_text())
+    return [part.name for part in tree.body if part.__dict__.get("name", "").startswith("test_")]
+
+
+@pytest.mark.usefixtures("_examples")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", tests_of_examples())
+def test_the_tests_of_the_examples_pass(name, tmp_path):
+    test = getattr(importlib.import_module("test_my_classes"), name)
+    test(*([tmp_path] if "tmp_path" in inspect.signature(test).parameters else []))
+
+
+@pytest.mark.usefixtures("_examples")
+def test_the_attack_smooths_every_so_many_iterations_but_not_at_the_end():
+    kind = importlib.import_module("my_attack").LayerByLayer
+    data = sample_clients()
+    data.setup()
+    images = {}
+    for smooth_every in (2, 3, 4):
+        attack = kind(
+            LeNet(NUM_CLASSES, IMAGE_SIZE), iterations=4, smooth_every=smooth_every, seed=1
+        )
+        attack.bind(data.spec, data.public_images())
+        observation = attack.federation.play(data.client(0), 0)
+        images[smooth_every] = attack.reconstruct(observation).images
+        assert attack.iteration == 3
+    assert not torch.equal(images[2], images[4])
+    assert not torch.equal(images[3], images[4])
+
+
+@pytest.mark.usefixtures("_examples")
+def test_the_last_layer_counts_as_often_as_asked():
+    kind = importlib.import_module("my_attack").LayerByLayer
+    zeros = {name: torch.zeros(3) for name in ("conv", "weight", "bias")}
+    ones = {name: torch.ones(3) for name in zeros}
+    attack = kind(LeNet(NUM_CLASSES, IMAGE_SIZE), distance="squared", last_weight=2.0)
+    assert float(attack.compare(zeros, ones)) == 5.0  # (3 + 2 * 3 + 2 * 3) / 3
+    assert kind(LeNet(NUM_CLASSES, IMAGE_SIZE)).matcher.distance == "cosine"
+
+
+BROKEN = """
+from lightning_recon.data import ArraySource, ClientDataModule
+import numpy as np
+
+class Broken(ClientDataModule):
+    name, expected, num_classes = "broken", "anything", 10
+
+    def open_source(self, root):
+        return {source}
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("ArraySource(np.zeros((4, 28, 28), 'uint8'), [0] * 4)", "'prefix'"),
+        ("{}['images']", "KeyError"),
+        ("np.zeros(4).reshape(3, 3)", "ValueError"),
+        ("np.linalg.inv(np.zeros((2, 3))), RuntimeError", "LinAlgError"),
+    ],
+)
+def test_what_fails_in_a_data_set_of_ones_own_gets_one_line(
+    source, said, tmp_path, monkeypatch, capfd
+):
+    (tmp_path / "own_data.py").write_text(BROKEN.format(source=source))
+    content = yaml.safe_load((EXAMPLES / "my_data.yaml").read_text())
+    content["data"] = {"class_path": "own_data.Broken", "init_args": {"root": str(tmp_path)}}
+    (tmp_path / "audit.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_data", raising=False)
+    importlib.invalidate_caches()
+    assert main(["test", "--config", "audit.yaml", *QUICK]) == 2
+    (line,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("error: "))
+    assert line.startswith("error: own_data.Broken.open_source failed with ")
+    assert said in line
+    assert f"{tmp_path / 'own_data.py'}, line 9" in line
+    assert not Path("lightning_logs").exists()
+
+
+def test_own_arrays_run_from_the_command_line(tmp_path, monkeypatch):
+    numpy.save(
+        tmp_path / "images.npy", numpy.arange(12 * 28 * 28, dtype="uint8").reshape(12, 28, 28)
+    )
+    numpy.save(tmp_path / "labels.npy", numpy.arange(12) % 10)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    words = ["--config", str(EXAMPLES / "my_data.yaml"), "--data.init_args.root", str(tmp_path)]
+    assert main(["test", *words, *QUICK]) == 0
+    results = json.loads(Path("lightning_logs/version_0/results.json").read_text())
+    assert results["data"]["name"] == "grey arrays"
+    assert results["num_images"] == 2
 
 
 MODULES = {

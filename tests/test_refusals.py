@@ -163,6 +163,21 @@ def test_on_the_command_line(words, said, capfd):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--model.help"], "put --config FILE first, before --model.help: the file names"),
+        (["--data.help"], "put --config FILE first, before --data.help: the file names"),
+        (["--model.init_args.iterations", "3"], "before --model.init_args.iterations: the file"),
+        (["--model.init_args.iterations=3"], "before --model.init_args.iterations: the file"),
+    ],
+)
+def test_what_stands_before_the_file_is_told_its_place(words, said, capfd):
+    line = refused(capfd, "test", *words, "--config", str(MATCHING))
+    assert said in line
+    assert "put --config" not in refused(capfd, "test", "--config", str(MATCHING), "--model.x", "3")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         (["tset"], "did you mean test?"),
         (["atacks"], "did you mean attacks"),
         (["sweep", "--confg", "x"], "did you mean --config?"),

@@ -15,6 +15,7 @@ from lightning_recon.audit.results import view
 from lightning_recon.errors import InputError
 from lightning_recon.report import verdict, write_report
 from lightning_recon.report.pictures import DIFFERENCE_GAIN, save_pictures
+from lightning_recon.report.terminal import print_summary
 
 browser = pytest.fixture(open_browser, scope="module")
 
@@ -164,12 +165,24 @@ def test_many_failed_clients_are_counted(tmp_path):
         ({"masks": {"method": "grabcut"}}, "GrabCut fallback"),
         ({"null": {"noise_only": {"recovered": 3}}}, "recovers 3 images from noise alone"),
         ({"null": {"other_client": {"psnr": 99.0}}}, "other client's update (99.0 dB)"),
+        ({"unsimulated": ["TopK"]}, "does not simulate TopK (adaptive: false)"),
     ],
 )
 def test_what_weakens_the_figures_is_said_at_the_top(tmp_path, more, message):
     rows = make_rows(2)
     page = _page(write_run(tmp_path, rows, make_results(rows, **more)))
     assert message in page.text[: page.text.index("Images recovered")]
+
+
+def test_figures_of_the_subject_are_left_out_where_nothing_is_masked(tmp_path, capsys):
+    rows = make_rows(2)
+    for method, is_shown in (("none", False), ("sam", True)):
+        results = make_results(rows, masks={"method": method, "mean_area": None})
+        page = _page(write_run(tmp_path / method, rows, results))
+        assert ("Subject" in page.text) is is_shown
+        print_summary(view(results), tmp_path)
+        assert ("psnr_subject" in capsys.readouterr().out) is is_shown
+        assert "psnr_subject" in (tmp_path / method / "clients.csv").read_text()
 
 
 def test_an_older_run_is_completed_from_its_rows(tmp_path):

@@ -10,12 +10,18 @@ import pytest
 from conforming import names_of, problems
 from run_folders import make_results, make_rows
 
+from lightning_recon.attacks import FeatureInversionAttack, GradientMatching, LDPAttack
 from lightning_recon.audit.results import Results, read_results, view
 from lightning_recon.audit.schema import SCHEMA_VERSION, PrivacyJson, ResultsJson
 from lightning_recon.commands.lightning import main
+from lightning_recon.defenses import ClipL2, GaussianNoise, SignSGD, TopK
 from lightning_recon.errors import InputError
 from lightning_recon.report.findings import findings
 from lightning_recon.report.terminal import print_summary
+from lightning_recon.runs.command import command_line
+from lightning_recon.runs.results import describe_attack
+from lightning_recon.runs.resume import going_on
+from lightning_recon.targets import LeNet
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "tests/conf/ldp_tiny.yaml")
@@ -35,6 +41,42 @@ def test_a_run_conforms_to_the_schema(tmp_path, monkeypatch, command):
     assert results.control("noise_only").recovered == 0
     assert results.privacy.noise_std == 0.005
     assert results.privacy.claimed.epsilon is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "chain", "adaptive", "names"),
+    [
+        (GradientMatching, [TopK(0.5), GaussianNoise(0.1)], False, ["TopK"]),  # noise has no bias
+        (GradientMatching, [TopK(0.5), GaussianNoise(0.1)], True, []),
+        (FeatureInversionAttack, [SignSGD()], False, ["SignSGD"]),
+        (LDPAttack, [ClipL2(1.0), GaussianNoise(0.1)], None, []),  # cannot simulate any
+    ],
+)
+def test_defenses_that_an_attack_could_simulate_and_does_not_are_named(
+    kind, chain, adaptive, names
+):
+    options = {} if adaptive is None else {"adaptive": adaptive}
+    own = type("Own", (kind,), {"citation": "none"})
+    described = describe_attack(own(LeNet(20, 16), defenses=chain, **options))
+    assert described["unsimulated"] == names
+
+
+def test_a_command_line_begins_with_the_path_of_own_classes(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["cli.py", "test", "--config", "a b.yaml"])
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert command_line() == "python cli.py test --config 'a b.yaml'"
+    monkeypatch.setenv("PYTHONPATH", "mine:/other one")
+    assert command_line() == "PYTHONPATH='mine:/other one' python cli.py test --config 'a b.yaml'"
+    assert command_line(["cli.py", "fit"]) == "PYTHONPATH='mine:/other one' python cli.py fit"
+
+
+@pytest.mark.parametrize("command", ["test", "fit"])
+def test_so_does_the_line_that_goes_on(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").touch()
+    assert going_on(tmp_path, [command]).startswith(f"PYTHONPATH=mine python cli.py {command} ")
 
 
 def test_the_checker_finds_what_is_wrong():

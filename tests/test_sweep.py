@@ -1,5 +1,6 @@
 """A sweep is the product of its axes, each cell being the run that it stands for."""
 
+import copy
 import csv
 import json
 from pathlib import Path
@@ -77,6 +78,37 @@ def test_product_in_order(config):
     ] * 2
 
 
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [("sweep", "sweep"), ("sweep_mixed", "sweep_mixed"), ("mixed", "sweep_mixed")],
+)
+def test_the_folder_is_named_after_the_file_once(file, folder):
+    assert sweep.folder_name(Path(f"x/{file}.yaml")) == folder
+
+
+def test_what_is_said_twice(config):
+    """What docs/evaluation.md says of it."""
+    other = copy.deepcopy(TINY)
+    other["model"]["init_args"] |= {"num_bins": 64, "iterations": 7}
+    Path("other.yaml").write_text(yaml.safe_dump(other))
+    bins, iterations = "model.init_args.num_bins", "model.init_args.iterations"
+    axes = {
+        "base": {"other": {"config": "other.yaml", bins: 1}, "plain": {}},
+        "bins": {"key": bins, "values": [2]},
+    }
+    path = config(axes=axes, set={iterations: 5, bins: 3})
+    found = [cell.config["model"]["init_args"] for cell in sweep.read_cells(path)]
+    assert [one["iterations"] for one in found] == [5, 5], "set holds over config, too"
+    assert [one["num_bins"] for one in found] == [2, 2], "the last axis holds"
+    del axes["bins"]
+    found = [
+        cell.config["model"]["init_args"]
+        for cell in sweep.read_cells(config(axes=axes, set={bins: 3}))
+    ]
+    assert [one["num_bins"] for one in found] == [1, 3], "an axis holds over set"
+    assert [one["iterations"] for one in found] == [7, 4]
+
+
 def test_cells_share_nothing(config):
     """What one cell changes within ``set`` must not reach the next."""
     defenses = TINY["model"]["init_args"]["defenses"]
@@ -90,7 +122,7 @@ def test_cell_equals_the_run_it_stands_for(config, tmp_path, capsys, monkeypatch
     assert sweep.main(["--config", str(config()), *QUIET]) == 0
     outputs = "(report.html, figure.png, results.csv, records/, sweep.yaml, run.json)"
     assert outputs in capsys.readouterr().out
-    folder = tmp_path / "lightning_logs/sweep_sweep/version_0"
+    folder = tmp_path / "lightning_logs/sweep/version_0"
     rows = table(folder)
     assert len(rows) == 4
     assert {row["num_images"] for row in rows} == {"8"}
@@ -108,7 +140,7 @@ def test_cell_equals_the_run_it_stands_for(config, tmp_path, capsys, monkeypatch
 def test_resumed_equals_uninterrupted(config, tmp_path):
     path = config()
     sweep.main(["--config", str(path), *QUIET])
-    folder = tmp_path / "lightning_logs/sweep_sweep/version_0"
+    folder = tmp_path / "lightning_logs/sweep/version_0"
     whole = table(folder)
     records = records_file(folder, 0)
     lines = records.read_text().splitlines(keepends=True)
@@ -219,7 +251,7 @@ def test_labels_of_every_kind(config, tmp_path):
     }
     path = config(axes=axes, set={"data.init_args.num_clients": 1})
     assert sweep.main(["--config", str(path), *QUIET]) == 0
-    folder = tmp_path / "lightning_logs/sweep_sweep/version_0"
+    folder = tmp_path / "lightning_logs/sweep/version_0"
     rows = table(folder)
     assert [row["indices"] for row in rows] == ["[0, 1, 2, 3]"] * 2 + ["[4, 5, 6, 7]"] * 2
     assert [row["controls"] for row in rows] == ["True", "False"] * 2
@@ -264,7 +296,7 @@ def test_a_partial_sweep_says_so(config, tmp_path, capsys):
     flags = [*QUIET, "--trainer.limit_test_batches", "3"]
     assert sweep.main(["--config", str(config()), *flags]) == 0
     assert "Partial sweep: 3 of 8 clients" in capsys.readouterr().out
-    folder = tmp_path / "lightning_logs/sweep_sweep/version_0"
+    folder = tmp_path / "lightning_logs/sweep/version_0"
     assert "Partial sweep: 3 of 8 clients" in (folder / "report.html").read_text()
     assert sweep.main(["--config", str(config()), "--resume", str(folder), *QUIET]) == 0
     assert "Partial" not in capsys.readouterr().out
@@ -282,7 +314,7 @@ def test_a_stopped_sweep_says_how_to_go_on(config, tmp_path, capsys, monkeypatch
     path = config()
     with pytest.raises(SystemExit):
         sweep.main(["--config", str(path), *QUIET])
-    folder = "lightning_logs/sweep_sweep/version_0"
+    folder = "lightning_logs/sweep/version_0"
     line = f"go on with: python cli.py sweep --config {path} --resume {folder}"
     assert line in capsys.readouterr().out
 

@@ -232,8 +232,31 @@ def test_seeds_are_one_line(tmp_path):
 def test_words_alone_are_ranked(tmp_path):
     cells = [{"attack": name, "psnr": psnr} for name, psnr in (("a", 20), ("b", ""), ("c", 30))]
     page = _page(_write(tmp_path, cells))
-    assert "No axis is numeric: see the ranking below." in page.text
+    assert "Leakage along the axes" not in page.text, "no empty card"
+    assert "All cells" in page.text
     assert _charts(page) == {"Cells, worst leak first": ["c: 30.0", "a: 20.0"]}
+
+
+def test_cells_of_other_models_or_data_are_told(tmp_path):
+    def told(name, *configs):
+        cells = [{"attack": str(n), "psnr": 20 + n} for n in range(len(configs))]
+        folder = _write(tmp_path / name, cells)
+        plan = [
+            {"labels": {"attack": str(n)}, "config": config} for n, config in enumerate(configs)
+        ]
+        (folder / "sweep.yaml").write_text(yaml.safe_dump({"cells": plan}))
+        return _page(folder).text
+
+    def config(target="LeNet", iterations=3, batch_size=2):
+        target = {"class_path": target}
+        model = {"class_path": "DLG", "init_args": {"target": target, "iterations": iterations}}
+        return {"model": model, "data": {"init_args": {"batch_size": batch_size}}}
+
+    assert "The cells differ" not in told("same", config(), config(iterations=4))
+    text = told("model", config(), config(target="ConvNet"))
+    assert "The cells differ in the model under attack: one is no measure" in text
+    text = told("both", config(batch_size=4), config(target="ConvNet"))
+    assert "The cells differ in the model under attack and in their data" in text
 
 
 def test_failed_unrecovered_and_missing_cells_are_named_at_the_top(tmp_path):

@@ -69,6 +69,8 @@ class Attack(LightningModule, ABC):
     it."""
     clients_at_once: int = 1
     """Clients that ``test`` hands over together."""
+    can_simulate_defenses: bool = False
+    """Whether the attack simulates the defenses where they are granted, as by ``adaptive``."""
 
     def __init__(
         self,
@@ -237,6 +239,11 @@ class Attack(LightningModule, ABC):
     def iterations(self) -> int:
         """Steps of ``fit`` on one client."""
         return self.loop.iterations
+
+    @property
+    def iteration(self) -> int:
+        """The iteration in hand, from 0 on, whatever the command."""
+        return self.loop.iteration
 
     @property
     def client_index(self) -> int | None:

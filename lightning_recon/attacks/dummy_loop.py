@@ -111,6 +111,7 @@ class DummyLoop(Loop):
         left: dict[int, Tensor] = {}
         with attack.iterating(evidence):
             for iteration in range(self.num_steps):
+                self.iteration = iteration
                 parts = attack.iterate(dummy, evidence, optimizer, scheduler)
                 if attack.watch is not None:
                     attack.watch(iteration + 1, self.num_steps)
@@ -171,6 +172,7 @@ class DummyLoop(Loop):
         """Return about how many seconds all iterations take, from one after a first."""
         attack: Optimised = self._attack
         started = time.monotonic()
+        self.iteration = 0
         start, evidence = attack.initialize(observation)
         if len(start) == 0:
             return time.monotonic() - started
@@ -178,6 +180,7 @@ class DummyLoop(Loop):
         optimizer, scheduler = self._make([dummy])
         float(attack.iterate(dummy, evidence, optimizer, scheduler)["objective"])
         warm = time.monotonic()
+        self.iteration = 1
         float(attack.iterate(dummy, evidence, optimizer, scheduler)["objective"])
         return warm - started + self.iterations * (time.monotonic() - warm)
 
@@ -249,6 +252,7 @@ class DummyLoop(Loop):
     def step(self, client: int, iteration: int, *, is_logged: bool, has_bar: bool) -> None:
         """Do one iteration on the dummy images of the client."""
         attack = self._attack
+        self.iteration = iteration
         if self.num_dummies == 0 or self.is_on_plateau(self._curve):
             attack.dummy.grad = None  # nothing to do: count the step
             attack.optimizers().step(lambda: torch.zeros(()))

@@ -103,6 +103,7 @@ class FeatureInversionAttack(OptimizationAttack):
     """
 
     threat_model = "an honest-but-curious server that sees one client's update"
+    can_simulate_defenses = True
     citation = (
         "this project, after Yue et al., USENIX Security 2023, and Kariyappa et al., Cocktail "
         "Party Attack, ICML 2023"

@@ -4,6 +4,26 @@
 
 u the observed update, f the client run on the dummy images x, D a distance
 (:mod:`lightning_recon.attacks.matching.matcher`).
+
+What a class below :class:`GradientMatching` may change, in the order in which it is called.  Once,
+``learn_public(images)``, what the attacker takes from public images, and ``server_payload(model)``,
+the model that the server sends.  Of every client:
+
+- ``labels_to_begin(observation)``: the labels, known or inferred;
+- ``start(num_samples, generator)``: the dummies to begin with, once for each restart;
+- ``initialize(observation)``, which calls these two: what else is taken from the observation.
+
+Of every iteration, ``self.iteration`` from 0 on, of ``self.iterations``:
+
+- ``objective(dummy, evidence)``, its parts by name, whose sum is minimised.  It calls
+  ``decode(dummy)``, the images that dummies stand for, and ``labels_of(dummy, evidence)``,
+  simulates the client, calls ``compare(simulated, observed)``, the distance, and adds the priors;
+- ``adjust(gradient)``, in place;
+- the optimizer's step, and the schedule's;
+- ``project(dummy)``, in place.
+
+At the end ``finish(dummy, evidence)`` returns the images of the restart of least objective.
+"Dummies" are images unless ``decode`` says otherwise, of ``dummy_shape`` each.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,6 +51,7 @@ from lightning_recon.observation import Failure, Grant, Observation, Reconstruct
 from lightning_recon.priors import ActivationPrior, Prior
 from lightning_recon.randomness import derive_seed
 from lightning_recon.targets import Target
+from lightning_recon.updates import Update
 
 
 class GradientMatching(Attack):
@@ -75,6 +96,7 @@ class GradientMatching(Attack):
     """
 
     threat_model = "an honest-but-curious server that sees one client's update"
+    can_simulate_defenses = True
     is_batchable = True
     """Whether several clients can be attacked as one computation."""
     returns_best = False
@@ -170,11 +192,37 @@ class GradientMatching(Attack):
         """
         return evidence.labels.repeat(len(dummy) // len(evidence.labels))
 
+    def compare(self, simulated: Update, observed: Update) -> Tensor:
+        """Return how far a simulated update is from the observed one, a number to be minimised.
+
+        Here the option ``distance``.  It is differentiated, within ``torch.func.vmap`` where there
+        are several restarts or clients: without branches on values, and nothing in place.
+
+        Args:
+            simulated: of the dummies of one restart: a tensor for each parameter of the payload,
+                by its name and in the payload's order, so that the last ones are those of its last
+                layer.  The stand-ins of the defenses are applied where they are known.
+            observed: what the server saw, scaled like it; the same names and shapes.
+        """
+        return self.matcher.compare(simulated, observed)
+
     def adjust(self, gradient: Tensor) -> None:
-        """Change the gradient before the optimizer's step, in place; here not at all."""
+        """Change the gradient before the optimizer's step, in place; here not at all.
+
+        Args:
+            gradient: of the objective by all dummies, those of all restarts and clients one after
+                the other.
+        """
 
     def project(self, dummy: Tensor) -> None:
-        """Bring the dummies back to where images lie, in place: [0, 1], or leave them."""
+        """Bring the dummies back to where images lie, in place: [0, 1], or leave them.
+
+        It comes last in every iteration, without gradients: the place for what is done every so
+        many iterations; ``self.iteration`` counts them from 0 on.
+
+        Args:
+            dummy: those of all restarts and clients one after the other.
+        """
         if not self.returns_best:
             dummy.clamp_(0, 1)
 
@@ -205,7 +253,9 @@ class GradientMatching(Attack):
         Call it within :meth:`.BatchedGradient.simulating`.
         """
         images, labels = self.decode(dummy), self.labels_of(dummy, evidence)
-        return self.matcher.objective(images, labels, evidence)
+        simulated, observed = self.matcher.updates(images, labels, evidence)
+        parts = {"matching": self.compare(simulated, observed)[None]}
+        return self.matcher.with_priors(parts, images, labels, evidence)
 
     def differentiate(self, dummy: Tensor, evidence: Evidence) -> tuple[dict[str, Tensor], Tensor]:
         """Return the parts of the objective and the gradient of their sum."""

@@ -21,6 +21,8 @@ class Loop(ABC):
 
     iterations: int
     """Steps on one client."""
+    iteration: int = 0
+    """The step in hand, from 0 on."""
     client: int | None = None
     """The client in hand, or the last one."""
     resumes = False

@@ -123,6 +123,7 @@ class Results(NamedTuple):
     oracles: Sequence[str] = ()
     target: str | None = None
     defenses: Sequence[str] = ()
+    unsimulated: Sequence[str] = ()
     privacy: Privacy = Privacy()
     seed: int | None = None
     communication: Communication = Communication()
@@ -157,6 +158,11 @@ class Results(NamedTuple):
     trainer_precision: str | None = None
     versions: Mapping[str, str] = _NONE
     command: str | None = None
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether subjects were masked; where not, subject-only figures repeat the others."""
+        return self.masks.method != "none"
 
     def metric(self, name: str) -> Metric:
         """Return a metric, one without figures where it was not computed."""

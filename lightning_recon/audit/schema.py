@@ -152,6 +152,7 @@ class AttackJson(TypedDict):
     oracles: list[str]
     target: str
     defenses: list[str]
+    unsimulated: list[str]
     privacy: PrivacyJson
     seed: int
 

@@ -5,10 +5,12 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentError
 
@@ -39,37 +41,65 @@ def report_bad_input() -> Iterator[Outcome]:
     except KeyboardInterrupt:
         print("error: stopped by Ctrl-C", file=sys.stderr)  # noqa: T201
         outcome.exit_code = 128 + signal.SIGINT
-    except (InputError, ArgumentError, ValueError, OSError) as error:
+    except Exception as error:
         message = _explain(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)  # noqa: T201
-        outcome.exit_code = 2
-    except (RuntimeError, MemoryError) as error:
-        said = " ".join(str(error).split())
-        if isinstance(error, MemoryError) or _NO_MEMORY.search(said):
-            print(  # noqa: T201
-                f"error: out of memory ({said[:200] or 'MemoryError'}); use fewer images a client, "
-                "fewer restarts or clients at once, or a smaller model",
-                file=sys.stderr,
-            )
-        elif "closed by peer" not in said:
-            raise
-        # one process has said what is wrong and left; the others only lose the connection
-        elif int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            from lightning_recon.runs.stopping import say_lost  # imports Lightning
-
-            say_lost("another process ended; its message says why")
+        if message:
+            print(f"error: {message}", file=sys.stderr)  # noqa: T201
         outcome.exit_code = 2
 
 
 def _explain(error: Exception) -> str | None:
-    """Return one line on what is wrong with the input; None if the error is not the input's."""
-    if found := input_error_in(error):
+    """Return one line on what is wrong with the input; None if the error is not the input's.
+
+    The line is empty where another process prints it.
+    """
+    is_input = isinstance(error, InputError | ArgumentError | ValueError | OSError)
+    if is_input and (found := input_error_in(error)):
         return " ".join(str(found).split())
+    if isinstance(error, ArgumentError):
+        return explain(str(error))
     if isinstance(error, OSError):
         name = error.filename
-        if name is None:  # some library wrote
-            return f"{error.strerror}" if error.errno in _FULL else None
-        return f"cannot use {Path(str(name)).absolute()}: {error.strerror}"
-    return explain(str(error)) if isinstance(error, ArgumentError) else None
+        if name is not None:
+            return f"cannot use {Path(str(name)).absolute()}: {error.strerror}"
+        if error.errno in _FULL:  # some library wrote
+            return f"{error.strerror}"
+    if isinstance(error, RuntimeError | MemoryError):
+        said = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(said):
+            return (
+                f"out of memory ({said[:200] or 'MemoryError'}); use fewer images a client, fewer "
+                "restarts or clients at once, or a smaller model"
+            )
+        if "closed by peer" in said:
+            # one process has said what is wrong and left; the others only lose the connection
+            if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+                from lightning_recon.runs.stopping import say_lost  # imports Lightning
+
+                say_lost("another process ended; its message says why")
+            return ""
+    return _explain_own_data(error)
+
+
+def _explain_own_data(error: Exception) -> str | None:
+    """Return one line on what failed in somebody's own data set; None if it failed elsewhere."""
+    data = sys.modules.get("lightning_recon.data")  # no data were made before it was imported
+    if data is None:
+        return None
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        owner = frame.f_locals.get("self")
+        is_data = isinstance(owner, data.AuditDataModule | data.ImageSource)
+        file = frame.f_code.co_filename
+        if is_data and file in _own_files(type(owner)):
+            name = f"{type(owner).__module__}.{type(owner).__qualname__}.{frame.f_code.co_name}"
+            reason = f"{type(error).__name__}: {error}"
+            return f"{name} failed with {reason} ({file}, line {line}); correct it there"
+    return None
+
+
+def _own_files(found: type[Any]) -> set[str]:
+    """Return the files of a class and its bases, those of the package left out."""
+    own = (base for base in found.__mro__ if not base.__module__.startswith("lightning_recon."))
+    return {getattr(sys.modules.get(base.__module__), "__file__", None) or "" for base in own}

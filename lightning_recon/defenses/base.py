@@ -46,6 +46,9 @@ class Defense(nn.Module, ABC):
     def bind(self, norm_bound: float | None) -> float | None:
         """Learn the L2 bound of what reaches this defense; return the bound of what leaves it.
 
+        Here None: whatever comes in, nothing bounds what leaves it.  A defense that makes no norm
+        larger returns ``norm_bound``.
+
         Args:
             norm_bound: the L2 norm that no incoming update exceeds, or None if there is none.
 
@@ -68,7 +71,8 @@ class Defense(nn.Module, ABC):
         """Return what an attacker expects this defense to have made of an update.
 
         The adaptive attacker passes the update that it simulates through the stand-ins of the
-        chain before comparing it with the observed one.  What the defense did at random is
+        chain before comparing it with the observed one; others, which attacks are by default
+        (``adaptive: false``), never call it.  What the defense did at random is
         replaced by its expectation, by a straight-through pass, or by what the observed update
         tells of it, such as which entries were kept.  Must be differentiable in ``update``, run
         inside ``torch.func.vmap``, and change nothing in place.

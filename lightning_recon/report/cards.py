@@ -71,7 +71,10 @@ def cards_of_run(run: Run) -> tuple[list[Card], str]:
         shown = pictured[:MAX_WORST] + pictured[-MAX_LEAST:]
     pairs = [load_pictures(run.pictures, *place(row)) for row in shown]
     cards = within_budget(
-        lambda side: [_card(row, pair, side) for row, pair in zip(shown, pairs, strict=True)]
+        lambda side: [
+            _card(row, pair, side, is_masked=run.results.is_masked)
+            for row, pair in zip(shown, pairs, strict=True)
+        ]
     )
     return cards, _note(run.rows, pictured, len(shown))
 
@@ -101,7 +104,7 @@ def picture(image: Image.Image, label: str, alternative: str, side: int) -> Pict
     return Picture(label, alternative, data_uri(image, side), *image.size, is_small)
 
 
-def _card(row: Row, pair: Pair, side: int) -> Card:
+def _card(row: Row, pair: Pair, side: int, *, is_masked: bool) -> Card:
     """Return the card of one image: truth, reconstruction and difference, with its scores."""
     name = image_name(row)
     lower = name.lower()
@@ -116,7 +119,7 @@ def _card(row: Row, pair: Pair, side: int) -> Card:
         ]
     scores = {}
     for metric, label in _SHOWN_METRICS.items():
-        if metric in row:
+        if metric in row and (is_masked or not metric.endswith("_subject")):
             _, unit, decimals = metric_label(metric)
             scores[label] = number(row[metric], decimals, unit)
     scores["Mean image"] = number(row.get("psnr_mean_image"), 1, "dB")

@@ -5,11 +5,13 @@ under two attacks or defenses does not.  So all differences here are paired.
 """
 
 import itertools
+import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_recon.audit.results import Results
 from lightning_recon.audit.scores import Row
 from lightning_recon.audit.statistics import PairedDifference, paired_difference
 from lightning_recon.errors import InputError
@@ -23,11 +25,12 @@ from lightning_recon.report.cards import (
     within_budget,
 )
 from lightning_recon.report.charts import Chart, Group, Mark, spread
-from lightning_recon.report.figures import against_privacy, at_or_above, means
+from lightning_recon.report.figures import MIN_CLIENTS, against_privacy, at_or_above, means
 from lightning_recon.report.findings import Finding, findings
 from lightning_recon.report.folder import Run, read_run
 from lightning_recon.report.page import (
     DASH,
+    INTERVALS,
     Table,
     count,
     interval,
@@ -121,8 +124,8 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
         "status": f"{shared} shared",
         "verdict": _verdict(sides),
         "caveat": (
-            "Differences are taken image by image on what all runs share; intervals are at 95 %, "
-            "with whole clients resampled."
+            f"Differences are taken image by image on what all runs share. {INTERVALS} Of fewer "
+            f"than {MIN_CLIENTS} clients no difference counts as told apart."
         ),
         "warnings": _warnings(sides),
         "sections": {
@@ -193,6 +196,12 @@ def _verdict(sides: Sequence[_Side]) -> str:
     certainty = f"95 % interval {interval(*ends)}" if ends else "a single client, no interval"
     more = f"{difference.mean:.1f} dB ({certainty}) more than {next_most.label}"
     figure = f"PSNR {means[most.letter]:.1f} dB on average over the shared images, {more}"
+    if difference.num_clients < MIN_CLIENTS:
+        shared = count(difference.num_clients, "client")
+        return (
+            f"{most.label} and {next_most.label} cannot be told apart by {shared}, {MIN_CLIENTS} "
+            f"are the least: {figure}."
+        )
     if ends and ends.low <= 0:
         return f"{most.label} and {next_most.label} cannot be told apart: {figure}."
     return f"{most.label} leaks most: {figure}."
@@ -220,13 +229,26 @@ def _warnings(sides: Sequence[_Side]) -> list[Finding]:
         "grant the attacker different oracles": [
             ", ".join(results.oracles) or "nothing" for results in all_results
         ],
-        "have different threat models": [results.threat_model for results in all_results],
+        "have different threat models": [_server(results) for results in all_results],
     }
     for what, values in settings.items():
         if len(set(map(str, values))) > 1:
             listed = "; ".join(f"{s.letter}: {v}" for s, v in zip(sides, values, strict=True))
             found.append(Finding("note", f"The runs {what} ({listed})."))
     return sorted(found, key=lambda finding: finding.severity)  # alarm, note
+
+
+def _server(results: Results) -> str:
+    """Return who attacks, however it is worded, and the protocol; what is granted stands apart.
+
+    The first words of a threat model say it, such as "a malicious server sends ...".
+    """
+    text, _, protocol = (results.threat_model or "").partition("; protocol ")
+    found = re.match(r"an? ([\w-]+) server\b", text)
+    if found is None:
+        return results.threat_model or DASH
+    kind = found[1].removesuffix("-but-curious")
+    return f"{kind} server, {protocol}" if protocol else f"{kind} server"
 
 
 def _other_truth(first: _Side, second: _Side) -> str:
@@ -305,8 +327,9 @@ def _differences(pairs: Sequence[_Pair]) -> Table:
         *("Images", "Clients"),
     ]
     caption = (
-        "On the images that all runs share. Told apart: the interval does not hold 0. Of many "
-        "differences, one in twenty is told apart by chance alone."
+        f"On the images that all runs share. Told apart: the interval does not hold 0, and there "
+        f"are at least {MIN_CLIENTS} clients. Of many differences, one in twenty is told apart by "
+        "chance alone."
     )
     facets = {
         "Runs": [pair.label for pair in pairs],
@@ -325,6 +348,8 @@ def _difference(metric: str, found: PairedDifference) -> list[str]:
     if found.interval is not None:
         low, high = found.interval
         told = "no" if low <= 0 <= high else "yes"
+        if found.num_clients < MIN_CLIENTS:
+            told = f"no, {found.num_clients} clients"
         ends = interval(scale * low, scale * high, decimals)
     return [
         f"{label}, {unit}" if unit else label,

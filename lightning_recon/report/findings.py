@@ -129,6 +129,14 @@ def _buffers(results: Results) -> Iterator[str]:
         )
 
 
+def _unsimulated(results: Results) -> Iterator[str]:
+    if names := results.unsimulated:
+        yield (
+            f"The attacker does not simulate {' and '.join(dict.fromkeys(names))} (adaptive: "
+            "false): one who knows the defenses may recover more."
+        )
+
+
 def _unrecovered(results: Results) -> Iterator[str]:
     if clients := results.clients_unrecovered:
         noun = "client" if len(clients) == 1 else "clients"
@@ -146,5 +154,6 @@ _CHECKS: tuple[tuple[Literal["alarm", "note"], Callable[[Results], Iterator[str]
     ("alarm", _unavailable),
     ("note", _failed_control),
     ("note", _buffers),
+    ("note", _unsimulated),
     ("note", _unrecovered),
 )

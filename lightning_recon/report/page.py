@@ -18,6 +18,12 @@ from markupsafe import Markup
 from lightning_recon import __version__
 from lightning_recon.files import write_atomically
 
+INTERVALS = (
+    "Intervals are at 95 %: whole clients are resampled, and the ends stretched by Student's t, "
+    "for few clients far beyond what they scored."
+)
+"""How intervals come about, for every page that has some; see ``audit/statistics.py``."""
+
 DASH = "\N{EN DASH}"
 """Shown in place of a value that is not there."""
 

@@ -21,6 +21,7 @@ from lightning_recon.report.findings import findings
 from lightning_recon.report.folder import Run, read_run
 from lightning_recon.report.page import (
     DASH,
+    INTERVALS,
     MAX_TABLE_ROWS,
     Table,
     count,
@@ -97,8 +98,8 @@ def _content(run: Run) -> dict[str, Any]:
             f"{number(results.recovered_psnr or 19, unit='dB')} PSNR or more, and closer "
             "than the mean image. "
             f"{_convincing_caveat(results)}"
-            "Intervals are at 95 %, with whole clients resampled. An attack that fails does not "
-            "prove that nothing leaked; a stronger one may not fail."
+            f"{INTERVALS} An attack that fails does not prove that "
+            "nothing leaked; a stronger one may not fail."
         ),
         "warnings": findings(results),
         "sections": {
@@ -213,7 +214,8 @@ def _convincing_tile(results: Results) -> list[tuple[str, str, str]]:
 def _metrics(results: Results) -> Table:
     """Return the summary of every metric beside the null controls."""
     metrics = results.metrics
-    rows = [_metric_row(metrics[name], *metric_label(name)) for name in metric_names(list(metrics))]
+    names = metric_names(shown_metrics(results))
+    rows = [_metric_row(metrics[name], *metric_label(name)) for name in names]
     rows += [
         [f"{metric_label(name)[0]}: unavailable, {reason}", *[DASH] * 4]
         for name, reason in results.unavailable_metrics.items()
@@ -230,6 +232,12 @@ def _metrics(results: Results) -> Table:
         "privacy: the image that leaked most."
     )
     return Table(caption, ["Metric", "Mean", "95 % interval", "Median", "Worst"], rows)
+
+
+def shown_metrics(results: Results) -> list[str]:
+    """Return the metrics to show: those of the subject say nothing new where there are no masks."""
+    metrics = results.metrics
+    return [name for name in metrics if results.is_masked or not name.endswith("_subject")]
 
 
 def _as_metric(control: Control) -> Metric:

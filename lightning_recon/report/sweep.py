@@ -25,6 +25,7 @@ from lightning_recon.report.figures import CONTROLS, MIN_CLIENTS, NO_INTERVAL, N
 from lightning_recon.report.findings import Finding, listed
 from lightning_recon.report.page import (
     DASH,
+    INTERVALS,
     MAX_TABLE_ROWS,
     Table,
     count,
@@ -113,12 +114,12 @@ def write_sweep_report(folder: Path) -> Path:
         "status": f"Images leak in {len(recovered)} of {count(len(cells), 'cell')}",
         "verdict": _verdict(cells, names),
         "caveat": (
-            "Intervals are at 95 %, with whole clients resampled. An attack that fails does not "
-            "prove that nothing leaked; a stronger one may not fail."
+            f"{INTERVALS} An attack that fails does not prove that "
+            "nothing leaked; a stronger one may not fail."
         ),
         "warnings": _findings(cells, names, text, record),
         "sections": {
-            "axes": "Leakage along the axes",
+            **({"axes": "Leakage along the axes"} if charts else {}),
             "privacy": "Privacy against leakage",
             "cells": "All cells",
             "reproduce": "Reproduce",
@@ -293,7 +294,31 @@ def _findings(
             f"({listed(names, '; ')})."
         )
         found.append(Finding("note", text))
+    if differing := _differing(plan):
+        text = (
+            f"The cells differ in {' and in '.join(differing)}: one is no measure of another, and "
+            "each has null controls of its own (all cells, below)."
+        )
+        found.append(Finding("note", text))
     return found
+
+
+def _differing(plan: str) -> list[str]:
+    """Return what of the cells is not the same beside the attack and the defenses."""
+    configs = [cell["config"] for cell in _cells_of(plan) if isinstance(cell.get("config"), dict)]
+    parts = {
+        "the model under attack": [
+            _at(config, "model", "init_args", "target") for config in configs
+        ],
+        "their data": [_at(config, "data") for config in configs],
+    }
+    return [name for name, values in parts.items() if any(value != values[0] for value in values)]
+
+
+def _at(config: Any, *keys: str) -> Any:
+    for key in keys:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
 
 
 def _with(cells: Sequence[Cell], column: str) -> list[Cell]:
@@ -309,19 +334,22 @@ def _cells(cells: Sequence[Cell], axes: Sequence[str]) -> str:
 
 def _planned(plan: str) -> list[dict[str, str]]:
     """Return the labels of the cells that were asked for, as ``results.csv`` writes them."""
-    try:
-        content = parse_yaml(plan, "sweep.yaml")
-    except InputError:
-        return []
-    cells = content.get("cells") if isinstance(content, dict) else None
-    if not isinstance(cells, list):
-        return []
-    labels = [cell.get("labels") for cell in cells if isinstance(cell, dict)]
+    labels = [cell.get("labels") for cell in _cells_of(plan)]
     return [
         {str(axis): "" if value is None else str(value) for axis, value in label.items()}
         for label in labels
         if isinstance(label, dict)
     ]
+
+
+def _cells_of(plan: str) -> list[dict[str, Any]]:
+    """Return the cells of ``sweep.yaml``, what it holds beside them left out."""
+    try:
+        content = parse_yaml(plan, "sweep.yaml")
+    except InputError:
+        return []
+    cells = content.get("cells") if isinstance(content, dict) else None
+    return [cell for cell in cells if isinstance(cell, dict)] if isinstance(cells, list) else []
 
 
 def _axis_charts(cells: Sequence[Cell], axes: Sequence[_Axis]) -> tuple[list[Chart], str]:
@@ -334,7 +362,7 @@ def _axis_charts(cells: Sequence[Cell], axes: Sequence[_Axis]) -> tuple[list[Cha
         if axis.is_numeric and scored
     ]
     if not charts:
-        return [], "No axis is numeric: see the ranking below."
+        return [], ""
     band = "Band: 95 % interval of the mean; over several seeds from the lowest to the highest end."
     few = [_has_few_clients(cell) for cell in scored]
     words = " ".join([*([] if all(few) else [band]), *([NO_INTERVAL] if any(few) else [])])

@@ -9,7 +9,7 @@ from rich.table import Table
 from lightning_recon.audit.results import Results
 from lightning_recon.report.findings import Finding, findings
 from lightning_recon.report.page import DASH, count, number
-from lightning_recon.report.run import communication, verdict
+from lightning_recon.report.run import communication, shown_metrics, verdict
 
 _STYLES = {"alarm": "bold red", "note": "yellow"}
 _OUTPUTS = (
@@ -56,11 +56,16 @@ def _is_written(path: Path) -> bool:
 
 
 def _figures(results: Results) -> Table:
-    table = Table(title=f"{results.experiment}: {verdict(results)}", title_style="bold")
+    table = Table(
+        title=f"{results.experiment}: {verdict(results)}",
+        title_style="bold",
+        caption="worst leak: of the image that came out best, the worst for privacy",
+    )
     table.add_column("over all images")
     for name in ("mean", "median", "worst leak"):
         table.add_column(name, justify="right")
-    for name, metric in results.metrics.items():
+    for name in shown_metrics(results):
+        metric = results.metrics[name]
         digits = 4 if name.startswith("mse") else 2 if "psnr" in name else 3
         table.add_row(
             name + (" (dB)" if "psnr" in name else ""),

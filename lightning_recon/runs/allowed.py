@@ -32,6 +32,7 @@ from lightning_recon.metrics import PerImageMetric
 from lightning_recon.priors import ActivationPrior, Prior
 from lightning_recon.refiners import Refiner
 from lightning_recon.runs.callback import Audit
+from lightning_recon.runs.hidden_defaults import check_defaults
 from lightning_recon.targets import Target
 
 FUNCTIONS: tuple[Callable[..., Any], ...] = (published_adam,)
@@ -63,7 +64,8 @@ def check_named(config: Namespace, model: Callable[..., Any], data: Callable[...
         data: the base of the section ``data``.
 
     Raises:
-        InputError: naming the first option that names something else, and what it names.
+        InputError: naming the first option that names something else, and what it names; or a
+            class whose defaults the command line would override (:mod:`.hidden_defaults`).
     """
     sections = {**SECTIONS, "model": model, "data": data}
     for name, value in vars(config).items():
@@ -128,6 +130,7 @@ def _check_class(entries: Mapping[str, Any], option: _Option, key: str) -> None:
     found = _named(path)
     if not _is_below(found, bases):
         raise _misplaced(found, path, bases, key)
+    check_defaults(found, key)
     options = _options_of(found)
     for name, value in entries.items():
         if name in ("init_args", "dict_kwargs"):

@@ -1,7 +1,5 @@
 """The audit of a capture: one client after the other, and what is written."""
 
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from lightning_recon.functional.image_quality import psnr
 from lightning_recon.report.captured import ClientJson, read_stored, write_audit_report
 from lightning_recon.report.pictures import save_image
 from lightning_recon.runs.claiming import held
+from lightning_recon.runs.command import command_line
 from lightning_recon.runs.results import device_name, versions
 from lightning_recon.runs.stopping import Stopped
 from lightning_recon.verdict import Auditor, ClientAudit, compare_replies
@@ -88,7 +87,7 @@ def audit_capture(
         try:
             return _audit_held(capture, auditor, folder, settings, truth)
         except (KeyboardInterrupt, Stopped):
-            print("the same command goes on where this one was stopped", file=sys.stderr)  # noqa: T201
+            print("the same command goes on where this one was stopped", file=sys.stderr)
             raise
 
 
@@ -144,7 +143,7 @@ def _audit_held(
         "seconds": round(before + time.monotonic() - started, 1),
         "device": device_name(torch.device("cpu")),
         "versions": versions(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
     }
     write_csv(folder / "clients.csv", _rows(clients))
     write_json(folder / AUDIT, content)

@@ -20,10 +20,9 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
 
+from lightning_recon.errors import InputError
 from lightning_recon.runs.checkpoints import WholeCheckpoints
 from lightning_recon.runs.claiming import claimed, held, is_first_process
-
-from lightning_recon.errors import InputError
 
 _PLACE = "lightning_logs"
 PROCESSES_PER_CPU = 4

@@ -50,7 +50,20 @@ def explained(words: Sequence[str]) -> Iterator[None]:
         if input_error_in(error):
             raise
         text = str(error)
-        raise InputError(f"{_source(text, words)}{explain(text, words[0])}") from error
+        line = f"{_source(text, words)}{explain(text, words[0])}"
+        if early := _before_config(words):
+            first = f"put --config FILE first, before {early}: the file names the class"
+            line = first if early.endswith(".help") else f"{line}; {first}"
+        raise InputError(line) from error
+
+
+def _before_config(words: Sequence[str]) -> str | None:
+    """Return an option of the attack or the data that stands before the file that names these."""
+    for place, word in enumerate(words):
+        if word.partition("=")[0] in ("--config", "-c"):
+            early = (one.partition("=")[0] for one in words[:place])
+            return next((one for one in early if re.match(r"--(model|data)\.", one)), None)
+    return None
 
 
 def explain(text: str, command: str = "test") -> str:

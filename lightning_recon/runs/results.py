@@ -1,7 +1,6 @@
 """Builds ``results.json`` from the attack, its data and the records of all clients."""
 
 import platform
-import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,9 @@ from lightning_recon.audit.schema import (
 from lightning_recon.audit.scores import aggregate
 from lightning_recon.data import AuditDataModule, ClientDataModule
 from lightning_recon.data.masked_images import MaskSummary
+from lightning_recon.defenses import Defense
 from lightning_recon.observation import Grant
+from lightning_recon.runs.command import command_line
 
 MAX_CURVES = 24  # of clients, that results.json keeps
 _NO_MASKS: MaskSummary = {"method": "none", "mean_area": None, "replaced": 0}
@@ -123,7 +124,7 @@ def build_results(
         "iterations_planned": attack.iterations,
         "trainer_precision": str(trainer.precision),
         "versions": versions(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "integrity": {"configuration": "", "data": "", "clients": "", "results": ""},
     }
 
@@ -200,6 +201,7 @@ def describe_attack(
         "oracles": [Grant(grant).value for grant in attack.oracles],
         "target": attack.target.name,
         "defenses": [type(defense).__name__ for defense in attack.defenses],
+        "unsimulated": _unsimulated(attack),
         "privacy": {
             **statement,
             "expected_psnr": _mean(bounds, "expected_psnr"),
@@ -207,6 +209,14 @@ def describe_attack(
         },
         "seed": attack.seed,
     }
+
+
+def _unsimulated(attack: Attack) -> list[str]:
+    """Return the defenses whose stand-ins the attack could use, and does not."""
+    if not attack.can_simulate_defenses or Grant.DEFENSES in attack.oracles:
+        return []
+    chain = attack.federation.defenses
+    return [type(one).__name__ for one in chain if type(one).stand_in is not Defense.stand_in]
 
 
 def _mean(bounds: Sequence[Mapping[str, float]], name: str) -> float | None:

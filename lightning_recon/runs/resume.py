@@ -7,7 +7,6 @@ is computed (devices, progress bar), but nothing that the figures depend on.
 import argparse
 import json
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning_recon.audit.records import SAME, Origin, hash_of
 from lightning_recon.data import AuditDataModule
 from lightning_recon.documents import MAX_YAML_BYTES, read_text
-from lightning_recon.errors import InputError, program
+from lightning_recon.errors import InputError
+from lightning_recon.runs.command import command_line
 
 RESUMED = ("test", "predict")
 """Commands that take ``--resume``."""
@@ -103,11 +103,9 @@ def going_on(folder: Path, words: Sequence[str]) -> str | None:
     """
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if words and words[0] in RESUMED and (folder / "config.yaml").is_file():
-        return shlex.join([*program().split(), words[0], "--resume", str(folder)])
+        return command_line([words[0], "--resume", str(folder)])
     if words[:1] == ["fit"] and checkpoint.is_file():
-        return shlex.join(
-            [*program().split(), *_without_checkpoint(words), "--ckpt_path", str(checkpoint)]
-        )
+        return command_line([*_without_checkpoint(words), "--ckpt_path", str(checkpoint)])
     return None
 
 

@@ -7,9 +7,6 @@ client is one item, and the items are spread over the devices; each is on disk o
 import argparse
 import copy
 import inspect
-import json
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -55,6 +52,7 @@ from lightning_recon.runs.cells import (
     read_yaml,
 )
 from lightning_recon.runs.claiming import Holding, claimed, held, is_first_process
+from lightning_recon.runs.command import command_line
 from lightning_recon.runs.making import RunParser, making
 from lightning_recon.runs.places import check_devices
 from lightning_recon.runs.progress import with_progress
@@ -297,7 +295,7 @@ def run_sweep(
     cells = read_cells(config)
     if resume is not None:
         _check_same(cells, config, resume)
-    root = Path("lightning_logs", f"sweep_{config.stem}")
+    root = Path("lightning_logs", folder_name(config))
     if options is not None:
         check_trainers(cells, options)
     if is_dry_run:
@@ -328,7 +326,7 @@ def _going_on(config: Path, folder: Path) -> str | None:
     if not (folder / "records").is_dir():
         return None
     words = ["sweep", "--config", str(config), "--resume", str(folder)]
-    return shlex.join([*program().split(), *words])
+    return command_line(words)
 
 
 def _run(sweep: Sweep, config: Path, trainer: Trainer, completed: set[int]) -> None:
@@ -341,7 +339,7 @@ def _run(sweep: Sweep, config: Path, trainer: Trainer, completed: set[int]) -> N
         records = read_records(sweep.folder, sweep.origin, len(sweep.items))
         table = write_results(sweep, records)
         about = {
-            "command": shlex.join(["python", *sys.argv]),
+            "command": command_line(),
             "versions": versions(),
             "num_clients": len(records),
             "num_clients_planned": len(sweep.items),
@@ -350,6 +348,12 @@ def _run(sweep: Sweep, config: Path, trainer: Trainer, completed: set[int]) -> N
         write_sweep_report(sweep.folder)
         write_sweep_figure(sweep.folder / "figure.png", table, list(sweep.cells[0].labels))
         _print_table(sweep, table)
+
+
+def folder_name(config: Path) -> str:
+    """Return the name of a sweep's folder, that of its file, with "sweep" in front."""
+    name = config.stem
+    return name if name == "sweep" or name.startswith("sweep_") else f"sweep_{name}"
 
 
 def _check_same(cells: Sequence[Cell], config: Path, resume: Path) -> None:

@@ -27,22 +27,26 @@ class Evidence(NamedTuple):
     """What the objective needs of an observation, or of those of several clients."""
 
     payload: nn.Module
+    """The model that the server sent; :meth:`.Client.simulate` runs a client on it."""
     observed: Update
-    """As the server received it."""
+    """As the server received it, at the end of the defenses: tensors by the name of the payload's
+    parameter, in its order."""
     reference: Update
-    """The same, scaled: what simulated updates are compared with."""
+    """The same times ``scale``, for a gradient or what is comparable to one: what simulated
+    updates are compared with."""
     labels: Tensor
     """B, int64; known or inferred."""
     statistics: Buffers
     """The means and variances that batch norm is known to see, for priors; see
     :func:`~lightning_recon.attacks.matching.batch_statistics.batch_statistics`."""
     client: Client
-    """That is simulated."""
+    """That is simulated: the federation's where it is known, else FedSGD."""
     chain: tuple[Defense, ...] | None
     """Whose stand-ins are used, and the client's own; None: the naive attacker uses none."""
     scale: float | None
     """Simulated updates are multiplied by it before they are compared; None: fitted."""
     notes: dict[str, float]
+    """Numbers on how the observation was read; they end in the records."""
     num_clients: int = 1
     """Where it is not 1, all tensors have a first dimension for the clients."""
     is_functional: bool = False

@@ -42,17 +42,6 @@ class Matcher:
         self.distance = distance
         self.priors = tuple(priors)
 
-    def objective(self, images: Tensor, labels: Tensor, evidence: Evidence) -> dict[str, Tensor]:
-        """Return the distance and the priors of one restart, each of shape 1.
-
-        Args:
-            images: B C H W.
-            labels: B, int64, or B num_classes probabilities.
-            evidence: of one client, the payload in the client's mode.
-        """
-        parts = {"matching": self.matching(images, labels, evidence)}
-        return self.with_priors(parts, images, labels, evidence)
-
     def with_priors(
         self, parts: dict[str, Tensor], images: Tensor, labels: Tensor, evidence: Evidence
     ) -> dict[str, Tensor]:
@@ -65,20 +54,31 @@ class Matcher:
 
     def matching(self, images: Tensor, labels: Tensor, evidence: Evidence) -> Tensor:
         """Return the distance of a restart's update to the observed one, of shape 1."""
+        return self.compare(*self.updates(images, labels, evidence))[None]
+
+    def updates(self, images: Tensor, labels: Tensor, evidence: Evidence) -> tuple[Update, Update]:
+        """Return the simulated update of one restart, and the observed one, to be compared.
+
+        The simulated one has passed the stand-ins of the defenses that are known, and both are
+        scaled alike: to a mean gradient where the client's rate is known.
+
+        Args:
+            images: B C H W.
+            labels: B, int64, or B num_classes probabilities.
+            evidence: of one client, the payload in the client's mode.
+        """
         gradient = functional if evidence.is_functional else None
         simulated = evidence.client.simulate(evidence.payload, images, labels, gradient=gradient)
-        return self.compare(simulated, evidence)[None]
-
-    def compare(self, simulated: Update, evidence: Evidence) -> Tensor:
-        """Return the distance of one simulated update to the observed one."""
         if evidence.chain is not None:
             simulated = evidence.client.stand_in(simulated, evidence.observed)
             simulated = stand_in_chain(evidence.chain, simulated, evidence.observed)
         if evidence.scale is None:
-            simulated = _fitted(simulated, evidence.reference)
-        else:
-            simulated = scaled(simulated, evidence.scale)
-        return DISTANCES[self.distance](simulated, evidence.reference)
+            return _fitted(simulated, evidence.reference), evidence.reference
+        return scaled(simulated, evidence.scale), evidence.reference
+
+    def compare(self, simulated: Update, observed: Update) -> Tensor:
+        """Return the distance of two updates that :meth:`updates` returned, a number."""
+        return DISTANCES[self.distance](simulated, observed)
 
 
 def _penalty(prior: nn.Module, images: Tensor, labels: Tensor, evidence: Evidence) -> Tensor:
