@@ -210,6 +210,74 @@ def test_what_does_not_fit_is_told_in_one_line(case):
     assert str(error.value).isprintable()
 
 
+class Asks(nn.Module):
+    """Dropout by the mode of a part that is no layer of torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(768, 10)
+
+    def forward(self, images):
+        return self.fc(F.dropout(images.flatten(1), training=self.training))
+
+
+class TestMode:
+    """A module is handed over in the mode in which the client computed."""
+
+    def find(self, net, client, gradient=None, **settings):
+        gradient = gradient_of(net) if gradient is None else gradient
+        attack = matching(net, client=client)
+        return reconstruct(attack, gradient, image_shape=SHAPE, labels=LABELS, **settings)
+
+    @pytest.mark.parametrize("make", [net_of, Asks])
+    @pytest.mark.parametrize("mode", ["train", "eval"])
+    def test_another_mode_than_the_clients_is_refused_with_the_remedy(self, make, mode):
+        net = make().train(mode == "train")
+        other = "eval" if mode == "train" else "train"
+        with pytest.raises(InputError) as error:
+            self.find(net, FedSGD(mode=other))
+        assert f'in {mode} mode, set client=FedSGD(mode="{mode}")' in str(error.value)
+        assert f"model.{other}()" in str(error.value)
+        assert str(error.value).isprintable()
+        assert self.find(net, FedSGD(mode=mode)).images.shape[0] == 2
+        assert net.training == (mode == "train")
+
+    def test_where_no_layer_asks_for_the_mode_nothing_is_said(self):
+        net = nn.Sequential(nn.Flatten(), nn.Dropout(0.0), nn.Linear(768, 10)).eval()
+        assert self.find(net, FedSGD()).images.isfinite().all()
+
+    def test_frozen_batch_norm_is_in_no_clients_mode(self):
+        net = net_of()
+        net.norm.eval()
+        with pytest.raises(InputError, match=r"in eval mode, such as norm"):
+            self.find(net, FedSGD())
+
+    def test_two_state_dicts(self):
+        net = net_of()
+        before, after = trained(net)
+        with pytest.raises(InputError, match=r'client=FedAvg\(..., mode="eval"\)'):
+            self.find(net.eval(), FedAvg(0.1, epochs=2), after, before=before)
+
+    def test_a_class_leaves_its_mode_open(self):
+        target = ModuleTarget(lambda: net_of(), 10)
+        attack = InvertingGradients(target, client=FedSGD(mode="eval"), iterations=1)
+        gradient = {name: part.clone() for name, part in target.named_parameters()}
+        assert reconstruct(attack, gradient, image_shape=SHAPE, labels=LABELS).images.any()
+
+    def test_a_file(self, tmp_path):
+        """A Trainer changes modes by itself: what counts is how the module came."""
+        net = net_of().eval()
+        captured = {"update": gradient_of(net), "num_samples": 2, "labels": None}
+        torch.save({**captured, "image_shape": SHAPE}, tmp_path / "one.pt")
+        trainer = Trainer(
+            logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu"
+        )
+        data = CapturedUpdatesDataModule(str(tmp_path))
+        with pytest.raises(InputError, match="the model is in eval mode"):
+            trainer.predict(matching(net), datamodule=data)
+        assert trainer.predict(matching(net, client=FedSGD(mode="eval")), datamodule=data)
+
+
 def test_before_must_be_what_the_target_holds():
     net = net_of()
     before, after = trained(net)
