@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_recon.attacks import Attack, GradientMatching
 from lightning_recon.audit.auditor import Auditor
+from lightning_recon.audit.guesses import shown
 from lightning_recon.audit.records import ClientRecord, append_record, read_records
 from lightning_recon.audit.results import Results, view
 from lightning_recon.data import ClientDataModule
@@ -216,14 +217,14 @@ class Audit(Callback):
         if self._truth is None:
             self._truth = self._auditor.data.client(attack.client_index).images
         images = attack.current.images.detach().cpu().float()
-        shown = self._auditor.shown(images, self._truth)
-        figure = psnr(shown, self._truth).mean()
+        found = shown(images, self._truth, self._auditor.mean_image)
+        figure = psnr(found, self._truth).mean()
         attack.log("psnr", figure, prog_bar=True, logger=False, rank_zero_only=True)
         if trainer.is_global_zero:
             board.add_figures(trainer.loggers, {"psnr": float(figure)}, step)
             if with_images:
                 client = attack.client_index
-                board.add_images(trainer.loggers, client, self._truth, shown, step)
+                board.add_images(trainer.loggers, client, self._truth, found, step)
 
     def _score_fitted(self, trainer: Trainer, attack: Attack) -> None:
         assert attack.client_index is not None
