@@ -10,6 +10,7 @@ from lightning_recon.audit.scores import Row
 from lightning_recon.errors import InputError
 
 _WHOLE = ("client", "image", "index", "label", "matched", "recovered", "identified")
+_TEXTS = ("file",)
 
 
 class Run(NamedTuple):
@@ -54,7 +55,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a table of numbers such as ``clients.csv``; an empty cell is NaN.
+    """Read a table of numbers such as ``clients.csv``; an empty cell is NaN, ``file`` is left out.
 
     Args:
         path: the file; one that is not there has no rows.
@@ -68,7 +69,11 @@ def read_rows(path: Path) -> list[Row]:
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         for line, cells in enumerate(csv.DictReader(file), 2):
             try:
-                row = {name: float(cell or "nan") for name, cell in cells.items()}
+                row = {
+                    name: float(cell or "nan")
+                    for name, cell in cells.items()
+                    if name not in _TEXTS
+                }
             except (TypeError, ValueError) as error:
                 raise InputError(
                     f"{path}, line {line} is no row of numbers under the header's names; run the "

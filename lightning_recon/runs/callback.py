@@ -401,7 +401,7 @@ class Audit(Callback):
         )
         rows = [row for record in records for row in record.rows]
         if rows:  # else there is no truth
-            write_csv(self._folder / "clients.csv", rows)
+            write_csv(self._folder / "clients.csv", with_files(rows, data))
         write_json(self._folder / "results.json", content)
         results = view(content)
         write_report(self._folder)
