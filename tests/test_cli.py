@@ -49,7 +49,9 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 
 def figures(folder: Path) -> list[list[float]]:
-    return [[float(value) for value in row.values()] for row in rows_of(folder)]
+    return [
+        [float(value) for name, value in row.items() if name != "file"] for row in rows_of(folder)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -70,9 +70,7 @@ def read_rows(path: Path) -> list[Row]:
         for line, cells in enumerate(csv.DictReader(file), 2):
             try:
                 row = {
-                    name: float(cell or "nan")
-                    for name, cell in cells.items()
-                    if name not in _TEXTS
+                    name: float(cell or "nan") for name, cell in cells.items() if name not in _TEXTS
                 }
             except (TypeError, ValueError) as error:
                 raise InputError(

@@ -28,7 +28,7 @@ from lightning_recon.observation import Failure, Reconstruction
 from lightning_recon.report import board, write_report
 from lightning_recon.report.pictures import save_grid, save_image, save_pictures
 from lightning_recon.report.terminal import print_summary
-from lightning_recon.runs.results import build_results, peak_memory_bytes
+from lightning_recon.runs.results import build_results, peak_memory_bytes, with_files
 from lightning_recon.runs.resume import going_on
 
 

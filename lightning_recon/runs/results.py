@@ -221,7 +221,7 @@ def _describe_data(data: AuditDataModule) -> DataJson:
     }
 
 
-def with_files(rows: Sequence[Row], data: AuditDataModule) -> list[dict[str, float | str]]:
+def with_files(rows: Sequence[Row], data: AuditDataModule) -> Sequence[Mapping[str, float | str]]:
     """Return rows with ``file`` behind ``index``: by what a person finds the true image.
 
     Args:
@@ -229,10 +229,10 @@ def with_files(rows: Sequence[Row], data: AuditDataModule) -> list[dict[str, flo
         data: that it is of.
     """
     if not isinstance(data, ClientDataModule):
-        return [dict(row) for row in rows]
+        return rows
     named = []
     for row in rows:
-        cells = list(row.items())
+        cells: list[tuple[str, float | str]] = list(row.items())
         place = list(row).index("index") + 1
         cells.insert(place, ("file", data.file(int(row["index"]))))
         named.append(dict(cells))
