@@ -4,9 +4,9 @@
 
 Clients hold CIFAR-10's test images and train plainly; what they send is written as a capture and
 read back.  Every attack that ``audit`` considers (quick effort) looks at every client, also those
-that the audit would leave out; the last column is what the audit itself says.  A cell has the images
-that are right (19 dB, and 4 dB above the best control of that image) and the mean PSNR over all
-images, where one that did not come back counts with the mean image.
+that the audit would leave out; the last column is what the audit itself says.  A cell has the
+images that are right (19 dB, and 4 dB above the best control of that image) and the mean PSNR over
+all images, where one that did not come back counts with the mean image.
 """
 
 import argparse

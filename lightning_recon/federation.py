@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_recon.clients import Client
+from lightning_recon.clients.modes import check_mode, modes_of
 from lightning_recon.defenses import ClipL2, Defense, GaussianNoise, apply_chain, bind_chain
 from lightning_recon.errors import InputError
 from lightning_recon.functional.labels.given import given_labels
@@ -42,6 +43,8 @@ class Federation:
         self.seed = seed
         self.grants: tuple[Grant, ...] = ()
         """What the attacker is told beside the update."""
+        self._modes = modes_of(target)
+        """As the target was handed over, and not as a Trainer sets them."""
         self._payload: nn.Module | None = None
         self._make_payload: Callable[[], nn.Module] | None = None
         bind_chain(list(defenses), client.clip_norm)
@@ -133,14 +136,17 @@ class Federation:
         Args:
             captured: ``update`` (tensors by name, or in the order of the payload's parameters or
                 ``state_dict``), ``num_samples`` (missing: as many as labels), ``labels`` and, if
-                the client sent them, ``buffers`` (tensors by name, as its training left them).
+                the client sent them, ``buffers`` (tensors by name, as its training left them);
+                with ``image_shape`` (C, H, W) the mode of the target is held against the client's.
             client: its number.
             what: names the update in messages; null: its client's number.
 
         Raises:
-            InputError: if the update, the buffers or the labels do not fit the payload.
+            InputError: if the update, the buffers or the labels do not fit the payload, or if the
+                target was handed over in another mode than the client simulates.
         """
         what = what or f"captured update {client}"
+        self._check_mode(captured.get("image_shape"))
         found = named_as(self.payload, captured["update"], what)
         update = {name: found[name] for name, _ in self.payload.named_parameters()}
         _check_finite(update, what)
@@ -157,6 +163,17 @@ class Federation:
             labels = given_labels(labels, what, num_samples, self.target.num_classes)
             labels, num_samples = labels.to(self._device), len(labels)
         return self._observation(update, buffers, client, labels, num_samples)
+
+    def _check_mode(self, image_shape: tuple[int, int, int] | None) -> None:
+        """Raise InputError if the client simulates another mode than the target was left in.
+
+        A module that was made here is in training mode, which is nobody's word.
+        """
+        is_word = self.target.is_handed_over or not all(self._modes.values())
+        if image_shape is None or not is_word or self.payload is not self.target:
+            return
+        check_mode(self.target, self.client, self._modes, image_shape)
+        self._modes = {}  # once is enough
 
     @property
     def _device(self) -> torch.device:

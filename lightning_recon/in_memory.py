@@ -32,7 +32,8 @@ def reconstruct(
     :class:`~lightning_recon.federation.Federation` gives the observation, the attack reads it.
 
     Args:
-        attack: whose target has the weights that the client was sent.
+        attack: whose target has the weights that the client was sent, and was left in the mode in
+            which the client computed, which its ``client`` simulates.
         sent: the client's gradient by parameter name or in the order of the parameters; with
             ``before``, the ``state_dict`` that it sent back.
         image_shape: C, H, W of the images.
@@ -43,7 +44,8 @@ def reconstruct(
         client: its number, from which the attack's randomness is derived.
 
     Raises:
-        InputError: if the update does not fit the model, or an argument the others.
+        InputError: if the update does not fit the model, or an argument the others; if the target
+            was left in another mode than the client simulates, and that matters.
 
     Examples:
         >>> from torch import nn
@@ -70,6 +72,7 @@ def reconstruct(
     payload = attack.federation.payload
     found = named_as(payload, sent, "sent")
     captured: dict[str, Any] = {"update": _update(attack, found, before)}
+    captured["image_shape"] = tuple(image_shape)
     captured |= {"labels": labels, "num_samples": count}
     if Grant.BUFFERS in attack.oracles:
         buffers = sent_buffers(payload)

@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_recon.attacks import InvertingGradients, LDPAttack
 from lightning_recon.audit.auditor import Auditor
+from lightning_recon.audit.guesses import add_identification
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
@@ -76,7 +77,8 @@ def test_nothing_outside_the_subject_identifies(data):
     wrong = truth.images.roll(1, 0) * masks + truth.images * ~masks
     auditor = Auditor(data, null_controls=False)
     rows = [{"matched": float(i)} for i in range(4)]
-    auditor._add_identification(rows, wrong, truth._replace(masks=masks))
+    masked = truth._replace(masks=masks)
+    add_identification(rows, wrong, masked, *auditor.candidates_for(truth))
     assert [row["identified"] for row in rows] == [0, 0, 0, 0]
 
 

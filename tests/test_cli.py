@@ -19,6 +19,7 @@ from lightning_recon.audit.schema import ResultsJson
 from lightning_recon.commands import plain
 from lightning_recon.commands.lightning import ReconCLI, main
 from lightning_recon.data import AuditDataModule
+from lightning_recon.report.folder import read_rows
 from lightning_recon.targets import MLP
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,9 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 
 def figures(folder: Path) -> list[list[float]]:
-    return [[float(value) for value in row.values()] for row in rows_of(folder)]
+    return [
+        [float(value) for name, value in row.items() if name != "file"] for row in rows_of(folder)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,11 @@ class TestFit:
         assert [(row["client"], row["image"]) for row in rows] == [
             (str(client), str(image)) for client in range(2) for image in range(4)
         ]
+        classes = json.loads((run / "results.json").read_text())["data"]["classes"]
+        for row in rows:
+            assert row["file"].startswith(classes[int(row["label"])])
+        assert len({row["file"] for row in rows}) == 8
+        assert len(read_rows(run / "clients.csv")) == 8
         mean = sum(float(row["psnr"]) for row in rows) / 8
         results = json.loads((run / "results.json").read_text())
         assert results["metrics"]["psnr"]["mean"] == pytest.approx(mean)

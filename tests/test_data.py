@@ -17,6 +17,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torchvision import datasets
 
 from lightning_recon.data import (
+    ArrayDataModule,
     AuditDataModule,
     Caltech256DataModule,
     CapturedUpdate,
@@ -357,6 +358,172 @@ def test_corrupt_image_is_skipped_alike_everywhere(root, corrupt):
 
 def all_places_of_order(seed):
     return torch.randperm(12, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def test_what_was_skipped_is_told_and_does_not_count(root, corrupt):
+    _, place = corrupt
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        data = small(root, on_corrupt="skip", num_public=100)
+        data.setup()
+        data.candidates(100)  # it is tried once
+    assert len([one for one in told if "skipped" in str(one.message)]) == 1
+    assert data.skipped == [f"{IDS[1]}/{IDS[1]}_1.JPEG"]
+    assert "11 images in" in data.describe()
+    assert f"1 more skipped, for they cannot be used ({data.skipped[0]})" in data.describe()
+    assert small(root).skipped == []
+    assert "more skipped" not in small(root, indices=[0, place - 1]).describe()
+
+
+def test_many_skipped_images_are_not_all_named(root):
+    for path in sorted(root.glob("*/*"))[:8]:
+        path.write_bytes(b"no picture")
+    data = small(root, on_corrupt="skip", num_public=100)
+    with pytest.warns(UserWarning, match="skipped"):
+        data.setup()
+    assert "8 more skipped" in data.describe()
+    assert data.describe().count(".JPEG") == 3
+    assert len(data.skipped) == 8
+
+
+def test_a_broken_image_says_what_it_was_opened_for_and_how_to_go_on(root, corrupt):
+    _, place = corrupt
+    others = [p for p in range(12) if p != place][:2]
+    cases = {
+        "one of client 0's images": lambda data: data.client(0),
+        "one of the server's own images, see num_public": lambda data: data.public_images(),
+        "one of the candidates for identification, see num_candidates": (
+            lambda data: data.thumbnails(data.candidates(12), 8)
+        ),
+    }
+    for number, (purpose, use) in enumerate(cases.items()):
+        data = small(root, indices=[0, place] if number == 0 else others, num_public=100)
+        with pytest.raises(InputError, match="set on_corrupt: skip") as caught:
+            use(data)
+        assert f"(opened as {purpose})" in str(caught.value)
+
+
+# Public images of their own
+
+
+class TestPublic:
+    """Images of the server that are not of the clients' data set."""
+
+    @pytest.fixture
+    def other(self, tmp_path):
+        """Pictures of two of the three classes, one of them of no client's class, and a link."""
+        folder = tmp_path / "other"
+        for number, name in enumerate((IDS[0], IDS[2], "n09999999")):
+            (folder / name).mkdir(parents=True)
+            for place in range(2):
+                picture(500 + 10 * number + place).save(folder / name / f"{place}.JPEG")
+        return folder
+
+    def test_they_are_those_of_the_folder(self, root, other):
+        data = small(root, public_root=str(other), num_public=6)
+        names = [IDS[0], IDS[2], "n09999999"]
+        alone = small(other, batch_size=6, num_public=0, seed=data.seed)
+        expected = {image.numpy().tobytes() for image in alone.client(0).images}
+        assert {image.numpy().tobytes() for image in data.public_images()} == expected
+        assert sorted(data.public_labels().tolist()) == [-1, -1, 0, 0, 2, 2]
+        assert f"6 public images of {other}" in data.describe()
+        assert len(names) == 3
+        # the clients are the same, whatever the public images
+        assert torch.equal(data.client(0).images, small(root).client(0).images)
+
+    def test_labels_go_with_the_images(self, root, other):
+        data = small(root, public_root=str(other), num_public=4)
+        for image, label in zip(data.public_images(), data.public_labels(), strict=True):
+            same = small(other, batch_size=6, num_public=0)
+            batch = same.client(0)
+            (place,) = (batch.images == image).flatten(1).all(1).nonzero().flatten()
+            name = same.classes[batch.labels[place]]
+            assert label == (IDS.index(name) if name in IDS else -1)
+
+    def test_too_few_are_told(self, root, other):
+        assert "6 public images of" in small(root, public_root=str(other), num_public=9).describe()
+        words = small(root, num_public=100).describe()
+        assert "10 public images, not 100: no more are left" in words
+        assert "public" not in small(root, num_public=10).describe()
+
+    def test_the_clients_own_are_not_among_them(self, root, other, tmp_path):
+        data = small(root)
+        for place in data.client(0).indices.tolist():
+            (other / IDS[0] / f"link{place}.JPEG").symlink_to(data.source.where(place))
+        linked = small(root, public_root=str(other), num_public=100)
+        assert len(linked.public_images()) == 6
+        (tmp_path / "again").symlink_to(root)
+        with pytest.raises(InputError, match="the clients' own data set"):
+            small(root, public_root=str(tmp_path / "again")).setup()
+
+    def test_nothing_there_and_no_splits(self, root, tmp_path):
+        with pytest.raises(InputError, match=r"no public images at .*nowhere; expected folders"):
+            small(root, public_root=str(tmp_path / "nowhere")).setup()
+        data = ImageFolderDataModule(root=str(root), batch_size=2, public_split="train")
+        with pytest.raises(InputError, match=r"no splits.*public_root"):
+            data.setup()
+
+    def test_a_broken_one_is_skipped_and_counted(self, root, other):
+        (other / IDS[0] / "0.JPEG").write_bytes(b"no picture")
+        with pytest.raises(InputError, match="server's own images"):
+            small(root, public_root=str(other), num_public=6).public_images()
+        data = small(root, public_root=str(other), num_public=6, on_corrupt="skip")
+        with pytest.warns(UserWarning, match="skipped"):
+            data.setup()
+        assert len(data.public_images()) == 5
+        assert data.skipped == [f"{IDS[0]}/0.JPEG"]
+        assert "12 images in" in data.describe()
+
+    def test_their_masks_lie_in_a_folder_of_their_own(self, root, other, tmp_path):
+        masks = tmp_path / "masks"
+        for folder, prefix in ((root, "."), (other, "public")):
+            for path in folder.glob("*/*"):
+                half = np.zeros((32, 40), dtype=np.uint8)
+                half[:, : 10 if prefix == "public" else 30] = 255
+                target = masks / prefix / path.relative_to(folder).with_suffix(".png")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(half).save(target)
+        data = small(root, public_root=str(other), num_public=2, masks=MaskFolder(str(masks)))
+        data.prepare_data()
+        assert (data.client(0).images[..., 14:18] > 0).any()
+        assert not (data.public_images()[..., 14:] > 0).any()
+
+
+@pytest.mark.parametrize("module", [ArrayDataModule, CIFAR10DataModule])
+def test_public_images_of_another_split(tmp_path, module):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(6)
+    path = tmp_path / "a.npz"
+    np.savez(path, x_test=pixels[0], y_test=labels, x_train=pixels[1], y_train=labels)
+    data = module(root=str(path), batch_size=2, public_split="train", num_public=6)
+    expected = torch.from_numpy(pixels[1]).permute(0, 3, 1, 2) / 255
+    assert torch.equal(data.public_images(), expected[data.public_labels()])
+    assert "6 public images of train" in data.describe()
+    with pytest.raises(InputError, match="the clients' own data set"):
+        module(root=str(path), batch_size=2, public_split="test").setup()
+
+
+def test_without_the_data_the_public_images_are_samples_too(tmp_path):
+    data = ImageNetDataModule(
+        root=str(tmp_path / "none"), on_missing="samples", public_split="train", batch_size=2
+    )
+    with pytest.warns(UserWarning, match="sample photographs"):
+        assert len(data.public_images()) == 32
+    assert data.classes is None
+
+
+# Files and classes
+
+
+def test_a_person_finds_the_file_and_the_class(root):
+    data = small(root)
+    paths = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*"))
+    batch = data.client(0)
+    for place, label in zip(batch.indices.tolist(), batch.labels.tolist(), strict=True):
+        assert data.file(place) == paths[place]
+        assert data.file(place).split("/")[0] == data.classes[label]
+    assert ImageFolderDataModule(root=str(root), batch_size=1).classes == list(IDS)
+    assert "coffee" in SampleImagesDataModule(batch_size=1).classes
 
 
 def test_too_many_corrupt_images(root, corrupt):

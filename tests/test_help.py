@@ -6,6 +6,7 @@ import re
 import pytest
 
 from lightning_recon import training
+from lightning_recon.attacks import DLG
 from lightning_recon.commands.lightning import main
 from lightning_recon.commands.names import LISTS
 from lightning_recon.commands.parsers import light_parser
@@ -13,6 +14,7 @@ from lightning_recon.commands.sources import offered_classes
 from lightning_recon.priors import FFDNet
 from lightning_recon.runs.callback import Audit
 from lightning_recon.runs.making import RunParser
+from lightning_recon.targets import ModuleTarget
 
 MORE = {  # what is named in configurations beside the lists
     "data": ("MaskSource",),
@@ -55,6 +57,15 @@ def test_every_option_is_explained(owner):
         assert len(words) >= 3, f"{option.dest}: {option.help}"
         assert not ELSEWHERE.search(" ".join(words)), f"{option.dest}: {option.help}"
     assert not ROLE.search(" ".join(parser.format_help().split()))
+
+
+def test_no_list_that_nobody_reads():
+    """Of the modules of torch there are hundreds; of what is ours all are named."""
+    said = " ".join(help_of(ModuleTarget).format_help().split())
+    assert "type: Callable[[], Module])" in said
+    assert "torch.nn.Linear" not in said
+    said = " ".join(help_of(DLG).format_help().split())
+    assert "known subclasses: lightning_recon.clients" in said
 
 
 def asked(capsys, *words):

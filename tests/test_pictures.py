@@ -33,12 +33,23 @@ def test_grid_of_pairs(tmp_path, channels, count):
     save_grid(path, truth, reconstruction)
     assert os.listdir(path.parent) == ["grid.png"]
     grid = np.asarray(Image.open(path).convert("RGB")).astype(float) / 255
+    grid = grid[8::10, 8::10]  # 12 pixels become 120, behind a margin of 8
     found = 0
     for image in [*truth, *reconstruction[1:]]:  # every picture is somewhere on the grid
         patch = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
         windows = np.lib.stride_tricks.sliding_window_view(grid, (10, 12, 3))
         found += (np.abs(windows - patch).max(axis=(-1, -2, -3)) < 0.003).any()
     assert found == 2 * count - 1
+
+
+@pytest.mark.parametrize(("side", "factor"), [(28, 4), (64, 2), (128, 1), (200, 1)])
+def test_small_pictures_are_enlarged_pixel_by_pixel(tmp_path, side, factor):
+    truth = torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(0))
+    save_grid(tmp_path / "grid.png", truth, 1 - truth)
+    grid = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))
+    shown = grid[8 : 8 + factor * side, 8 : 8 + factor * side].reshape(side, factor, side, factor)
+    expected = (255 * truth[0, 0]).round().numpy()
+    assert (shown == expected[:, None, :, None]).all()
 
 
 def test_grid_of_nothing_or_of_two_shapes_is_refused(tmp_path):

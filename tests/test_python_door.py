@@ -14,11 +14,13 @@ from pytorch_lightning import Trainer
 from torch import nn
 
 import lightning_recon
-from lightning_recon import reconstruct
+from lightning_recon import reconstruct, score
 from lightning_recon.attacks import InvertingGradients, LinearLayerInversion, RobbingTheFed
+from lightning_recon.audit.auditor import Auditor
 from lightning_recon.clients import FedAvg, FedSGD
-from lightning_recon.data import CapturedUpdatesDataModule
+from lightning_recon.data import CapturedUpdatesDataModule, SampleImagesDataModule
 from lightning_recon.errors import InputError
+from lightning_recon.observation import Reconstruction
 from lightning_recon.targets import ConvNet, LeNet, ModuleTarget
 
 DOCS = Path(__file__).parents[1] / "docs/python.md"
@@ -68,7 +70,7 @@ def trained(net):
 
 
 @pytest.mark.parametrize("place", range(len(BLOCKS)))
-def test_what_the_documentation_says_runs(place):
+def test_what_the_documentation_says_runs(place, capsys):
     """At most ten lines, and what it says is there is there."""
     block = re.sub(r"iterations=\d+", "iterations=2", BLOCKS[place])
     assert len(block.strip().splitlines()) <= 10
@@ -78,7 +80,11 @@ def test_what_the_documentation_says_runs(place):
     after = {name: tensor + 0.001 for name, tensor in before.items()}
     given = {"net": net, "images": images, "labels": LABELS, "before": before, "after": after}
     given |= {"Net": LeNet, "public_images": images}
+    if "nothing" in block:  # goes on from the first
+        exec(re.sub(r"iterations=\d+", "iterations=2", BLOCKS[0]), given)
     exec(block, given)
+    if "nothing" in block:
+        assert len(capsys.readouterr().out.splitlines()) == len(images)
     if "found" in given:
         assert given["found"].images.shape == images.shape
         assert 0 <= given["found"].images.min() <= given["found"].images.max() <= 1
@@ -208,6 +214,147 @@ def test_what_does_not_fit_is_told_in_one_line(case):
         reconstruct(matching(net), change(gradient_of(net)), **arguments)
     assert words in str(error.value)
     assert str(error.value).isprintable()
+
+
+class Asks(nn.Module):
+    """Dropout by the mode of a part that is no layer of torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(768, 10)
+
+    def forward(self, images):
+        return self.fc(F.dropout(images.flatten(1), training=self.training))
+
+
+class TestMode:
+    """A module is handed over in the mode in which the client computed."""
+
+    def find(self, net, client, gradient=None, **settings):
+        gradient = gradient_of(net) if gradient is None else gradient
+        attack = matching(net, client=client)
+        return reconstruct(attack, gradient, image_shape=SHAPE, labels=LABELS, **settings)
+
+    @pytest.mark.parametrize("make", [net_of, Asks])
+    @pytest.mark.parametrize("mode", ["train", "eval"])
+    def test_another_mode_than_the_clients_is_refused_with_the_remedy(self, make, mode):
+        net = make().train(mode == "train")
+        other = "eval" if mode == "train" else "train"
+        with pytest.raises(InputError) as error:
+            self.find(net, FedSGD(mode=other))
+        assert f'in {mode} mode, set client=FedSGD(mode="{mode}")' in str(error.value)
+        assert f"model.{other}()" in str(error.value)
+        assert str(error.value).isprintable()
+        assert self.find(net, FedSGD(mode=mode)).images.shape[0] == 2
+        assert net.training == (mode == "train")
+
+    def test_where_no_layer_asks_for_the_mode_nothing_is_said(self):
+        net = nn.Sequential(nn.Flatten(), nn.Dropout(0.0), nn.Linear(768, 10)).eval()
+        assert self.find(net, FedSGD()).images.isfinite().all()
+
+    def test_frozen_batch_norm_is_in_no_clients_mode(self):
+        net = net_of()
+        net.norm.eval()
+        with pytest.raises(InputError, match=r"in eval mode, such as norm"):
+            self.find(net, FedSGD())
+
+    def test_two_state_dicts(self):
+        net = net_of()
+        before, after = trained(net)
+        with pytest.raises(InputError, match=r'client=FedAvg\(..., mode="eval"\)'):
+            self.find(net.eval(), FedAvg(0.1, epochs=2), after, before=before)
+
+    def test_a_class_leaves_its_mode_open(self):
+        target = ModuleTarget(lambda: net_of(), 10)
+        attack = InvertingGradients(target, client=FedSGD(mode="eval"), iterations=1)
+        gradient = {name: part.clone() for name, part in target.named_parameters()}
+        assert reconstruct(attack, gradient, image_shape=SHAPE, labels=LABELS).images.any()
+
+    def test_a_file(self, tmp_path):
+        """A Trainer changes modes by itself: what counts is how the module came."""
+        net = net_of().eval()
+        captured = {"update": gradient_of(net), "num_samples": 2, "labels": None}
+        torch.save({**captured, "image_shape": SHAPE}, tmp_path / "one.pt")
+        trainer = Trainer(
+            logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu"
+        )
+        data = CapturedUpdatesDataModule(str(tmp_path))
+        with pytest.raises(InputError, match="the model is in eval mode"):
+            trainer.predict(matching(net), datamodule=data)
+        assert trainer.predict(matching(net, client=FedSGD(mode="eval")), datamodule=data)
+
+
+def test_batch_norm_in_training_mode_hides_contrast():
+    """The bound that docs/python.md states: the gradient is the same."""
+    net, images = net_of(), random(2, *SHAPE)
+
+    def change(mode):
+        net.train(mode)
+        both = [
+            torch.cat([part.flatten() for part in torch.autograd.grad(loss, net.parameters())])
+            for loss in (F.cross_entropy(net(scale * images), LABELS) for scale in (1.0, 0.5))
+        ]
+        return (both[0] - both[1]).norm() / both[0].norm()
+
+    assert change(True) < 1e-3
+    assert change(False) > 0.1
+
+
+@pytest.fixture(scope="module")
+def data():
+    data = SampleImagesDataModule(batch_size=3, num_clients=1, image_size=16, num_public=8)
+    data.setup()
+    return data
+
+
+class TestScore:
+    """The scores of the door are those of ``test``."""
+
+    def found(self, images):
+        noisy = images + 0.02 * torch.randn(
+            images.shape, generator=torch.Generator().manual_seed(0)
+        )
+        return Reconstruction(noisy.flip(0).clamp(0, 1), None, torch.zeros(len(images)), {})
+
+    def test_a_row_is_that_of_an_audit(self, data):
+        truth = data.client(0)
+        attack = bind(matching(net_of()), data.public_images(), batch_size=3)
+        expected, _ = Auditor(data, null_controls=False, num_candidates=11).audit(
+            attack, 0, self.found(truth.images), 0.0
+        )
+        rows = score(
+            self.found(truth.images),
+            truth.images,
+            truth.labels,
+            public_images=data.public_images(),
+            public_labels=data.public_labels(),
+        )
+        for row, other in zip(rows, expected.rows, strict=True):
+            assert row["matched"] == 2 - row["image"]
+            assert row["recovered_convincing"] == 1
+            assert row == {name: other[name] for name in row} | {"index": row["image"]}
+
+    def test_what_the_attack_makes_of_nothing_takes_the_conviction(self, data):
+        images, public = data.client(0).images, data.public_images()
+        (row, *_) = score(
+            self.found(images), images, public_images=public, nothing=self.found(images)
+        )
+        assert row["psnr_noise_only"] == row["psnr"]
+        assert (row["recovered"], row["recovered_convincing"]) == (1, 0)
+
+    def test_an_image_without_a_reconstruction_counts_with_the_mean_image(self, data):
+        images, public = data.client(0).images, data.public_images()
+        nothing = self.found(images)._replace(images=images[:0])
+        for row in score(nothing, images, public_images=public):
+            assert (row["matched"], row["identified"]) == (-1, 0)
+            assert row["psnr"] == row["psnr_mean_image"]
+
+    def test_other_shapes_are_refused(self, data):
+        images = data.client(0).images
+        with pytest.raises(InputError, match="public_images must be images of"):
+            score(self.found(images), images, public_images=images[..., :8])
+        with pytest.raises(InputError, match="labels must be 3"):
+            score(self.found(images), images, [1])
 
 
 def test_before_must_be_what_the_target_holds():

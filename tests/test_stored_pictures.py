@@ -399,7 +399,7 @@ def fashion_mnist(root):
 def test_torchvision_by_name(tmp_path):
     pixels = fashion_mnist(tmp_path)
     data = TorchvisionDataModule(
-        "FashionMNIST", root=str(tmp_path), batch_size=5, indices=[*range(5)]
+        "FashionMNIST", root=str(tmp_path), batch_size=5, indices=[*range(5)], num_public=0
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")

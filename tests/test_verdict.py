@@ -12,12 +12,12 @@ from torch import nn
 from lightning_recon.captures import CaptureWriter, Reply, write_truth
 from lightning_recon.commands import plain
 from lightning_recon.errors import InputError
-from lightning_recon.targets import MLP, LeNet
+from lightning_recon.targets import MLP, LeNet, ModuleTarget
 from lightning_recon.verdict import Auditor, Setting
 from lightning_recon.verdict.confidence import SURE, confidence
 from lightning_recon.verdict.evidence import NAMES, margin, shuffled
 from lightning_recon.verdict.numbers import read_numbers
-from lightning_recon.verdict.plan import Training, plan_attacks
+from lightning_recon.verdict.plan import Training, matching, plan_attacks
 from lightning_recon.verdict.preflight import compare_replies, read_declared
 from lightning_recon.verdict.sent import read_reply
 
@@ -322,6 +322,34 @@ def test_the_plan_follows_the_architecture(images, public):
     assert plan(lenet, 1)[0] == "RGAP"
     assert "RGAP" not in plan(lenet, 2)
     assert plan(lenet, 2)[-1] == "InvertingGradients"
+
+
+class TestMode:
+    """The mode of batch norm: assumed, and then said, or given, and then simulated."""
+
+    def audit(self, net, images, public, mode=None):
+        auditor = Auditor(net, 10, Setting(SHAPE, public), batch_size=2, mode=mode)
+        reply = reply_of(net, images[:2])
+        training = auditor.training(reply, read_reply(reply, auditor.target, SHAPE))
+        empty = reply._replace(tensors=reply.payload)  # nothing to attack
+        return texts(auditor.audit(empty).findings), training.mode
+
+    def test_it_is_said_where_it_matters(self, images, public):
+        said, mode = self.audit(Net(), images, public)
+        assert mode == "train"
+        assert "assumed to have computed in train mode" in said
+        said, mode = self.audit(Net(), images, public, "eval")
+        assert mode == "eval"
+        assert "train mode" not in said
+        assert "train mode" not in self.audit(mlp(), images, public)[0]
+
+    @pytest.mark.parametrize("rate", [0.1, None])
+    def test_the_attacks_simulate_it(self, images, public, rate):
+        net = Net()
+        sent = read_reply(reply_of(net, images[:2]), ModuleTarget(net, 10), SHAPE)
+        training = Training(2, False, rate, 1, 0.0, "eval")
+        target = ModuleTarget(net, 10)
+        assert matching(target, sent, training, Setting(SHAPE, public), 0).client.mode == "eval"
 
 
 @pytest.fixture

@@ -16,14 +16,20 @@ import torch
 from torch import Tensor
 
 from lightning_recon.attacks import Attack, GradientMatching
-from lightning_recon.audit.matching import match
+from lightning_recon.audit.guesses import (
+    add_identification,
+    add_noise_only,
+    add_public,
+    aligned,
+    mean_of,
+    shown,
+)
 from lightning_recon.audit.privacy_statement import privacy_statement
 from lightning_recon.audit.records import ClientRecord
 from lightning_recon.audit.scores import Row, mark_convincing, score
 from lightning_recon.data import ClientDataModule
 from lightning_recon.defenses import num_update_bits
 from lightning_recon.errors import InputError
-from lightning_recon.functional.identification import nearest_candidate
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.functional.stateless import sent_buffers
 from lightning_recon.metrics import PerImageMetric
@@ -65,7 +71,7 @@ class Auditor:
         self.public = data.public_images()
         self.public_labels = data.public_labels()
         shape = data.image_shape
-        self.mean_image = self.public.mean(0) if len(self.public) else torch.full(shape, 0.5)
+        self.mean_image = mean_of(self.public, shape)
         """C H W: the guess of one who learned nothing."""
         wanted = max(num_candidates, data.batch_size) if num_candidates else 0
         self.num_candidates = min(wanted, len(data.source))
@@ -122,10 +128,11 @@ class Auditor:
         is_failure = isinstance(outcome, Failure)
         reconstruction = _nothing(truth) if isinstance(outcome, Failure) else _on_cpu(outcome)
         rows = score(reconstruction, truth, self.mean_image, self.recovered_psnr)
-        aligned = _aligned(reconstruction.images, truth.images, rows)
-        self._add_controls(rows, truth)
-        self._add_identification(rows, aligned, truth)
-        self._add_metrics(rows, aligned, truth)
+        matching = aligned(reconstruction.images, truth.images, rows)
+        add_public(rows, truth, self.public, self.public_labels)
+        if self.num_candidates:
+            add_identification(rows, matching, truth, *self.candidates_for(truth))
+        self._add_metrics(rows, matching, truth)
         for row in rows:
             matched = int(row["matched"])
             row["score"] = float(reconstruction.score[matched]) if matched >= 0 else torch.nan
@@ -152,7 +159,7 @@ class Auditor:
             seconds=round(seconds, 3),
             failure=outcome.reason if isinstance(outcome, Failure) else None,
         )
-        return record, aligned
+        return record, matching
 
     def noise_outcomes(
         self, attack: GradientMatching, outcomes: Mapping[int, Reconstruction | Failure]
@@ -167,25 +174,6 @@ class Auditor:
             return {}
         clients = [c for c, outcome in outcomes.items() if not isinstance(outcome, Failure)]
         return dict(zip(clients, attack.attack_together(clients, noise_only=True), strict=True))
-
-    def shown(self, images: Tensor, truth: Tensor) -> Tensor:
-        """Return for each true image its reconstruction, or the mean image, B C H W."""
-        row = match(images, truth).row
-        shown = self.mean_image.expand_as(truth).clone()
-        shown[row >= 0] = images[row[row >= 0]]
-        return shown
-
-    def _add_controls(self, rows: list[Row], truth: PrivateBatch) -> None:
-        """Add what the public images alone come to."""
-        for row, image, label in zip(rows, truth.images, truth.labels, strict=True):
-            row["psnr_class_mean"] = row["psnr_nearest_public"] = row["psnr_mean_image"]
-            if len(self.public) == 0:
-                continue
-            everyone = psnr(self.public, image.expand_as(self.public))
-            row["psnr_nearest_public"] = float(everyone.max())
-            same_class = self.public[self.public_labels == label]
-            if len(same_class):
-                row["psnr_class_mean"] = float(psnr(same_class.mean(0)[None], image[None]))
 
     def _controls(
         self,
@@ -202,9 +190,7 @@ class Auditor:
                 noise = attack.attempt(attack.attack_noise, client)
             failed = isinstance(noise, Failure)
             found = _nothing(truth) if isinstance(noise, Failure) else _on_cpu(noise)
-            values = psnr(self.shown(found.images, truth.images), truth.images)
-            for row, value in zip(rows, values.tolist(), strict=True):
-                row["psnr_noise_only"] = value
+            values = add_noise_only(rows, found.images, truth.images, self.mean_image)
             floor = torch.tensor([row["psnr_mean_image"] for row in rows])
             recovered = (values >= self.recovered_psnr) & (values > floor)
             controls["noise_only"] = {
@@ -217,7 +203,7 @@ class Auditor:
             controls["prior_free_bound"] = bound
         if self.data.num_clients > 1:
             other = self.data.client((client + 1) % self.data.num_clients).images
-            values = psnr(self.shown(reconstruction.images, other), other)
+            values = psnr(shown(reconstruction.images, other, self.mean_image), other)
             controls["other_client"] = {"psnr": float(values.mean())}
         return controls
 
@@ -239,25 +225,12 @@ class Auditor:
             "expected_psnr_clamped": float(clamped.mean()),
         }
 
-    def _add_identification(self, rows: list[Row], aligned: Tensor, truth: PrivateBatch) -> None:
-        """Add whether the true image is the nearest of all candidates; a tie is a miss.
-
-        Compared are thumbnails, within the subject's mask: the candidates have no masks, and
-        what lies outside must not help.
-        """
-        if self.num_candidates == 0:
-            return
-        places, thumbnails = self.candidates_for(truth)
-        nearest = nearest_candidate(aligned, thumbnails, truth.masks)
-        for row, candidate, place in zip(rows, nearest.tolist(), truth.indices, strict=True):
-            row["identified"] = int(candidate >= 0 and places[candidate] == place)
-
-    def _add_metrics(self, rows: list[Row], aligned: Tensor, truth: PrivateBatch) -> None:
+    def _add_metrics(self, rows: list[Row], matching: Tensor, truth: PrivateBatch) -> None:
         """Add the further metrics; the mean image stands where there is no reconstruction."""
-        shown = torch.where(aligned.isnan(), self.mean_image, aligned).clamp(0, 1)
+        filled = torch.where(matching.isnan(), self.mean_image, matching).clamp(0, 1)
         for name, metric in self.extra_metrics.items():
             metric.reset()
-            metric.update(shown, truth.images)
+            metric.update(filled, truth.images)
             for row, value in zip(rows, metric.per_image().tolist(), strict=True):
                 row[name] = value
             metric.reset()
@@ -286,11 +259,3 @@ def _on_cpu(reconstruction: Reconstruction) -> Reconstruction:
 def _nothing(truth: PrivateBatch) -> Reconstruction:
     images = truth.images
     return Reconstruction(images[:0], labels=None, score=images.new_zeros(0), notes={})
-
-
-def _aligned(images: Tensor, truth: Tensor, rows: list[Row]) -> Tensor:
-    aligned = torch.full_like(truth, torch.nan)
-    for position, row in enumerate(rows):
-        if row["matched"] >= 0:
-            aligned[position] = images[int(row["matched"])]
-    return aligned

@@ -103,6 +103,8 @@ class Data(NamedTuple):
     name: str | None = None
     fallback: str | None = None
     description: str | None = None
+    classes: Sequence[str] | None = None
+    skipped: Sequence[str] = ()
 
 
 class Masks(NamedTuple):

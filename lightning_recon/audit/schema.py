@@ -135,12 +135,19 @@ class CurveJson(TypedDict):
     """Null where it was not finite."""
 
 
-class DataJson(TypedDict):
-    """What was attacked."""
-
+class _RequiredDataJson(TypedDict):
     name: str
     fallback: str | None
     description: str
+
+
+class DataJson(_RequiredDataJson, total=False):
+    """What was attacked."""
+
+    classes: list[str] | None
+    """Names of the classes by label; null where they have none."""
+    skipped: list[str]
+    """Images that cannot be used, and were skipped: files, or names; of those that were tried."""
 
 
 class AttackJson(TypedDict):

@@ -48,6 +48,7 @@ def audit(options: Any) -> str:
         "learning rate": options.lr,
         "batch size": options.batch_size,
         "steps": options.steps,
+        "mode": options.mode,
         "public images": of_whom,
         "effort": options.effort,
         "seed": options.seed,
@@ -62,6 +63,7 @@ def audit(options: Any) -> str:
         learning_rate=options.lr,
         batch_size=options.batch_size,
         steps=options.steps,
+        mode=options.mode,
     )
     folder = (
         output_folder(capture.folder, settings, Path("lightning_logs").absolute())

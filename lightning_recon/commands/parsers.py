@@ -90,6 +90,11 @@ def _add_audit(parser: Parser) -> None:
     parser.add_argument("--batch-size", type=int, help="samples of a client, likewise")
     parser.add_argument("--steps", type=int, help="local steps of a client, likewise")
     parser.add_argument(
+        "--mode",
+        choices=["train", "eval"],
+        help="in which the clients' model computes, for batch norm and dropout; by default train",
+    )
+    parser.add_argument(
         "--truth", metavar="FOLDER", help="what clients trained on, if known: adds the scores"
     )
     parser.add_argument(

@@ -10,24 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_recon.data.drawing import (
     check_numbers,
     check_reading,
-    replace_unreadable,
-    requested_places,
+    describe_public,
+    describe_skipped,
+    draw_clients,
 )
 from lightning_recon.data.geometry import Resize
 from lightning_recon.data.masked_images import MaskedImages, MaskSummary, describe_masks
 from lightning_recon.data.masks import MaskSource
 from lightning_recon.data.opening import open_or_samples
 from lightning_recon.data.photographs import PhotographSource
+from lightning_recon.data.public import label_among, open_public, public_order
 from lightning_recon.data.reading import Reading, is_grey
 from lightning_recon.data.sharing import AuditDataModule, ClientLoader, clients_by_epoch
-from lightning_recon.data.sources import ImageSource
+from lightning_recon.data.sources import ImageSource, opened_as
 from lightning_recon.errors import InputError
 from lightning_recon.files import expanded
 from lightning_recon.functional.image_size import height_width
@@ -60,9 +61,13 @@ class ClientDataModule(AuditDataModule):
             images.
         on_missing: what to do without data at ``root``: ``"samples"`` takes the sample
             photographs and says so; their labels are then taken modulo ``num_classes``.
-        on_corrupt: what to do about an image that cannot be decoded: ``"skip"`` puts the next of
-            the seed's permutation in its place.
+        on_corrupt: what to do about an image that cannot be decoded or used: ``"error"`` ends the
+            run, ``"skip"`` puts the next of the seed's permutation in its place, and tells how
+            many were skipped.
         num_public: number of images that the server owns itself; fewer if the data set ends.
+        public_root: folder (or file) of other images, from which the public ones are drawn, opened
+            as ``root`` is; null: they are drawn from those of no client.
+        public_split: the same, of another split of a data set that has some.
         seed: of the permutation that the clients' and the public images are taken from.
         channels: of the images: colour becomes grey, grey is repeated; null: as the first picture.
         resize: what to do with a picture of another size, where null leaves the choice to the data
@@ -98,6 +103,8 @@ class ClientDataModule(AuditDataModule):
         exif_orientation: bool = False,
         background: int | None = None,
         value_range: list[float] | None = None,
+        public_root: str | None = None,
+        public_split: str | None = None,
     ) -> None:
         super().__init__()
         check_numbers(
@@ -122,6 +129,8 @@ class ClientDataModule(AuditDataModule):
         self.exif_orientation = exif_orientation
         self.background = background
         self.value_range = value_range
+        self.public_root = public_root
+        self.public_split = public_split
         self._is_fallback = False
 
     @property
@@ -165,7 +174,8 @@ class ClientDataModule(AuditDataModule):
 
     def prepare_data(self) -> None:
         """Look for the data, and make all masks ahead of time; one process does this."""
-        self._images.prepare([*self._all_private(), *self._public])
+        self._images.prepare(self._all_private())
+        self._public_loader.prepare(self._public)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the data set and draw the clients, alike in every process.
@@ -191,7 +201,8 @@ class ClientDataModule(AuditDataModule):
             InputError: there is no such client, or an image or mask cannot be read.
         """
         places = self._places(index)
-        images, masks = self._images.load(places)
+        with opened_as(f"one of client {index}'s images"):
+            images, masks = self._images.load(places)
         return PrivateBatch(images, self.client_labels(index), masks, torch.tensor(places))
 
     @property
@@ -234,12 +245,38 @@ class ClientDataModule(AuditDataModule):
         Returns:
             N C H W in [0, 1]; N is ``num_public``, less if the data set ended.
         """
-        images, _ = self._images.load(self._public)
+        with opened_as("one of the server's own images, see num_public"):
+            images, _ = self._public_loader.load(self._public)
         return images
 
     def public_labels(self) -> Tensor:
-        """The labels of :meth:`public_images`, N, int64."""
-        return torch.tensor([self._label(place) for place in self._public], dtype=torch.int64)
+        """The labels of :meth:`public_images`, N, int64; -1: of none of the clients' classes."""
+        if self._has_own_public:
+            source = self._public_loader.source
+            labels = [label_among(source, place, self.source) for place in self._public]
+        else:
+            labels = [self._label(place) for place in self._public]
+        return torch.tensor(labels, dtype=torch.int64)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Files, or names, of the images that were found to be of no use, and were skipped."""
+        public = self._public_loader.skipped if self._has_own_public else []
+        return [*self._images.skipped, *public]
+
+    def file(self, place: int) -> str:
+        """What a person finds an image by: for files, the path in the data set's folder.
+
+        Args:
+            place: in the data set.
+        """
+        return self.source.file(place)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes by label; None: they have none, or others, as samples have."""
+        names = self.source.classes
+        return None if names is None or self.fallback else list(names)
 
     def candidates(self, num_images: int) -> list[int]:
         """Places in the data set, of clients and others, to identify reconstructions among.
@@ -249,7 +286,7 @@ class ClientDataModule(AuditDataModule):
                 clients come first; those that cannot be read are left out.
         """
         _, _, order = self._drawn
-        return list(islice(filter(self._is_readable, order), num_images))
+        return list(islice((place for place in order if self._is_readable(place)), num_images))
 
     def thumbnails(self, places: Sequence[int], size: int) -> Tensor:
         """Small pictures of whole images, whatever the masks.
@@ -261,7 +298,8 @@ class ClientDataModule(AuditDataModule):
         Returns:
             N C h w in [0, 1].
         """
-        return self._images.thumbnails(places, size)
+        with opened_as("one of the candidates for identification, see num_candidates"):
+            return self._images.thumbnails(places, size)
 
     def mask_summary(self) -> MaskSummary:
         """How the clients' images are masked."""
@@ -269,15 +307,23 @@ class ClientDataModule(AuditDataModule):
 
     def describe(self) -> str:
         """One line for people: which images, how many, and what is done to them."""
-        where = f"{len(self.source)} images" + ("" if self.root is None else " in")
+        count = len(self.source) - len(self._images.skipped)
+        where = f"{count} images" + ("" if self.root is None else " in")
         if self.fallback:
-            where = f"{len(self.source)} SAMPLE PHOTOGRAPHS, since nothing was found at"
+            where = f"{count} SAMPLE PHOTOGRAPHS, since nothing was found at"
         if self.root is not None:
             where += f" {expanded(self.root)}"
         elif self.fallback:
             where += " root: null"
-        changes = self._images.changes(self._all_private())
-        return f"{self.name}: {where}; {changes}; {describe_masks(self.mask_summary())}"
+        own = self.public_root or self.public_split if self._has_own_public else None
+        words = [
+            f"{self.name}: {where}",
+            describe_skipped(self.skipped),
+            describe_public(len(self._public), self.num_public, own),
+            self._images.changes(self._all_private()),
+            describe_masks(self.mask_summary()),
+        ]
+        return "; ".join(filter(None, words))
 
     def train_dataloader(self) -> ClientLoader:
         """As many times the client of this epoch and process as the attack has iterations.
@@ -311,13 +357,28 @@ class ClientDataModule(AuditDataModule):
     @cached_property
     def _loader(self) -> MaskedImages:
         """The images, before the clients are drawn."""
-        source = self.source
+        return self._load_from(self.source)
+
+    @cached_property
+    def _public_loader(self) -> MaskedImages:
+        """The images that the public ones are drawn from."""
+        return (
+            self._load_from(open_public(self), "public/") if self._has_own_public else self._loader
+        )
+
+    @property
+    def _has_own_public(self) -> bool:
+        """Whether public images are drawn from another source than the clients'."""
+        is_named = self.public_root is not None or self.public_split is not None
+        return is_named and bool(self.source) and not self._is_fallback
+
+    def _load_from(self, source: ImageSource, prefix: str = "") -> MaskedImages:
         values = None if self.value_range is None else (self.value_range[0], self.value_range[1])
         reading = Reading(self._channels, self.exif_orientation, self.background, values)
         resize = self.resize
         if self.image_size is None and not self._is_fallback:
             resize = resize or "refuse"
-        return MaskedImages(source, self._size, self.masks, reading, resize)
+        return MaskedImages(source, self._size, self.masks, reading, resize, prefix)
 
     @cached_property
     def _size(self) -> tuple[int, int]:
@@ -361,40 +422,26 @@ class ClientDataModule(AuditDataModule):
         """Places in the data set: each client's images, the public ones, all in drawn order."""
         if self.masks is not None:
             self.masks.check()
-        total = self.batch_size * self.num_clients
-        size = len(self.source)
-        if total > size:
-            raise InputError(
-                f"{self.name}: {self.num_clients} clients of {self.batch_size} need {total} "
-                f"images, but there are {size}"
-            )
-        generator = torch.Generator().manual_seed(self.seed)
-        order: list[int] = torch.randperm(size, generator=generator).tolist()
-        wanted = order[:total]
-        if self.indices is not None:
-            clients = self.num_clients, self.batch_size
-            wanted = requested_places(self.indices, *clients, size, self.name)
-        taken = set(wanted)
-        spare = filter(self._is_readable, (place for place in order if place not in taken))
-        private = replace_unreadable(wanted, spare, self._is_readable)
-        if len(private) < total:
-            raise InputError(f"{self.name}: fewer than {total} images can be read")
-        starts = range(0, total, self.batch_size)
-        taken = set(private)
-        everyone = [*private, *(place for place in order if place not in taken)]
-        batches = [private[start : start + self.batch_size] for start in starts]
-        return batches, list(islice(spare, self.num_public)), everyone
+        clients, spare, everyone = draw_clients(
+            len(self.source),
+            self.num_clients,
+            self.batch_size,
+            self.indices,
+            self.seed,
+            self._is_readable,
+            self.name,
+        )
+        public: Iterator[int] = spare
+        if self._has_own_public:
+            images = self._public_loader
+            private = [place for places in clients for place in places]
+            ordered = public_order(images.source, self.source, private, self.seed)
+            public = (place for place in ordered if self._is_readable(place, images))
+        return clients, list(islice(public, self.num_public)), everyone
 
-    def _is_readable(self, place: int) -> bool:
+    def _is_readable(self, place: int, images: MaskedImages | None = None) -> bool:
         """Whether an image can be used; under ``on_corrupt: error`` reading it will tell."""
-        if self.on_corrupt == "error":
-            return True
-        try:
-            self._loader.picture(place)
-        except InputError as error:
-            rank_zero_warn(f"skipped: {error}")
-            return False
-        return True
+        return self.on_corrupt == "error" or (images or self._loader).is_readable(place)
 
     def _label(self, place: int) -> int:
         label = self.source.label(place)

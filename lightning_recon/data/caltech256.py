@@ -40,4 +40,4 @@ class Caltech256DataModule(ClientDataModule):
             (f"{images.categories[label]}/{label + 1:03d}_{number:04d}.jpg", label)
             for label, number in zip(images.y, images.index, strict=True)
         ]
-        return FileSource(folder, files)
+        return FileSource(folder, files, images.categories)

@@ -100,7 +100,7 @@ def _open_torchvision(
         images = dataset(str(root), train=split == "train", download=False)
     except RuntimeError as error:
         raise InputError(f"the files in {folder} are incomplete or damaged") from error
-    return ArraySource(images.data, images.targets, split)
+    return ArraySource(images.data, images.targets, split, images.classes)
 
 
 def _open_npz(path: Path, split: str) -> ArraySource:

@@ -2,8 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
+
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_size import height_width
+
+_FEW = 3
+"""Skipped images that are named."""
 
 
 def check_numbers(**numbers: tuple[int, int]) -> None:
@@ -45,6 +50,55 @@ def check_reading(
         raise InputError(f"background must be a grey level from 0 to 255, not {background}")
     if value_range is not None and (len(value_range) != 2 or value_range[0] >= value_range[1]):
         raise InputError(f"value_range must be [black, white], increasing, not {value_range}")
+
+
+def draw_clients(
+    size: int,
+    num_clients: int,
+    batch_size: int,
+    indices: Sequence[int | list[int]] | None,
+    seed: int,
+    is_readable: Callable[[int], bool],
+    name: str,
+) -> tuple[list[list[int]], Iterator[int], list[int]]:
+    """Return which images of a data set each client holds, and what is left.
+
+    Args:
+        size: of the data set.
+        num_clients: how many there are.
+        batch_size: images of each.
+        indices: that the user asked for; null: they are drawn.
+        seed: of the permutation of the data set.
+        is_readable: whether an image can be used.
+        name: of the data set.
+
+    Returns:
+        Each client's places, those of no client, which are looked at when they are taken, and all,
+        the clients' first; all in the order of the permutation.
+
+    Raises:
+        InputError: there are too few images, or ``indices`` do not fit.
+    """
+    total = batch_size * num_clients
+    if total > size:
+        raise InputError(
+            f"{name}: {num_clients} clients of {batch_size} need {total} images, but there are "
+            f"{size}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = torch.randperm(size, generator=generator).tolist()
+    wanted = order[:total]
+    if indices is not None:
+        wanted = requested_places(indices, num_clients, batch_size, size, name)
+    asked = set(wanted)
+    spare = (place for place in order if place not in asked and is_readable(place))
+    private = replace_unreadable(wanted, spare, is_readable)
+    if len(private) < total:
+        raise InputError(f"{name}: fewer than {total} images can be read")
+    taken = set(private)
+    everyone = [*private, *(place for place in order if place not in taken)]
+    batches = [private[start : start + batch_size] for start in range(0, total, batch_size)]
+    return batches, spare, everyone
 
 
 def requested_places(
@@ -97,3 +151,29 @@ def replace_unreadable(
     """
     chosen = (place if is_readable(place) else next(spare, None) for place in wanted)
     return [place for place in chosen if place is not None]
+
+
+def describe_skipped(names: Sequence[str]) -> str:
+    """Return words for images that were skipped, none for none.
+
+    Args:
+        names: of the images.
+    """
+    if not names:
+        return ""
+    shown = ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
+    return f"{len(names)} more skipped, for they cannot be used ({shown})"
+
+
+def describe_public(count: int, wanted: int, own: str | None) -> str:
+    """Return words for the public images, none where they are as many as asked, and no others.
+
+    Args:
+        count: how many there are.
+        wanted: how many were asked for.
+        own: where they are from, if not from the clients' data set.
+    """
+    if own is None and count == wanted:
+        return ""
+    words = f"{count} public images" + ("" if own is None else f" of {own}")
+    return words if count == wanted else f"{words}, not {wanted}: no more are left"

@@ -56,7 +56,8 @@ class ImageFolderDataModule(ClientDataModule):
         classes = sorted({file.split("/")[0] for file in files if "/" in file})
         _check_classes(root, classes)
         labels = {name: label for label, name in enumerate(classes)}
-        return FileSource(root, [(file, labels.get(file.split("/")[0], 0)) for file in files])
+        labelled = [(file, labels.get(file.split("/")[0], 0)) for file in files]
+        return FileSource(root, labelled, classes or None)
 
 
 def _check_classes(root: Path, classes: Collection[str]) -> None:

@@ -70,13 +70,14 @@ class ImageNetDataModule(ClientDataModule):
             InputError: an image of Tiny-ImageNet's ``val`` has no line in the annotations.
         """
         for folder in (root / self.split, root):
+            names = _wordnet_ids(folder)
             files = [
                 (f"{name}/{file}", label)
-                for label, name in enumerate(_wordnet_ids(folder))
+                for label, name in enumerate(names)
                 for file in image_files(folder / name)
             ]
             if files:
-                return FileSource(folder, files)
+                return FileSource(folder, files, names)
         annotations = root / "val" / "val_annotations.txt"
         if self.split == "val" and annotations.is_file():
             return _open_tiny_val(root, annotations)
@@ -102,4 +103,4 @@ def _open_tiny_val(root: Path, annotations: Path) -> FileSource:
                 "split: train"
             )
         files.append((file, names.index(wordnet_id)))
-    return FileSource(root / "val", files)
+    return FileSource(root / "val", files, names)

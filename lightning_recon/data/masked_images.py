@@ -8,6 +8,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -46,6 +47,7 @@ class MaskedImages:
         masks: of their subjects; null: whole images.
         reading: what is done to the values of the pictures.
         resize: what is done to pictures of another size; null: what the source does.
+        prefix: what stands before the pictures' names where masks are looked for.
     """
 
     def __init__(
@@ -55,13 +57,16 @@ class MaskedImages:
         masks: MaskSource | None,
         reading: Reading,
         resize: Resize | None,
+        prefix: str = "",
     ) -> None:
         self.source = source
         self.image_size = image_size
         self.masks = masks
         self.reading = reading
         self.resize: Resize = source.resize if resize is None else resize
+        self.prefix = prefix
         self._uses_source = resize is None
+        self._are_readable: dict[int, bool] = {}
         self._notes: dict[int, tuple[float, bool]] = {}
 
     def prepare(self, places: Sequence[int]) -> None:
@@ -75,7 +80,7 @@ class MaskedImages:
             transient=True,
         )
         self.masks.prepare(
-            (_as_rgb(self.picture(place)), self.source.key(place), self._crop) for place in progress
+            (_as_rgb(self.picture(place)), self._key(place), self._crop) for place in progress
         )
 
     def picture(self, place: int) -> Image.Image:
@@ -103,6 +108,31 @@ class MaskedImages:
                 "set resize: crop or stretch, or another image_size"
             )
         return picture
+
+    def is_readable(self, place: int) -> bool:
+        """Whether a picture can be used; what is wrong with one that cannot is told once.
+
+        Args:
+            place: in the source.
+        """
+        if place not in self._are_readable:
+            try:
+                self.picture(place)
+            except InputError as error:
+                rank_zero_warn(f"skipped: {error}")
+            else:
+                self._are_readable[place] = True
+            self._are_readable.setdefault(place, False)
+        return self._are_readable[place]
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the pictures that were found to be of no use, in the source's order."""
+        found = self._are_readable.items()
+        return [self.source.file(place) for place, is_good in sorted(found) if not is_good]
+
+    def _key(self, place: int) -> str:
+        return self.prefix + self.source.key(place)
 
     def load(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return masked images, B C H W in [0, 1], and masks, B 1 H W."""
@@ -214,7 +244,7 @@ class MaskedImages:
         """H W, bool."""
         if self.masks is None:
             return torch.ones(self.image_size, dtype=torch.bool)
-        key = self.source.key(place)
+        key = self._key(place)
         mask, is_replaced = self.masks.usable_mask(_as_rgb(picture), key, self._crop)
         self._notes[place] = mask.float().mean().item(), is_replaced
         return mask

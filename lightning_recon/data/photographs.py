@@ -51,6 +51,8 @@ class PhotographSource(SquareSource):
             for box in boxes
         ]
 
+        self.classes = [Path(file).stem for file in _CROPS]
+
     def __len__(self) -> int:
         return len(self._cuts)
 

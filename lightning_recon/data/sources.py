@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,8 @@ class ImageSource(ABC):
 
     resize: Literal["crop", "stretch"] = "crop"
     """What :meth:`crop` does to a picture of another size; see :func:`bring_to_size`."""
+    classes: Sequence[str] | None = None
+    """Names of the classes by label; None: they have none."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -49,6 +52,10 @@ class ImageSource(ABC):
 
     def where(self, index: int) -> str:
         """Where picture ``index`` lies, for messages: for files, the whole path."""
+        return self.key(index)
+
+    def file(self, index: int) -> str:
+        """What a person finds picture ``index`` by: for files, the relative path."""
         return self.key(index)
 
     def look(self, index: int) -> Look:
@@ -84,11 +91,18 @@ class FileSource(ImageSource):
     Args:
         root: the folder.
         files: (path relative to ``root``, label) of every picture, in order.
+        classes: names of the classes by label; null: they have none.
     """
 
-    def __init__(self, root: Path, files: Sequence[tuple[str, int]]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[tuple[str, int]],
+        classes: Sequence[str] | None = None,
+    ) -> None:
         self.root = root
         self.files = files
+        self.classes = classes
 
     def __len__(self) -> int:
         return len(self.files)
@@ -106,11 +120,15 @@ class FileSource(ImageSource):
                 picture.load()
                 return picture
         except Exception as error:  # every decoder of Pillow fails in its own way
-            raise _unreadable(path, error) from error
+            raise unreadable(path.absolute(), error) from error
 
     def where(self, index: int) -> str:
         """Path of file ``index``."""
         return str((self.root / self.files[index][0]).absolute())
+
+    def file(self, index: int) -> str:
+        """Relative path of file ``index``, with forward slashes."""
+        return Path(self.files[index][0]).as_posix()
 
     def look(self, index: int) -> Look:
         """What file ``index`` looks like; only its head is read.
@@ -123,7 +141,7 @@ class FileSource(ImageSource):
             with opened(path) as picture:
                 return Look.at(picture)
         except Exception as error:  # every decoder of Pillow fails in its own way
-            raise _unreadable(path, error) from error
+            raise unreadable(path.absolute(), error) from error
 
     def label(self, index: int) -> int:
         """Class of file ``index``."""
@@ -141,9 +159,17 @@ class ArraySource(SquareSource):
         images: N H W 3 or N H W, uint8, H = W.
         labels: N integers.
         prefix: what the names of the pictures begin with.
+        classes: names of the classes by label; null: they have none.
     """
 
-    def __init__(self, images: NDArray[np.uint8], labels: Sequence[int], prefix: str) -> None:
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: Sequence[int],
+        prefix: str,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        self.classes = classes
         self.images = images
         self.labels = labels
         self.prefix = prefix
@@ -178,7 +204,7 @@ def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
         with opened(path) as picture:
             return picture.convert(mode)
     except Exception as error:  # every decoder of Pillow fails in its own way
-        raise _unreadable(path, error) from error
+        raise InputError(f"cannot read the image {path.absolute()}: {error}") from error
 
 
 def image_files(folder: Path) -> list[str]:
@@ -233,5 +259,26 @@ def _pictures(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
             )
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"cannot read the image {path.absolute()}: {error}")
+def unreadable(where: object, error: Exception) -> InputError:
+    """Return what is said of a picture of a data set that cannot be decoded.
+
+    Args:
+        where: it lies.
+        error: of the decoder.
+    """
+    return InputError(
+        f"cannot read the image {where}: {error}; mend or remove it, or set on_corrupt: skip"
+    )
+
+
+@contextmanager
+def opened_as(purpose: str) -> Iterator[None]:
+    """Within this context an error about a picture says what it was opened for.
+
+    Args:
+        purpose: such as "one of the public images".
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error} (opened as {purpose})") from error

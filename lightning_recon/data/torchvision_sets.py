@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import datasets
 
 from lightning_recon.data.base import ClientDataModule
-from lightning_recon.data.sources import ImageSource
+from lightning_recon.data.sources import ImageSource, unreadable
 from lightning_recon.errors import InputError
 from lightning_recon.pictures import without_ghostscript
 
@@ -64,7 +64,7 @@ class TorchvisionDataModule(ClientDataModule):
         """As given, or the data set's own number."""
         if self._num_classes is None:
             source = self.source
-            classes = getattr(source, "classes", None)
+            classes = source.classes
             largest = max(map(source.label, range(len(source)))) if classes is None else 0
             self._num_classes = len(classes) if classes else largest + 1
         return self._num_classes
@@ -107,7 +107,7 @@ class TorchvisionSource(ImageSource):
     def __init__(self, dataset: Any, name: str) -> None:
         self.dataset = dataset
         self.name = name
-        self.classes: Sequence[str] | None = getattr(dataset, "classes", None)
+        self.classes: Sequence[str] | None = getattr(dataset, "classes", None) or None
         width, height = self.image(0).size if len(self) else (1, 1)
         self.resize = "stretch" if width == height else "crop"
 
@@ -124,7 +124,7 @@ class TorchvisionSource(ImageSource):
             with without_ghostscript():  # torchvision opens whatever Pillow can
                 picture = self.dataset[index][0]
         except Exception as error:  # every data set fails in its own way
-            raise InputError(f"cannot read the image {self.key(index)}: {error}") from error
+            raise unreadable(self.key(index), error) from error
         if not isinstance(picture, Image.Image):
             raise InputError(f"{self.name} holds no pictures, but {type(picture).__name__}")
         return picture

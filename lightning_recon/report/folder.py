@@ -14,6 +14,7 @@ from lightning_recon.documents import MAX_YAML_BYTES, parse_yaml, read_text
 from lightning_recon.errors import InputError
 
 _WHOLE = ("client", "image", "index", "label", "matched", "recovered", "identified")
+_TEXTS = ("file",)
 
 
 class Run(NamedTuple):
@@ -76,7 +77,7 @@ def _check_records(folder: Path, config: str) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a table of numbers such as ``clients.csv``; an empty cell is NaN.
+    """Read a table of numbers such as ``clients.csv``; an empty cell is NaN, ``file`` is left out.
 
     Args:
         path: the file; one that is not there has no rows.
@@ -100,7 +101,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _row(cells: Mapping[str, str]) -> Row:
-    row = {name: float(cell or "nan") for name, cell in cells.items()}
+    row = {name: float(cell or "nan") for name, cell in cells.items() if name not in _TEXTS}
     for name in _WHOLE:
         if math.isfinite(row.get(name, math.nan)):
             row[name] = int(row[name])

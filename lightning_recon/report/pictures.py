@@ -18,6 +18,7 @@ from lightning_recon.pictures import opened
 DIFFERENCE_GAIN = 4
 """By how much the pages amplify |truth - reconstruction|: 1/255 per step is not seen."""
 
+_GRID_SIDE = 128  # pixels a side up to which a grid enlarges its images
 _LOSSLESS_SIDE = 64  # pixels a side up to which a picture is shown without loss
 _QUALITY = 82  # of WebP
 
@@ -41,6 +42,9 @@ class Pair(NamedTuple):
 def save_grid(path: Path, truth: Tensor, reconstruction: Tensor) -> None:
     """Write a PNG of pairs, each true image above its reconstruction, eight pairs in a line.
 
+    Small images are enlarged by a whole factor, every pixel a square; the grid is for people, and
+    nothing reads it again.
+
     Args:
         path: the file to write; its folder is created if it is missing.
         truth: B C H W in [0, 1], C 1 or 3, B at least 1.
@@ -55,6 +59,11 @@ def save_grid(path: Path, truth: Tensor, reconstruction: Tensor) -> None:
             f"{tuple(truth.shape)} and {tuple(reconstruction.shape)}"
         )
     truth, reconstruction = (_shown(images) for images in (truth, reconstruction))
+    factor = max(1, _GRID_SIDE // max(truth.shape[2:]))
+    truth, reconstruction = (
+        images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        for images in (truth, reconstruction)
+    )
     gap = 2
     pairs = torch.cat([F.pad(truth, (0, 0, 0, gap), value=1.0), reconstruction], dim=2)
     grid = make_grid(pairs, nrow=8, padding=4 * gap, pad_value=1.0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_recon.attacks import Attack, GradientMatching
 from lightning_recon.audit.auditor import Auditor
+from lightning_recon.audit.guesses import shown
 from lightning_recon.audit.records import (
     UNKNOWN,
     ClientRecord,
@@ -33,7 +34,7 @@ from lightning_recon.observation import Failure, Reconstruction
 from lightning_recon.report import board, write_report
 from lightning_recon.report.pictures import save_grid, save_image, save_pictures
 from lightning_recon.report.terminal import print_summary
-from lightning_recon.runs.results import build_results, peak_memory_bytes
+from lightning_recon.runs.results import build_results, peak_memory_bytes, with_files
 from lightning_recon.runs.resume import origin_of
 from lightning_recon.runs.run_config import configuration_of, write_config
 from lightning_recon.runs.stopping import Stopped
@@ -246,14 +247,14 @@ class Audit(Callback):
         if self._truth is None:
             self._truth = self._auditor.data.client(attack.client_index).images
         images = attack.current.images.detach().cpu().float()
-        shown = self._auditor.shown(images, self._truth)
-        figure = psnr(shown, self._truth).mean()
+        found = shown(images, self._truth, self._auditor.mean_image)
+        figure = psnr(found, self._truth).mean()
         attack.log("psnr", figure, prog_bar=True, logger=False, rank_zero_only=True)
         if trainer.is_global_zero:
             board.add_figures(trainer.loggers, {"psnr": float(figure)}, step)
             if with_images:
                 client = attack.client_index
-                board.add_images(trainer.loggers, client, self._truth, shown, step)
+                board.add_images(trainer.loggers, client, self._truth, found, step)
 
     def _score_fitted(self, trainer: Trainer, attack: Attack) -> None:
         assert attack.client_index is not None
@@ -434,7 +435,7 @@ class Audit(Callback):
         )
         rows = [row for record in records for row in record.rows]
         if rows:  # else there is no truth
-            write_csv(self._folder / "clients.csv", rows)
+            write_csv(self._folder / "clients.csv", with_files(rows, data))
         content["integrity"] = integrity(self._origin, self._folder / "clients.csv")
         write_json(self._folder / "results.json", sealed(content))
         results = view(content)

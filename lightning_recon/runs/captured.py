@@ -1,5 +1,6 @@
 """The audit of a capture: one client after the other, and what is written."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path

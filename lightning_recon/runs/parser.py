@@ -20,6 +20,9 @@ _ROLE = re.compile(r":[a-z]+:`(?:[^`<]*<)?[~.!]?([^`>]*)>?`")
 _UNKNOWN = re.compile(r"(?:Option|does not accept option) '([^']+)'|unrecognized arguments: (.+)")
 """How jsonargparse speaks of an option that does not exist."""
 _CHOICE = re.compile(r"argument (\S+): invalid choice: '([^']*)' \(choose from (.*)\)")
+_SUBCLASSES = re.compile(r", known subclasses: [\w.]+(?:, [\w.]+(?![\w.:]))*")
+_MAX_SUBCLASSES = 60
+"""Classes that the help of an option lists."""
 NO_OPTION = "there is no option"
 _load_yaml = get_loader("yaml")
 
@@ -42,7 +45,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
         super().start_section(heading and without_roles(heading))
 
     def _expand_help(self, action: argparse.Action) -> str:
-        return _CLASS.sub(r"\1", without_roles(super()._expand_help(action)))
+        return _CLASS.sub(r"\1", without_many(without_roles(super()._expand_help(action))))
 
 
 def without_roles(text: str) -> str:
@@ -53,6 +56,20 @@ def without_roles(text: str) -> str:
         'see Module and step'
     """
     return _ROLE.sub(lambda role: role[1].rpartition(".")[2], text)
+
+
+def without_many(text: str) -> str:
+    """Return a help text without a list of classes that nobody reads, as of all modules of torch.
+
+    Examples:
+        >>> without_many("(type: A, known subclasses: a.B, a.C)")
+        '(type: A, known subclasses: a.B, a.C)'
+        >>> without_many(f"(type: A, known subclasses: {', '.join(['a.B'] * 99)}, default: null)")
+        '(type: A, default: null)'
+    """
+    return _SUBCLASSES.sub(
+        lambda listed: "" if listed[0].count(",") > _MAX_SUBCLASSES else listed[0], text
+    )
 
 
 class Parser(ArgumentParser):

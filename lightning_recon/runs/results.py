@@ -23,7 +23,7 @@ from lightning_recon.audit.schema import (
     OutcomeJson,
     ResultsJson,
 )
-from lightning_recon.audit.scores import aggregate
+from lightning_recon.audit.scores import Row, aggregate
 from lightning_recon.data import AuditDataModule, ClientDataModule
 from lightning_recon.data.masked_images import MaskSummary
 from lightning_recon.defenses import Defense
@@ -224,8 +224,33 @@ def _mean(bounds: Sequence[Mapping[str, float]], name: str) -> float | None:
 
 
 def _describe_data(data: AuditDataModule) -> DataJson:
-    fallback = data.fallback if isinstance(data, ClientDataModule) else None
-    return {"name": data.name, "fallback": fallback, "description": data.describe()}
+    if not isinstance(data, ClientDataModule):
+        return {"name": data.name, "fallback": None, "description": data.describe()}
+    return {
+        "name": data.name,
+        "fallback": data.fallback,
+        "description": data.describe(),
+        "classes": data.classes,
+        "skipped": data.skipped,
+    }
+
+
+def with_files(rows: Sequence[Row], data: AuditDataModule) -> Sequence[Mapping[str, float | str]]:
+    """Return rows with ``file`` behind ``index``: by what a person finds the true image.
+
+    Args:
+        rows: one per true image.
+        data: that it is of.
+    """
+    if not isinstance(data, ClientDataModule):
+        return rows
+    named = []
+    for row in rows:
+        cells: list[tuple[str, float | str]] = list(row.items())
+        place = list(row).index("index") + 1
+        cells.insert(place, ("file", data.file(int(row["index"]))))
+        named.append(dict(cells))
+    return named
 
 
 def _communication(records: Sequence[ClientRecord]) -> CommunicationJson | None:

@@ -7,6 +7,7 @@ client is one item, and the items are spread over the devices; each is on disk o
 import argparse
 import copy
 import inspect
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

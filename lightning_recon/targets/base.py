@@ -29,6 +29,8 @@ class Target(nn.Module):
     has_penalty: bool = False
     """Whether ``forward(images, with_penalty=True)`` gives, beside the logits, a scalar that
     clients add to the loss."""
+    is_handed_over: bool = False
+    """Whether somebody else made the model, and left its layers in modes of their choice."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

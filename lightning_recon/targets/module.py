@@ -61,6 +61,8 @@ class ModuleTarget(Target):
         load_weights(made, weights)
         _set_apart_untrained(made)
         self._take_over(made)
+        self.training = made.training
+        self.is_handed_over = isinstance(module, nn.Module)
         self.is_normalised = mean is not None or std is not None
         parameter = next(made.parameters())
         for name, values in zip(("_mean", "_std"), _normalisation(mean, std), strict=True):

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.captures import Reply
+from lightning_recon.clients import FedSGD
+from lightning_recon.clients.modes import mode_matters, modes_of
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Reconstruction
 from lightning_recon.targets import ModuleTarget, Target
@@ -37,6 +39,10 @@ from lightning_recon.verdict.sent import Sent, read_reply
 Verdict = Literal["leaked", "not shown", "cannot tell"]
 _SAME = 25.0  # dB between two reconstructions that show the same image
 _HOPELESS = -4.0  # dB that rehearsed images lack, in the median, from which an attack is left out
+_MODE_ASSUMED = (
+    "the model computes otherwise in training than in evaluation (batch norm, dropout): the client "
+    "is assumed to have computed in train mode; if it did in eval mode, add --mode eval"
+)
 _MAX_RANK = 64  # samples that are told from a rank
 
 
@@ -90,6 +96,7 @@ class Auditor:
         learning_rate: of the clients' SGD where the capture does not say; null: not known.
         batch_size: samples of a client where the capture does not say; null: not known.
         steps: local steps where the capture does not say; null: not known.
+        mode: in which clients compute; null: not known, train is assumed.
     """
 
     def __init__(
@@ -103,11 +110,13 @@ class Auditor:
         learning_rate: float | None = None,
         batch_size: int | None = None,
         steps: int | None = None,
+        mode: Literal["train", "eval"] | None = None,
     ) -> None:
         self.setting = setting
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.steps = steps
+        self.mode = mode
         self.target: Target = (
             copy.deepcopy(model)
             if isinstance(model, Target)
@@ -115,6 +124,8 @@ class Auditor:
         )
         self.target.requires_grad_(True)
         self.target.check_input(setting.image_shape)
+        in_eval = dict.fromkeys(modes_of(self.target), False)
+        self._mode_matters = mode_matters(self.target, FedSGD(), in_eval, setting.image_shape)
         self._rehearsals: dict[tuple[object, ...], Rehearsal] = {}
 
     def audit(self, reply: Reply) -> ClientAudit:
@@ -137,6 +148,8 @@ class Auditor:
             if not training.is_assumed:
                 told = f"is told by the rank of a linear layer's change: {training.num_samples}"
             findings.append(Finding("note", f"how many samples there are {told}"))
+        if self.mode is None and self._mode_matters:
+            findings.append(Finding("note", _MODE_ASSUMED))
         is_simulated = training.is_known or sent.protocol == "fedsgd"
         if not is_simulated and self.setting.effort == "thorough" and numbers.norm:
             self.target.load_state_dict(sent.state, strict=False)
@@ -176,6 +189,7 @@ class Auditor:
             self.learning_rate or facts.get("learning_rate"),
             self.steps or facts.get("steps"),
             float(facts.get("momentum") or 0.0),
+            self.mode or "train",
         )
 
     def _attack(

@@ -48,6 +48,8 @@ class Training(NamedTuple):
     learning_rate: float | None
     steps: int | None
     momentum: float
+    mode: Literal["train", "eval"] = "train"
+    """Of the layers, in which clients compute."""
 
     @property
     def is_known(self) -> bool:
@@ -166,12 +168,13 @@ def _known(sent: Sent, training: Training) -> list[str]:
 def _client(sent: Sent, training: Training) -> Client:
     """Return the protocol that the attacks simulate; unknown numbers are not granted to them."""
     if sent.protocol == "fedsgd":
-        return FedSGD()
+        return FedSGD(mode=training.mode)
     return FedAvg(
         learning_rate=training.learning_rate or 1.0,
         epochs=training.steps or 1,
         momentum=training.momentum,
         shuffle=False,
+        mode=training.mode,
     )
 
 

@@ -4,18 +4,15 @@ import itertools
 import math
 from typing import NamedTuple
 
-from lightning_recon.attacks import InvertingGradients
-from lightning_recon.clients import FedAvg
 from lightning_recon.targets import Target
 from lightning_recon.verdict.evidence import look
-from lightning_recon.verdict.plan import Setting, Training
+from lightning_recon.verdict.plan import Setting, Training, matching
 from lightning_recon.verdict.sent import Sent
 
 RATES = (0.001, 0.01, 0.1)
 """Learning rates that are tried."""
 STEPS = (1, 5, 20)
 """Numbers of local steps that are tried."""
-_ITERATIONS = 100
 _CLEARLY = 0.9  # of the objective of one step: else the update does not tell
 
 
@@ -43,19 +40,14 @@ def scan(target: Target, sent: Sent, training: Training, setting: Setting) -> Sc
     """
     rates = RATES if training.learning_rate is None else (training.learning_rate,)
     numbers = STEPS if training.steps is None else (training.steps,)
+    short = setting._replace(effort="quick")
     fits: dict[tuple[float, int], float] = {}
     for rate, steps in itertools.product(rates, numbers):
         if steps == 1 and any(steps == other for _, other in fits):
             continue  # the objective is of directions, which the rate of one step leaves
-        client = FedAvg(rate, epochs=steps, momentum=training.momentum, shuffle=False)
-        attack = InvertingGradients(
-            target,
-            client=client,
-            known=["num_samples", "client"],
-            iterations=_ITERATIONS,
-            seed=setting.seed,
-        )
-        found = look(attack, sent.update, training, setting)
+        trial = training._replace(learning_rate=rate, steps=steps)
+        attack = matching(target, sent, trial, short, setting.seed)
+        found = look(attack, sent.update, trial, setting)
         fits[rate, steps] = float(found.score.mean()) if len(found.score) else math.nan
     finite = {key: value for key, value in fits.items() if math.isfinite(value)}
     unknown = "how the client trained is not known"
