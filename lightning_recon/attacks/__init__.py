@@ -6,6 +6,7 @@ from lightning_recon.attacks.april import APRIL
 from lightning_recon.attacks.base import Attack
 from lightning_recon.attacks.curious_abandon_honesty import CuriousAbandonHonesty
 from lightning_recon.attacks.dlg import DLG
+from lightning_recon.attacks.exact import ExactInversion
 from lightning_recon.attacks.feature_inversion import FeatureInversionAttack
 from lightning_recon.attacks.grad_inversion import GradInversion
 from lightning_recon.attacks.gradient_matching import GradientMatching
@@ -30,6 +31,7 @@ __all__ = [
     "AnnealedInversion",
     "Attack",
     "CuriousAbandonHonesty",
+    "ExactInversion",
     "FeatureInversionAttack",
     "GradInversion",
     "GradientMatching",
