@@ -84,6 +84,10 @@ class Observation(NamedTuple):
     (:func:`lightning_recon.attacks.matching.batch_statistics.batch_statistics`)."""
 
 
+HALF_LEVEL = 0.5 / 255
+"""An image is exact if every pixel is within half a level of 8 bits."""
+
+
 class Mark(str, Enum):
     """What an attack says of one of its images without any truth."""
 

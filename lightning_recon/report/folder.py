@@ -9,7 +9,10 @@ from lightning_recon.audit.results import Results, read_results
 from lightning_recon.audit.scores import Row
 from lightning_recon.errors import InputError
 
-_WHOLE = ("client", "image", "index", "label", "matched", "recovered", "identified")
+_WHOLE = (
+    *("client", "image", "index", "label", "matched", "recovered", "identified"),
+    *("certified", "exact"),
+)
 
 
 class Run(NamedTuple):

@@ -31,13 +31,16 @@ import torch
 from torch import Tensor
 
 from lightning_recon.attacks.exact.slopes import SlopeModel, Slopes
+from lightning_recon.observation import HALF_LEVEL
 
-HALF_LEVEL = 0.5 / 255
 _TAIL = 0.1  # share of the null's smallest statistics that its tail is fitted to
 _TINY = 1e-300
 _SPARE = 16  # dimensions beyond the rank, that the noise is read from
 _FAR = 4 / 255  # by which a mixture differs from its parts; nearer ones the pixels' test tells
 _FLOOR = 2e-5  # relative deviation of slopes that rounding in a network of float32 explains
+_VAGUE = 0.1  # relative error of a scale, above which it is no evidence
+_MOST = 16  # times that one sample is there
+_PART = 64  # candidates that are tested together
 _SURE = 6.0  # standard deviations of the noise
 
 
@@ -147,6 +150,12 @@ def test_candidates(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
     )
 
 
+def test_all(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
+    """Test candidates in parts that fit into memory; see :func:`test_candidates`."""
+    parts = [test_candidates(spans, model, part) for part in images.split(_PART)]
+    return Tested(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+
+
 def _settle_near_zero(slopes: Slopes, columns: Tensor) -> Tensor:
     """Return the slopes, N C K, those of outputs near 0 as they fit best.
 
@@ -165,33 +174,55 @@ def _settle_near_zero(slopes: Slopes, columns: Tensor) -> Tensor:
     return each
 
 
+def misfit(tested: Tested, scale: float | None) -> Tensor:
+    """Return how far candidates are from passing, N: the statistic that p-values are of.
+
+    It is the larger of the share of the slopes' energy outside the span and of the square by which
+    the scale misses a whole multiple of the common one: slopes of few rows may lie in the span by
+    chance, but not with the right size as well.
+
+    Args:
+        tested: the candidates.
+        scale: common to all samples; null: not known.
+    """
+    if scale is None:
+        return tested.statistic
+    missed = (how_often(tested, scale) - tested.scale / scale).abs()
+    missed = (missed - tested.scale_error.clamp_max(_VAGUE)).clamp_min(0)
+    return torch.maximum(tested.statistic, missed.square().clamp_max(1))
+
+
+def how_often(tested: Tested, scale: float) -> Tensor:
+    """Return how often each candidate is there, N, at least once and not absurdly often."""
+    return (tested.scale / scale).round().clamp(1, _MOST)
+
+
 class MixtureNull(NamedTuple):
     """How often a mixture comes as far as a candidate."""
 
-    statistics: Tensor
-    """M, ascending."""
+    tested: Tested
+    """M mixtures."""
 
-    def pass_rate(self, statistic: Tensor) -> Tensor:
-        """Return the share of mixtures whose statistic is at most as large.
+    def pass_rate(self, value: Tensor, scale: float | None) -> Tensor:
+        """Return the share of mixtures whose misfit is at most as large.
 
         Args:
-            statistic: N in [0, 1].
+            value: N, of :func:`misfit`.
+            scale: as there.
         """
-        known = self.statistics.clamp_min(_TINY)
-        count = torch.searchsorted(known, statistic, right=True)
-        empirical = (count + 1) / (len(known) + 1)
+        known = misfit(self.tested, scale).nan_to_num(1.0).clamp_min(_TINY).sort().values
+        empirical = (torch.searchsorted(known, value, right=True) + 1) / (len(known) + 1)
         size = max(1, int(_TAIL * len(known)))
         edge = known[size - 1]
-        rate = 1 / (edge / known[:size]).log().mean().clamp_min(1e-9)
-        rate = rate.clamp_max(len(known))
-        tail = _TAIL * (statistic.clamp_min(_TINY) / edge) ** rate
-        return torch.where(statistic < known[0], torch.minimum(tail, empirical), empirical)
+        rate = (1 / (edge / known[:size]).log().mean().clamp_min(1e-9)).clamp_max(len(known))
+        tail = _TAIL * (value.clamp_min(_TINY) / edge) ** rate
+        return torch.where(value < known[0], torch.minimum(tail, empirical), empirical)
 
 
 def simulate_null(
     spans: Spans, model: SlopeModel, images: Tensor, size: int, generator: torch.Generator
 ) -> MixtureNull:
-    """Return the statistics of mixtures of what an update's rows show.
+    """Return the tests of mixtures of what an update's rows show.
 
     Args:
         spans: of the update.
@@ -206,8 +237,7 @@ def simulate_null(
     mixed = share * first + (1 - share) * second
     nearest = torch.minimum((mixed - first).abs().amax(1), (mixed - second).abs().amax(1))
     mixed = mixed[nearest > _FAR].clamp(0, 1)
-    found = [test_candidates(spans, model, part).statistic for part in mixed.split(64)]
-    return MixtureNull(torch.cat([images.new_zeros(0), *found]).sort().values)
+    return MixtureNull(test_all(spans, model, mixed))
 
 
 def _with_one(images: Tensor) -> Tensor:

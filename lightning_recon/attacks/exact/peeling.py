@@ -18,16 +18,18 @@ import torch
 from torch import Tensor
 
 from lightning_recon.attacks.exact.certificate import (
-    HALF_LEVEL,
     MixtureNull,
     Spans,
     Tested,
+    how_often,
+    misfit,
     read_spans,
     simulate_null,
-    test_candidates,
+    test_all,
 )
 from lightning_recon.attacks.exact.slopes import SlopeModel
 from lightning_recon.attacks.linear_layer import FAINT, grid_misfit, read_candidates
+from lightning_recon.observation import HALF_LEVEL
 
 CERTAIN, LIKELY = 1e-4, 0.05
 """p-values up to which an image is certified, or likely."""
@@ -83,7 +85,8 @@ class Peeling:
         self.image_shape = image_shape
         self.snap = snap
         self.scale: float | None = None
-        """Common to all samples; None: nothing is certified yet."""
+        """Common to all samples; None: nothing passed yet."""
+        self._agree = 0
         self.is_snapped = False
         """Whether there were pixels near 8-bit levels, and candidates are set to them."""
         self.rank = spans.rank
@@ -136,22 +139,23 @@ class Peeling:
     def judge(self, images: Tensor) -> Found:
         """Test candidates, N D in [0, 1], that have not been tried."""
         images = images[self._new(images)]
-        parts = list(images.split(64)) or [images]
-        tests = [test_candidates(self.spans, self.model, part) for part in parts]
-        tested = Tested(*(torch.cat(fields) for fields in zip(*tests, strict=True)))
+        tested = test_all(self.spans, self.model, images)
         self.num_tried += len(images)
-        p_value = (self.null.pass_rate(tested.statistic) * self.num_tried).clamp_max(1)
-        is_sure = (p_value <= CERTAIN) & tested.fits_noise & tested.fits_pixels
-        if self.scale is None and is_sure.any():
-            self.scale = float(tested.scale[is_sure].median())
-        times = tested.scale / (self.scale or 1.0)
-        is_whole = (times - times.round()).abs() <= tested.scale_error * times.round()
-        return Found(images, tested, p_value, is_sure & is_whole & (times.round() >= 1))
+        fits = tested.fits_noise & tested.fits_pixels
+        if self.scale is None and fits.any():
+            self.scale = float(tested.scale[fits].median())
+            self._agree = int(fits.sum())
+        # one candidate alone agrees with itself
+        scale = self.scale if self._agree > 1 else None
+        rate = self.null.pass_rate(misfit(tested, scale), scale)
+        p_value = (rate * self.num_tried).clamp_max(1)
+        is_whole = misfit(tested, self.scale) <= tested.statistic
+        return Found(images, tested, p_value, fits & is_whole & (p_value <= CERTAIN))
 
     def subtract(self, found: Found) -> None:
         """Take certified images out of all rows."""
         assert self.scale is not None
-        counts = (found.tested.scale / self.scale).round()
+        counts = how_often(found.tested, self.scale)
         times = counts * self.scale
         if self.num_left is not None:
             self.num_left = max(0, self.num_left - int(counts.sum()))
@@ -205,7 +209,7 @@ class Peeling:
         for pool in (shown, torch.cat([shown, noise])):
             if len(pool) > 1:
                 null = simulate_null(self.spans, self.model, pool, _NULL_SIZE, generator)
-                if len(null.statistics) >= _NULL_SIZE // 2:
+                if len(null.tested.statistic) >= _NULL_SIZE // 2:
                     break
         return null
 
