@@ -45,7 +45,15 @@ THRESHOLDS = {"psnr": (15.0, 19.0, 25.0, 30.0), "lpips": (0.1, 0.2, 0.4)}
 _NULLS = ("mean_image", "class_mean", "nearest_public")
 NOT_METRICS = (
     *("client", "image", "index", "label", "matched", "recovered", "identified", "mask_area"),
-    *("recovered_convincing", "score", "certified", "exact", "p_value", "psnr_noise_only", *(f"psnr_{name}" for name in _NULLS)),
+    *(
+        "recovered_convincing",
+        "score",
+        "certified",
+        "exact",
+        "p_value",
+        "psnr_noise_only",
+        *(f"psnr_{name}" for name in _NULLS),
+    ),
 )
 """Columns of a row that are no metric; all others are."""
 
@@ -172,7 +180,8 @@ def add_marks(rows: Sequence[Row], reconstruction: Reconstruction, truth: Tensor
         row["exact"] = int(is_there and bool(is_exact[matched, position]))
         row["p_value"] = float(p_values[matched]) if is_there and p_values is not None else np.nan
     is_wrong = [
-        mark == Mark.CERTIFIED and not fits for mark, fits in zip(marks, is_exact.any(1), strict=True)
+        mark == Mark.CERTIFIED and not fits
+        for mark, fits in zip(marks, is_exact.any(1), strict=True)
     ]
     return {"certified_wrong": sum(is_wrong)}
 

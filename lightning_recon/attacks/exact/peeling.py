@@ -172,7 +172,7 @@ class Peeling:
             is_near = grid_misfit(images) <= _NEAR_GRID
             if is_near.any() or self.is_snapped:
                 self.is_snapped = True
-                return (255 * images[is_near]).round().clamp(0, 255) / 255
+                return (255 * images[is_near]).clamp(0, 255).round() / 255 + 0.0  # no -0
         return images[((images >= -HALF_LEVEL) & (images <= 1 + HALF_LEVEL)).all(1)].clamp(0, 1)
 
     def _new(self, images: Tensor) -> list[int]:
@@ -225,5 +225,3 @@ def join(parts: list[Found]) -> Found:
     images, tests, p_values, certified = zip(*parts, strict=True)
     tested = Tested(*(torch.cat(fields) for fields in zip(*tests, strict=True)))
     return Found(torch.cat(images), tested, torch.cat(p_values), torch.cat(certified))
-
-
