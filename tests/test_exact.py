@@ -173,7 +173,7 @@ def test_a_batch_beyond_the_rank_is_refused():
 
 
 def test_soliton_biases_open_what_an_honest_network_hides():
-    batch = batch_of(24, seed=1, contrast=0.1)
+    batch = batch_of(48, seed=1, contrast=0.1)
     honest, attack = ExactInversion(net()), SolitonBiases(net(), uses_public=True)
     before = num_certified(attacked(honest, batch))
     found = attacked(attack, batch, batch_of(200, seed=2, contrast=0.1).images)
