@@ -84,6 +84,20 @@ class Observation(NamedTuple):
     (:func:`lightning_recon.attacks.matching.batch_statistics.batch_statistics`)."""
 
 
+HALF_LEVEL = 0.5 / 255
+"""An image is exact if every pixel is within half a level of 8 bits."""
+
+
+class Mark(str, Enum):
+    """What an attack says of one of its images without any truth."""
+
+    CERTIFIED = "certified"
+    """Every pixel is within half a level: the image passed a test that a mixture fails."""
+    LIKELY = "likely"
+    """A mixture seldom comes as far, but something is left that the test does not explain."""
+    GUESS = "guess"
+
+
 class Reconstruction(NamedTuple):
     """What an attack gives back: R images, R at most the number of samples."""
 
@@ -97,6 +111,11 @@ class Reconstruction(NamedTuple):
     """Counts and estimates that the attack reports, such as the noise level it measured."""
     curve: tuple[tuple[int, float], ...] = ()
     """(iteration, objective) pairs on the way here; empty for an analytic attack."""
+    marks: tuple[Mark, ...] | None = None
+    """R, or None where the attack has no test."""
+    p_values: Tensor | None = None
+    """R: how probable it is that a wrong image, of all that were tried, passes as well; with
+    ``marks``."""
 
 
 class Failure(NamedTuple):

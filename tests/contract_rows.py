@@ -49,6 +49,7 @@ ATTACKS = {
     "AnnealedInversion": on(attacks.AnnealedInversion, READABLE["pools"], iterations=2),
     "CuriousAbandonHonesty": on(attacks.CuriousAbandonHonesty, num_rows=64),
     "DLG": on(attacks.DLG, iterations=2, optimizer=lbfgs),
+    "ExactInversion": on(attacks.ExactInversion, READABLE["linear"]),
     "FeatureInversionAttack": on(
         attacks.FeatureInversionAttack, READABLE["linear end"], kernel_size=3, **QUICK
     ),
@@ -62,6 +63,7 @@ ATTACKS = {
     "RGAP": on(attacks.RGAP, READABLE["convolutions"]),
     "ROGAttack": on(attacks.ROGAttack, iterations=2),
     "RobbingTheFed": on(attacks.RobbingTheFed, num_bins=64),
+    "SolitonBiases": on(attacks.SolitonBiases, READABLE["linear"]),
     "SpectralLDPAttack": on(attacks.SpectralLDPAttack, num_bins=64, shrinkage_steps=2),
 }
 SINGLE = {"APRIL", "IDLG", "RGAP"}

@@ -6,6 +6,7 @@ from lightning_recon.attacks.april import APRIL
 from lightning_recon.attacks.base import Attack
 from lightning_recon.attacks.curious_abandon_honesty import CuriousAbandonHonesty
 from lightning_recon.attacks.dlg import DLG
+from lightning_recon.attacks.exact import ExactInversion
 from lightning_recon.attacks.feature_inversion import FeatureInversionAttack
 from lightning_recon.attacks.grad_inversion import GradInversion
 from lightning_recon.attacks.gradient_matching import GradientMatching
@@ -19,6 +20,7 @@ from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.attacks.r_gap import RGAP
 from lightning_recon.attacks.robbing_the_fed import RobbingTheFed
 from lightning_recon.attacks.rog import ROGAttack
+from lightning_recon.attacks.soliton_biases import SolitonBiases
 from lightning_recon.attacks.spectral import SpectralLDPAttack
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "AnnealedInversion",
     "Attack",
     "CuriousAbandonHonesty",
+    "ExactInversion",
     "FeatureInversionAttack",
     "GradInversion",
     "GradientMatching",
@@ -41,5 +44,6 @@ __all__ = [
     "OptimizationAttack",
     "ROGAttack",
     "RobbingTheFed",
+    "SolitonBiases",
     "SpectralLDPAttack",
 ]

@@ -116,22 +116,28 @@ def first_linear(model: nn.Module, image_shape: tuple[int, int, int]) -> FirstLi
     """
     probes = probe_images(model, image_shape)
     found: list[FirstLinear] = []
+    without_bias: list[str] = []
 
-    def look(name: str, seen: Tensor) -> None:
-        if reads := read_normalisation(seen, probes):
+    def look(name: str, layer: nn.Linear, seen: Tensor) -> None:
+        if (reads := read_normalisation(seen, probes)) is None:
+            return
+        if layer.bias is None:
+            without_bias.append(name)
+        else:
             found.append(FirstLinear(f"{name}." if name else "", reads))
 
     with left_as_found(model, training=False, keeps_buffers=True) as hooks, torch.no_grad():
         hooks += [
-            layer.register_forward_pre_hook(lambda layer, x, name=name: look(name, x[0]))
+            layer.register_forward_pre_hook(lambda layer, x, name=name: look(name, layer, x[0]))
             for name, layer in model.named_modules()
-            if isinstance(layer, nn.Linear) and layer.bias is not None
+            if isinstance(layer, nn.Linear)
         ]
         model(probes)
     if not found:
+        which = f": {without_bias[0]} has none" if without_bias else ""
         raise InputError(
-            f"LinearLayerInversion: no linear layer with a bias reads the image in "
-            f"{type(model).__name__}; choose a target that begins with one, such as MLP"
+            f"no linear layer with a bias reads the image in {type(model).__name__}{which}; choose "
+            "a target that begins with one, such as MLP"
         )
     return found[0]
 

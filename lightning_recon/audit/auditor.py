@@ -26,7 +26,7 @@ from lightning_recon.audit.guesses import (
 )
 from lightning_recon.audit.privacy_statement import privacy_statement
 from lightning_recon.audit.records import ClientRecord
-from lightning_recon.audit.scores import Row, mark_convincing, score
+from lightning_recon.audit.scores import Row, add_marks, mark_convincing, score
 from lightning_recon.data import ClientDataModule
 from lightning_recon.defenses import num_update_bits
 from lightning_recon.errors import InputError
@@ -136,7 +136,8 @@ class Auditor:
         for row in rows:
             matched = int(row["matched"])
             row["score"] = float(reconstruction.score[matched]) if matched >= 0 else torch.nan
-        notes = dict(reconstruction.notes)
+        wrong = add_marks(rows, reconstruction, truth.images)
+        notes = {**reconstruction.notes, **wrong}
         federation = attack.federation
         if federation.has_payload:
             shapes = {name: tensor.shape for name, tensor in federation.payload.named_parameters()}
@@ -253,6 +254,7 @@ def _on_cpu(reconstruction: Reconstruction) -> Reconstruction:
     return reconstruction._replace(
         images=reconstruction.images.detach().cpu().float(),
         score=reconstruction.score.detach().cpu(),
+        p_values=None if reconstruction.p_values is None else reconstruction.p_values.cpu(),
     )
 
 

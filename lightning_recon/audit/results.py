@@ -145,6 +145,8 @@ class Results(NamedTuple):
     null: Mapping[str, Control] = _NONE
     thresholds: Mapping[str, Mapping[str, float]] = _NONE
     identification: Identification = Identification()
+    notes: Sequence[Mapping[str, float]] = ()
+    """The attack's own numbers, by client."""
     curves: Sequence[Curve] = ()
     data: Data = Data()
     masks: Masks = Masks()
@@ -169,6 +171,11 @@ class Results(NamedTuple):
     def metric(self, name: str) -> Metric:
         """Return a metric, one without figures where it was not computed."""
         return self.metrics.get(name, Metric())
+
+    def noted(self, name: str) -> int | None:
+        """Return a count that the attack noted, over all clients; None if it noted none."""
+        counts = [note[name] for note in self.notes if name in note]
+        return int(sum(counts)) if counts else None
 
     def control(self, name: str) -> Control:
         """Return a null control, one without figures where it was not run."""

@@ -21,7 +21,7 @@ from lightning_recon.audit.statistics import (
     worst_case,
 )
 from lightning_recon.functional.image_quality import cw_ssim, mse, psnr, ssim
-from lightning_recon.observation import Reconstruction
+from lightning_recon.observation import HALF_LEVEL, Mark, Reconstruction
 from lightning_recon.updates import PrivateBatch
 
 Row = dict[str, float]
@@ -45,7 +45,15 @@ THRESHOLDS = {"psnr": (15.0, 19.0, 25.0, 30.0), "lpips": (0.1, 0.2, 0.4)}
 _NULLS = ("mean_image", "class_mean", "nearest_public")
 NOT_METRICS = (
     *("client", "image", "index", "label", "matched", "recovered", "identified", "mask_area"),
-    *("recovered_convincing", "score", "psnr_noise_only", *(f"psnr_{name}" for name in _NULLS)),
+    *(
+        "recovered_convincing",
+        "score",
+        "certified",
+        "exact",
+        "p_value",
+        "psnr_noise_only",
+        *(f"psnr_{name}" for name in _NULLS),
+    ),
 )
 """Columns of a row that are no metric; all others are."""
 
@@ -132,6 +140,50 @@ def score(
         values = [column.tolist() for column in columns.values()]
         rows += [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
     return rows
+
+
+def exact_pairs(images: Tensor, truth: Tensor) -> Tensor:
+    """Return which images are which true ones exactly, every pixel within half a level: R B, bool.
+
+    Args:
+        images: R C H W in [0, 1].
+        truth: B C H W in [0, 1].
+    """
+    if not len(images) or not len(truth):
+        return torch.zeros(len(images), len(truth), dtype=torch.bool)
+    furthest = [(truth - image).abs().flatten(1).amax(1) for image in images.to(truth)]
+    return torch.stack(furthest) <= HALF_LEVEL * (1 + 1e-6)
+
+
+def add_marks(rows: Sequence[Row], reconstruction: Reconstruction, truth: Tensor) -> dict[str, int]:
+    """Add to rows what the attack said of its images, and whether it is so.
+
+    Rows get ``certified`` and ``exact`` (0 or 1) and ``p_value``, if the attack has marks.
+
+    Args:
+        rows: of :func:`score`.
+        reconstruction: with or without marks.
+        truth: B C H W in [0, 1].
+
+    Returns:
+        ``certified_wrong``, the certified images that are none of the client's, matched or not;
+        nothing without marks.
+    """
+    marks, p_values = reconstruction.marks, reconstruction.p_values
+    if marks is None:
+        return {}
+    is_exact = exact_pairs(reconstruction.images, truth)
+    for position, row in enumerate(rows):
+        matched = int(row["matched"])
+        is_there = matched >= 0
+        row["certified"] = int(is_there and marks[matched] == Mark.CERTIFIED)
+        row["exact"] = int(is_there and bool(is_exact[matched, position]))
+        row["p_value"] = float(p_values[matched]) if is_there and p_values is not None else np.nan
+    is_wrong = [
+        mark == Mark.CERTIFIED and not fits
+        for mark, fits in zip(marks, is_exact.any(1), strict=True)
+    ]
+    return {"certified_wrong": sum(is_wrong)}
 
 
 def mark_convincing(rows: Sequence[Row]) -> None:

@@ -239,12 +239,15 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return tiles
 
 
+_LINEAR = {"ExactInversion", "LinearLayerInversion"}
+
+
 def _advice(clients: Sequence[Mapping[str, Any]]) -> list[str]:
     leaked = [client for client in clients if client["verdict"] == "leaked"]
     if not leaked:
         return [_ADVICE["noise"], _ADVICE["secure"]]
     attacks = {picture["attack"] for client in leaked for picture in client["pictures"]}
-    advice = [_ADVICE["linear"]] if "LinearLayerInversion" in attacks else [_ADVICE["batch"]]
+    advice = [_ADVICE["linear"]] if attacks & _LINEAR else [_ADVICE["batch"]]
     return [*advice, _ADVICE["noise"], _ADVICE["secure"]]
 
 
@@ -283,7 +286,7 @@ def _cards(folder: Path, client: Mapping[str, Any]) -> list[Card]:
                 scores["Class"] = str(shown["label"])
             if truth:
                 scores["By the truth"] = "right" if truth["picture_right"][place] else "not right"
-            badge = f"{share(shown['confidence'])} sure"
+            badge = shown.get("mark") or f"{share(shown['confidence'])} sure"
             cards.append(Card(name, badge, is_sure, pictures, scores))
         return cards
 

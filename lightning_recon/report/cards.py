@@ -124,9 +124,12 @@ def _card(row: Row, pair: Pair, side: int, *, is_masked: bool) -> Card:
             scores[label] = number(row[metric], decimals, unit)
     scores["Mean image"] = number(row.get("psnr_mean_image"), 1, "dB")
     is_recovered = row.get("recovered") == 1
-    return Card(
-        name, "recovered" if is_recovered else "not recovered", is_recovered, pictures, scores
-    )
+    badge = "recovered" if is_recovered else "not recovered"
+    if row.get("certified") == 1:
+        badge += ", certified"
+    if math.isfinite(row.get("p_value", math.nan)):
+        scores["p-value"] = f"{row['p_value']:.1g}"
+    return Card(name, badge, is_recovered, pictures, scores)
 
 
 def _note(rows: Sequence[Row], pictured: Sequence[Row], num_shown: int) -> str:

@@ -69,6 +69,14 @@ def _failures(results: Results) -> Iterator[str]:
     )
 
 
+def _wrong_certificates(results: Results) -> Iterator[str]:
+    if wrong := results.noted("certified_wrong"):
+        yield (
+            f"{count(wrong, 'image')} of {results.noted('certified'):,} that the attack certified "
+            "to be exact are not: the certificate does not hold in this setting."
+        )
+
+
 def _prior_alone(results: Results) -> Iterator[str]:
     if recovered := results.control("noise_only").recovered:
         yield (
@@ -147,6 +155,7 @@ _REST = ", all in results.json"
 _CHECKS: tuple[tuple[Literal["alarm", "note"], Callable[[Results], Iterator[str]]], ...] = (
     ("alarm", _partial),
     ("alarm", _failures),
+    ("alarm", _wrong_certificates),
     ("alarm", _prior_alone),
     ("alarm", _no_better),
     ("alarm", _stand_in_data),

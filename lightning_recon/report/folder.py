@@ -13,7 +13,10 @@ from lightning_recon.audit.scores import Row
 from lightning_recon.documents import MAX_YAML_BYTES, parse_yaml, read_text
 from lightning_recon.errors import InputError
 
-_WHOLE = ("client", "image", "index", "label", "matched", "recovered", "identified")
+_WHOLE = (
+    *("client", "image", "index", "label", "matched", "recovered", "identified"),
+    *("certified", "exact"),
+)
 _TEXTS = ("file",)
 
 

@@ -39,6 +39,8 @@ _FLAGS = {
     "recovered": "Recovered",
     "recovered_convincing": "Convincingly",
     "identified": "Identified",
+    "certified": "Certified",
+    "exact": "Exact",
 }
 _YES_NO = {1.0: "yes", 0.0: "no"}
 
@@ -178,6 +180,7 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
             recall if low is None else f"{recall}; interval {share(low)} to {share(high)}",
         ),
         *_convincing_tile(results),
+        *_certified_tile(results),
         (
             "PSNR, mean",
             number(psnr.mean, 1, "dB"),
@@ -325,6 +328,14 @@ def _epsilon(guarantee: Guarantee) -> str:
     return f"ε = {number(guarantee.epsilon)} at δ = {number(guarantee.delta)}"
 
 
+def _certified_tile(results: Results) -> list[tuple[str, str, str]]:
+    certified, wrong = results.noted("certified"), results.noted("certified_wrong")
+    if certified is None or wrong is None:
+        return []
+    value = f"{certified:,} of {number(results.num_images)}"
+    return [("Certified, without the truth", value, f"by the truth {wrong:,} of them are wrong")]
+
+
 def _privacy_gap(results: Results) -> str:
     """Return a sentence where the mechanism gives less than the claim promises."""
     actual, claimed = results.privacy.actual.epsilon, results.privacy.claimed.epsilon
@@ -341,9 +352,7 @@ def _image_table(rows: Sequence[Row]) -> Table:
     """Return the images' scores, worst leak first."""
     columns = list(rows[0]) if rows else []
     whole = [name for name in ("client", "image", "index", "label") if name in columns]
-    flags = [
-        name for name in ("recovered", "recovered_convincing", "identified") if name in columns
-    ]
+    flags = [name for name in _FLAGS if name in columns]
     metrics = metric_names([name for name in columns if name not in NOT_METRICS])
     nulls = [name for name in NULLS if f"psnr_{name}" in columns]
     ordered = sorted(rows, key=leak, reverse=True)[:MAX_TABLE_ROWS]

@@ -382,6 +382,8 @@ class Audit(Callback):
         folder = self._folder / "reconstructions"
         for position, image in enumerate(images):
             save_image(folder / f"client{client:05d}_reconstruction{position:03d}.png", image)
+        if outputs.marks is not None:
+            write_csv(folder / f"client{client:05d}_marks.csv", _marked(outputs))
         record = ClientRecord(
             client, [], len(images), outputs.notes, {}, list(outputs.curve), seconds, None
         )
@@ -451,6 +453,20 @@ class Audit(Callback):
             print_summary(*self._summary)
         elif self._is_empty:
             Console(markup=False).print("no client was finished, and so there are no results")
+
+
+def _marked(outputs: Reconstruction) -> list[dict[str, Any]]:
+    """Return what an attack says of each of its images."""
+    assert outputs.marks is not None
+    count = len(outputs.marks)
+    labels = [None] * count if outputs.labels is None else outputs.labels.tolist()
+    p_values = [None] * count if outputs.p_values is None else outputs.p_values.tolist()
+    return [
+        {"reconstruction": place, "label": label, "mark": mark.value, "p_value": p_value}
+        for place, (label, mark, p_value) in enumerate(
+            zip(labels, outputs.marks, p_values, strict=True)
+        )
+    ]
 
 
 def _check_same_clients(data: ClientDataModule, folder: Path) -> None:

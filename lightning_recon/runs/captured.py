@@ -190,8 +190,11 @@ def _audited(
                 "file": file,
                 "attack": picture.attack,
                 "label": picture.label,
+                "mark": None if picture.mark is None else picture.mark.value,
                 "confidence": round(picture.confidence, 4),
-                "evidence": {name: round(value, 4) for name, value in picture.features.items()},
+                "evidence": {
+                    name: float(f"{value:.4g}") for name, value in picture.features.items()
+                },
             }
         )
     controls = []
@@ -308,7 +311,9 @@ def _rows(clients: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if not client["pictures"]:
             rows.append(head)
         for number, picture in enumerate(client["pictures"]):
-            scores = {key: picture[key] for key in ("file", "attack", "label", "confidence")}
+            scores = {
+                key: picture[key] for key in ("file", "attack", "label", "mark", "confidence")
+            }
             is_right = client["truth"]["picture_right"][number] if client["truth"] else None
             right = None if is_right is None else int(is_right)
             rows.append(head | scores | picture["evidence"] | {"right": right})

@@ -32,11 +32,13 @@ class MLP(Target):
         hidden: widths of the hidden layers.
         activation: behind each hidden layer.
         in_channels: channels of the images.
+        first_std: standard deviation of the first layer's weights, drawn from a normal distribution
+            (0.5 in Boenisch et al., EuroS&P 2023); null: as PyTorch draws them.
         weights: a file with the tensors, or null for random weights drawn from ``seed``.
         seed: of the random weights.
 
     Raises:
-        InputError: if there is no hidden layer.
+        InputError: if there is no hidden layer, or ``first_std`` is not above 0.
     """
 
     def __init__(
@@ -46,12 +48,15 @@ class MLP(Target):
         hidden: Sequence[int] = (1000, 100),
         activation: Activation = "relu",
         in_channels: int = 3,
+        first_std: float | None = None,
         weights: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(num_classes)
         if not hidden:
             raise InputError("MLP: hidden must hold at least one width")
+        if first_std is not None and not first_std > 0:
+            raise InputError(f"MLP: first_std must be above 0, not {first_std}")
         with seeded(seed):
             layers: list[nn.Module] = [nn.Flatten()]
             width = in_channels * prod(height_width(image_size))
@@ -59,6 +64,8 @@ class MLP(Target):
                 layers += [nn.Linear(width, next_width), _activation(activation)]
                 width = next_width
             self.layers = nn.Sequential(*layers, nn.Linear(width, num_classes))
+            if first_std is not None:
+                nn.init.normal_(self.layers[1].weight, std=first_std)  # type: ignore[arg-type]
         load_weights(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_recon.attacks.exact.peeling import CERTAIN
 from lightning_recon.captures import Reply
 from lightning_recon.clients import FedSGD
 from lightning_recon.clients.modes import mode_matters, modes_of
 from lightning_recon.errors import InputError
-from lightning_recon.observation import Reconstruction
+from lightning_recon.observation import Mark, Reconstruction
 from lightning_recon.targets import ModuleTarget, Target
 from lightning_recon.updates import DataSpec
 from lightning_recon.verdict.confidence import LIKELY, SURE, confidence
@@ -26,7 +27,7 @@ from lightning_recon.verdict.evidence import (
 )
 from lightning_recon.verdict.finding import Finding
 from lightning_recon.verdict.numbers import Numbers, read_numbers
-from lightning_recon.verdict.plan import Setting, Training, matching, plan_attacks
+from lightning_recon.verdict.plan import Setting, Training, matching, plan_attacks, proving
 from lightning_recon.verdict.preflight import (
     fingerprint,
     preflight,
@@ -37,6 +38,7 @@ from lightning_recon.verdict.scan import scan
 from lightning_recon.verdict.sent import Sent, read_reply
 
 Verdict = Literal["leaked", "not shown", "cannot tell"]
+_PROVING = "ExactInversion"
 _SAME = 25.0  # dB between two reconstructions that show the same image
 _HOPELESS = -4.0  # dB that rehearsed images lack, in the median, from which an attack is left out
 _MODE_ASSUMED = (
@@ -57,6 +59,8 @@ class Picture(NamedTuple):
     """That it is right, in (0, 1), without the truth."""
     features: Features
     """What speaks for it."""
+    mark: Mark | None = None
+    """What the attack itself says; None: it has no test."""
 
 
 class ClientAudit(NamedTuple):
@@ -204,6 +208,13 @@ class Auditor:
         plans, attacks = plan_attacks(self.target, sent, training, self.setting)
         seed = self.setting.seed
         mixed = shuffled(sent.update, seed)
+        proven, attacks[_PROVING] = self._proven(sent, training)
+        if len(proven) == training.num_samples:
+            others = {plan.name: f"not tried: {_PROVING} certifies every image" for plan in plans}
+            control = look(
+                proving(self.target, sent, training, seed), mixed, training, self.setting
+            )
+            return proven, control.images, attacks | others
         setting = self._shared(sent, labels, training)
         looks: list[tuple[str, Reconstruction]] = []
         controls: dict[str, Reconstruction] = {}
@@ -241,9 +252,25 @@ class Auditor:
             for one in weigh(looks, controls, rehearsals, is_simulated)
             for index, features in enumerate(one.features)
         ]
-        pictures.sort(key=lambda picture: -picture.confidence)
+        pictures = [*proven, *sorted(pictures, key=lambda picture: -picture.confidence)]
         images = [found.images for found in controls.values()]
         return _distinct(pictures, training.num_samples), torch.cat([nothing, *images]), attacks
+
+    def _proven(self, sent: Sent, training: Training) -> tuple[list[Picture], str]:
+        """Return the images that are certified to be exact, and what came of looking for them."""
+        attack = proving(self.target, sent, training, self.setting.seed)
+        found = look(attack, sent.update, training, self.setting)
+        if found.marks is None or found.p_values is None or found.labels is None:
+            return [], _outcome(found)
+        pictures = [
+            Picture(image, label, _PROVING, 1 - CERTAIN, {"p_value": p_value}, mark)
+            for image, label, p_value, mark in zip(
+                found.images, found.labels.tolist(), found.p_values.tolist(), found.marks,
+                strict=True,
+            )
+            if mark == Mark.CERTIFIED
+        ]  # fmt: skip
+        return pictures, f"certified {len(pictures)} of {training.num_samples} images"
 
     def _labels(self, sent: Sent, training: Training) -> Tensor | None:
         """Return the labels of the batch as the update tells them, sorted; None: it does not."""
@@ -293,6 +320,12 @@ def _of(rehearsal: Rehearsal) -> str:
 def _verdict(pictures: list[Picture], numbers: Numbers) -> tuple[Verdict, str]:
     if numbers.norm == 0:
         return "not shown", "the update is zero, and tells nothing of any image"
+    if proven := sum(picture.mark == Mark.CERTIFIED for picture in pictures):
+        images = "1 image" if proven == 1 else f"{proven} images"
+        return "leaked", (
+            f"{images} came back with a certificate: every pixel is exact, by a test that a "
+            f"mixture passes with a probability of at most {CERTAIN:g}"
+        )
     sure = [picture for picture in pictures if picture.confidence >= SURE]
     if sure:
         most = max(picture.confidence for picture in sure)

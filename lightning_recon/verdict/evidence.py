@@ -15,6 +15,7 @@ Five things can be known without it:
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 import torch
@@ -136,7 +137,14 @@ def look(
     images = found.images.detach().float().cpu()
     kept = images.flatten(1).isfinite().all(1)
     labels = None if found.labels is None else found.labels.cpu()[kept]
-    return found._replace(images=images[kept], labels=labels, score=found.score.cpu()[kept])
+    marks, p_values = found.marks, found.p_values
+    return found._replace(
+        images=images[kept],
+        labels=labels,
+        score=found.score.cpu()[kept],
+        marks=marks and tuple(compress(marks, kept.tolist())),
+        p_values=None if p_values is None else p_values.cpu()[kept],
+    )
 
 
 def _nothing(setting: Setting, reason: str) -> Reconstruction:

@@ -9,6 +9,7 @@ from lightning_recon.attacks import (
     RGAP,
     AnnealedInversion,
     Attack,
+    ExactInversion,
     FeatureInversionAttack,
     InvertingGradients,
     LinearLayerInversion,
@@ -136,6 +137,18 @@ def plan_attacks(
         lambda seed: matching(target, sent, training, setting, seed),
     )
     return plans, skipped
+
+
+def proving(target: Target, sent: Sent, training: Training, seed: int) -> ExactInversion:
+    """Return the attack whose images carry a proof.
+
+    Args:
+        target: with the payload's weights.
+        sent: by the client.
+        training: of the client.
+        seed: of the attack.
+    """
+    return ExactInversion(target, _client(sent, training), seed=seed)
 
 
 def matching(

@@ -1,0 +1,227 @@
+"""Candidates from single rows, and peeling: what is certain is taken out, and others show.
+
+Boenisch et al., "When the Curious Abandon Honesty", EuroS&P 2023 (rows that one sample alone
+reaches); Luby, "LT codes", FOCS 2002 (the peeling of a sparse code); Shariati, 2026 (peeling of
+gradients).  Behind a ReLU a row holds the samples that it lets through.  One that holds a single
+sample shows it, as the quotient of its weights' and its bias' gradient; once the sample is
+certified, its part c d_j (x, 1) is subtracted from every row j, and some that held two hold one.
+
+What differs: the certificate is of the untouched update, so its errors do not grow with the depth
+of the cascade; candidates are moved into the span of the update's rows, which takes most of the
+noise off; and pixels near 8-bit levels are set to them, if the client's pictures have any, so that
+the parts which are subtracted are exact.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_recon.attacks.exact.certificate import (
+    MixtureNull,
+    Spans,
+    Tested,
+    how_often,
+    misfit,
+    read_spans,
+    simulate_null,
+    test_all,
+)
+from lightning_recon.attacks.exact.slopes import SlopeModel
+from lightning_recon.attacks.linear_layer import FAINT, grid_misfit, read_candidates
+from lightning_recon.observation import HALF_LEVEL
+
+CERTAIN, LIKELY = 1e-4, 0.05
+"""p-values up to which an image is certified, or likely."""
+_NEAR_GRID = 0.15  # mean distance from a grey level, in levels, of what is set to the levels
+_NULL_SIZE = 300  # mixtures
+_SAME = (3 / 255) ** 2  # mean square between two looks at one image whose pixels have no levels
+
+
+class Found(NamedTuple):
+    """R candidates and what speaks for them."""
+
+    images: Tensor
+    """R D in [0, 1]."""
+    tested: Tested
+    p_value: Tensor
+    """R: that a mixture, of all that were tried, comes as far."""
+    is_certified: Tensor
+    """R, bool."""
+
+    def at(self, places: Tensor) -> "Found":
+        """Return some of them."""
+        images, tested, p_value, is_certified = self
+        return Found(images[places], tested.at(places), p_value[places], is_certified[places])
+
+
+class Peeling:
+    """The search in one update.
+
+    Args:
+        gradient: K (D + 1), of weights and bias, as if the layer read images in [0, 1]; float64.
+        spans: of it.
+        model: the payload.
+        image_shape: C, H, W with C H W = D.
+        generator: of the null hypothesis, and of the spans of what is left.
+        num_samples: of the client; null: nobody says.
+        snap: whether pixels near 8-bit levels are set to them.
+    """
+
+    def __init__(
+        self,
+        gradient: Tensor,
+        spans: Spans,
+        model: SlopeModel,
+        image_shape: tuple[int, int, int],
+        generator: torch.Generator,
+        *,
+        num_samples: int | None = None,
+        snap: bool = True,
+    ) -> None:
+        self.left = gradient.clone()
+        self.spans = spans
+        self.model = model
+        self.image_shape = image_shape
+        self.snap = snap
+        self.scale: float | None = None
+        """Common to all samples; None: nothing passed yet."""
+        self._agree = 0
+        self.is_snapped = False
+        """Whether there were pixels near 8-bit levels, and candidates are set to them."""
+        self.rank = spans.rank
+        """Of the whole gradient."""
+        self.num_tried = 0
+        self.num_rounds = 0
+        self.num_left = num_samples
+        """Samples that are not certified; None: nobody says."""
+        self.generator = generator
+        self._images = gradient.new_zeros(0, gradient.shape[1] - 1)
+        self._seen: set[bytes] = set()
+        self._floor = max(FAINT * float(gradient[:, -1].abs().max()), spans.noise_std)
+        self.null = self._null(generator)
+
+    def run(self) -> Found:
+        """Return all that was tried, the certified first, in the order in which they showed."""
+        certified: list[Found] = []
+        others: list[Found] = []
+        has_news = False
+        while True:
+            found = self.look()
+            good = self._once(found)
+            others.append(found.at((~found.is_certified).nonzero()[:, 0]))
+            if len(good):
+                self.num_rounds += 1
+                certified.append(found.at(good))
+                self.subtract(certified[-1])
+                self._images = torch.cat([self._images, certified[-1].images])
+                has_news = True
+            elif has_news and self.num_left != 0:
+                self.narrow(others)
+                others, has_news = [], False
+            else:
+                return join([*certified, *others])
+
+    def narrow(self, others: list[Found]) -> None:
+        """Read the spans anew from what is left, so that the faint samples stand out.
+
+        Args:
+            others: what failed in the old spans, and may be tried again.
+        """
+        self.spans = read_spans(self.left, self.num_left, self.generator)
+        for image in self._keys(torch.cat([found.images for found in others])):
+            self._seen.discard(image)
+
+    def look(self) -> Found:
+        """Test what single rows show now and has not been tried."""
+        return self.judge(self._rows())
+
+    def judge(self, images: Tensor) -> Found:
+        """Test candidates, N D in [0, 1], that have not been tried."""
+        images = images[self._new(images)]
+        tested = test_all(self.spans, self.model, images)
+        self.num_tried += len(images)
+        fits = tested.fits_noise & tested.fits_pixels
+        if self.scale is None and fits.any():
+            self.scale = float(tested.scale[fits].median())
+            self._agree = int(fits.sum())
+        # one candidate alone agrees with itself
+        scale = self.scale if self._agree > 1 else None
+        rate = self.null.pass_rate(misfit(tested, scale), scale)
+        p_value = (rate * self.num_tried).clamp_max(1)
+        is_whole = misfit(tested, self.scale) <= tested.statistic
+        return Found(images, tested, p_value, fits & is_whole & (p_value <= CERTAIN))
+
+    def subtract(self, found: Found) -> None:
+        """Take certified images out of all rows."""
+        assert self.scale is not None
+        counts = how_often(found.tested, self.scale)
+        times = counts * self.scale
+        if self.num_left is not None:
+            self.num_left = max(0, self.num_left - int(counts.sum()))
+        one = found.images.new_ones(len(found.images), 1)
+        self.left -= (times[:, None] * found.tested.slopes).T @ torch.cat([found.images, one], 1)
+
+    def _rows(self) -> Tensor:
+        """Return the images that single rows show, N D in [0, 1]."""
+        bias = self.left[:, -1]
+        rows = bias.abs() > self._floor
+        images = read_candidates(self.left[rows, :-1], bias[rows], self.image_shape).images
+        images = self.spans.project(images.flatten(1))
+        if self.snap:
+            is_near = grid_misfit(images) <= _NEAR_GRID
+            if is_near.any() or self.is_snapped:
+                self.is_snapped = True
+                return (255 * images[is_near]).clamp(0, 255).round() / 255 + 0.0  # no -0
+        return images[((images >= -HALF_LEVEL) & (images <= 1 + HALF_LEVEL)).all(1)].clamp(0, 1)
+
+    def _new(self, images: Tensor) -> list[int]:
+        """Return the places of images that were not tried before, each once."""
+        known = set()
+        if not self.is_snapped:
+            known = set((_distances(images, self._images) < _SAME).any(1).nonzero()[:, 0].tolist())
+        places = []
+        for place, key in enumerate(self._keys(images)):
+            if key not in self._seen and place not in known:
+                self._seen.add(key)
+                places.append(place)
+        return places
+
+    def _once(self, found: Found) -> Tensor:
+        """Return the places of the certified, the best of several looks at one image."""
+        good = found.is_certified.nonzero()[:, 0]
+        if self.is_snapped:
+            return good
+        kept: list[int] = []
+        for place in good[found.tested.statistic[good].argsort()].tolist():
+            if not (_distances(found.images[[place]], found.images[kept]) < _SAME).any():
+                kept.append(place)
+        return torch.tensor(kept, dtype=torch.int64, device=good.device)
+
+    @staticmethod
+    def _keys(images: Tensor) -> list[bytes]:
+        return [image.tobytes() for image in (255 * images).round().byte().cpu().numpy()]
+
+    def _null(self, generator: torch.Generator) -> MixtureNull:
+        bias = self.left[:, -1]
+        shown = read_candidates(self.left[:, :-1], bias, self.image_shape).images.flatten(1)
+        noise = torch.rand(16, shown.shape[1], generator=generator, dtype=torch.float64).to(shown)
+        for pool in (shown, torch.cat([shown, noise])):
+            if len(pool) > 1:
+                null = simulate_null(self.spans, self.model, pool, _NULL_SIZE, generator)
+                if len(null.tested.statistic) >= _NULL_SIZE // 2:
+                    break
+        return null
+
+
+def _distances(images: Tensor, others: Tensor) -> Tensor:
+    """Return mean squares of differences, N M."""
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(images, others, compute_mode=exact).square() / images.shape[1]
+
+
+def join(parts: list[Found]) -> Found:
+    """Return several findings as one."""
+    images, tests, p_values, certified = zip(*parts, strict=True)
+    tested = Tested(*(torch.cat(fields) for fields in zip(*tests, strict=True)))
+    return Found(torch.cat(images), tested, torch.cat(p_values), torch.cat(certified))

@@ -1,0 +1,256 @@
+"""Exact inversion: what is certified is the client's, and what is not the client's is not."""
+
+import csv
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_recon.attacks import ExactInversion, LinearLayerInversion, SolitonBiases
+from lightning_recon.attacks.exact.certificate import how_often, read_spans, test_all
+from lightning_recon.attacks.exact.recovery import as_gradient
+from lightning_recon.attacks.exact.slopes import SlopeModel
+from lightning_recon.attacks.linear_layer import first_linear
+from lightning_recon.attacks.soliton_biases import robust_soliton
+from lightning_recon.audit.scores import add_marks, exact_pairs
+from lightning_recon.clients import FedAvg, FedSGD
+from lightning_recon.defenses import QSGD, ClipL2, GaussianNoise, TopK
+from lightning_recon.errors import InputError
+from lightning_recon.observation import Mark, Reconstruction
+from lightning_recon.report.predicted import read_marks
+from lightning_recon.runs.callback import _marked
+from lightning_recon.targets import MLP, ConvNet, LeNet, ModuleTarget
+from lightning_recon.updates import DataSpec, PrivateBatch
+
+SIZE, CLASSES, ROWS = 8, 10, 200
+SHAPE = (3, SIZE, SIZE)
+test_all.__test__ = False  # no test of ours
+
+
+def batch_of(num_samples, seed=0, contrast=1.0):
+    """Images of 8 bits, of all brightnesses or of one alone."""
+    generator = torch.Generator().manual_seed(seed)
+    light = 0.5 + contrast * (torch.rand(num_samples, 1, 1, 1, generator=generator) - 0.5)
+    images = (light + 0.3 * torch.randn(num_samples, *SHAPE, generator=generator)).clamp(0, 1)
+    labels = torch.randint(CLASSES, (num_samples,), generator=generator)
+    places = torch.arange(num_samples)
+    return PrivateBatch((255 * images).round() / 255, labels, torch.ones(num_samples), places)
+
+
+def net(**settings):
+    return MLP(CLASSES, SIZE, (ROWS,), first_std=0.5, **settings)
+
+
+def observe(attack, batch, public=None):
+    public = torch.empty(0, *SHAPE) if public is None else public
+    attack.bind(DataSpec(SHAPE, CLASSES, len(batch.images)), public)
+    return attack.federation.play(batch, 0)
+
+
+def attacked(attack, batch, public=None):
+    return attack.reconstruct(observe(attack, batch, public))
+
+
+def num_certified(found):
+    return found.marks.count(Mark.CERTIFIED)
+
+
+def num_wrong(found, batch):
+    return add_marks([], found, batch.images.double())["certified_wrong"]
+
+
+def tried_on(batch, candidates, target=None):
+    """What the tests say of candidates for a batch's gradient."""
+    attack = ExactInversion(target or net())
+    seen = observe(attack, batch)
+    first = first_linear(seen.payload, SHAPE)
+    generator = torch.Generator().manual_seed(0)
+    spans = read_spans(as_gradient(first, seen), len(batch.images), generator)
+    return test_all(spans, SlopeModel(seen.payload, first, SHAPE), candidates.double().flatten(1))
+
+
+def test_a_batch_is_certified_to_the_pixel_with_its_labels():
+    batch = batch_of(16)
+    found = attacked(ExactInversion(net()), batch)
+    alone = attacked(LinearLayerInversion(net()), batch)
+    assert num_certified(found) == 16
+    assert num_wrong(found, batch) == 0
+    assert float(found.p_values.max()) <= 1e-4
+    pairs = exact_pairs(found.images, batch.images.double())
+    assert pairs.any(0).all()
+    assert found.labels.tolist() == batch.labels[pairs.int().argmax(1)].tolist()
+    assert exact_pairs(alone.images, batch.images).any(0).sum() < 16  # single rows do not do
+
+
+def test_what_is_not_in_the_batch_fails_a_test():
+    batch = batch_of(8)
+    off = batch.images.clone()
+    off[:, 0, 3, 3] += torch.where(off[:, 0, 3, 3] > 0.5, -1, 1) / 255
+    mixed = 0.5 * (batch.images + batch.images.roll(1, 0))
+    true, off, mixed = (tried_on(batch, images) for images in (batch.images, off, mixed))
+    assert (true.fits_noise & true.fits_pixels).all()
+    assert not off.fits_pixels.any()
+    assert mixed.fits_pixels.all()  # a mixture lies in the span of the rows
+    assert not mixed.fits_noise.any()
+    assert mixed.statistic.min() > 1e4 * true.statistic.max()
+
+
+def test_a_sample_that_comes_twice_counts_twice():
+    batch = batch_of(6)
+    both = PrivateBatch(*(torch.cat([part, part[:1]]) for part in batch))
+    tested = tried_on(both, batch.images)
+    assert how_often(tested, float(tested.scale[1])).tolist() == [2, 1, 1, 1, 1, 1]
+    assert num_certified(attacked(ExactInversion(net()), both)) == 6
+
+
+@pytest.mark.parametrize(
+    ("defense", "client"),
+    [(lambda: [ClipL2(1e-3)], FedSGD), (list, lambda: FedAvg(0.1))],
+    ids=["clipped", "one local step"],
+)
+def test_an_unknown_scale_is_read(defense, client):
+    batch = batch_of(8)
+    found = attacked(ExactInversion(net(), client(), defense()), batch)
+    assert num_certified(found) >= 6
+    assert num_wrong(found, batch) == 0
+
+
+@pytest.mark.parametrize(
+    "defense", [lambda: GaussianNoise(1e-3), QSGD, lambda: TopK(0.5)], ids=["noise", "qsgd", "top"]
+)
+def test_nothing_is_certified_where_the_levels_are_hidden(defense):
+    found = attacked(ExactInversion(net(), defenses=[defense()]), batch_of(8))
+    assert num_certified(found) == 0
+
+
+def test_noise_alone_and_a_zero_update_certify_nothing():
+    attack = ExactInversion(net())
+    seen = observe(attack, batch_of(8))
+    generator = torch.Generator().manual_seed(0)
+    noise = {
+        name: torch.randn(part.shape, generator=generator) for name, part in seen.update.items()
+    }
+    nothing = {name: 0 * part for name, part in seen.update.items()}
+    assert num_certified(attack.reconstruct(seen._replace(update=noise))) == 0
+    assert len(attack.reconstruct(seen._replace(update=nothing)).images) == 0
+
+
+def test_pixels_without_levels_are_certified_too():
+    batch = batch_of(6)
+    batch = batch._replace(images=batch.images**1.1)
+    found = attacked(ExactInversion(net()), batch)
+    assert num_certified(found) >= 4
+    assert num_wrong(found, batch) == 0
+
+
+def plain(*between, **settings):
+    first = nn.Linear(192, ROWS, **settings)
+    layers = [nn.Flatten(), first, *between, nn.ReLU(), nn.Linear(ROWS, CLASSES)]
+    return ModuleTarget(nn.Sequential(*layers), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (lambda: LeNet(CLASSES, SIZE), "no linear layer with a bias reads the image in LeNet;"),
+        (lambda: plain(bias=False), "has none; choose a target"),
+        (lambda: ConvNet(CLASSES, 2), "no linear layer with a bias reads the image"),
+        (lambda: plain(nn.BatchNorm1d(ROWS)), "batch norm in train mode mixes the samples"),
+        (lambda: plain(nn.Dropout(0.1)), "what dropout drops is not known"),
+    ],
+    ids=["convolutions", "no bias", "pools", "batch norm", "dropout"],
+)
+@pytest.mark.parametrize("kind", [ExactInversion, SolitonBiases])
+def test_networks_that_prove_nothing_are_refused(kind, target, said):
+    with pytest.raises(InputError, match=said):
+        observe(kind(target()), batch_of(4))
+
+
+def test_a_batch_beyond_the_rank_is_refused():
+    attack = ExactInversion(MLP(CLASSES, SIZE, (8,)))
+    with pytest.raises(InputError, match=r"8 samples are too many .* of 8 x 193"):
+        attacked(attack, batch_of(8))
+
+
+def test_soliton_biases_open_what_an_honest_network_hides():
+    batch = batch_of(48, seed=1, contrast=0.1)
+    honest, attack = ExactInversion(net()), SolitonBiases(net(), uses_public=True)
+    before = num_certified(attacked(honest, batch))
+    found = attacked(attack, batch, batch_of(200, seed=2, contrast=0.1).images)
+    assert num_certified(found) > before + 8
+    assert num_wrong(found, batch) == 0
+    sent = attack.federation.payload.state_dict()
+    changed = [
+        name for name, part in attack.target.state_dict().items() if (part != sent[name]).any()
+    ]
+    assert changed == ["layers.1.bias"]
+
+
+def test_data_free_biases_hit_their_degrees():
+    attack = SolitonBiases(MLP(CLASSES, SIZE, (2000,), first_std=0.5))
+    observe(attack, batch_of(32))
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(500, 192, generator=generator)
+    rows = attack.federation.payload.layers[1]
+    share = float((rows(uniform) > 0).float().mean())
+    odds = robust_soliton(32, 0.05, 0.1)
+    assert share == pytest.approx(float((odds * torch.arange(1, 33)).sum()) / 32, rel=0.1)
+
+
+def test_the_robust_soliton_is_lubys():
+    size, spike, failure = 100, 0.1, 0.5
+    ripple = spike * torch.tensor(size / failure).log() * size**0.5
+    last = round(size / float(ripple))
+    weights = [1 / size + ripple / size]
+    for degree in range(2, size + 1):
+        extra = ripple / (degree * size) if degree < last else 0
+        extra = ripple * (ripple / failure).log() / size if degree == last else extra
+        weights.append(1 / (degree * (degree - 1)) + extra)
+    expected = torch.tensor(weights).double()
+    torch.testing.assert_close(robust_soliton(size, spike, failure), expected / expected.sum())
+
+
+@pytest.mark.parametrize("wrong", [{"num_samples": 1}, {"spike": 0.0}, {"failure": 1.0}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(InputError, match="must be"):
+        SolitonBiases(net(), **wrong)
+
+
+def reconstruction(images, marks):
+    values = torch.tensor([10.0**-place for place in range(len(images))])
+    return Reconstruction(images, None, values, {}, marks=marks, p_values=values)
+
+
+def test_rows_tell_marks_and_what_is_wrong_of_them():
+    truth = batch_of(2).images
+    images = torch.stack([truth[1], (truth[0] + 2 / 255).clamp(0, 1)])
+    rows = [{"matched": 1.0}, {"matched": 0.0}, {"matched": -1.0}]
+    found = reconstruction(images, (Mark.CERTIFIED, Mark.CERTIFIED))
+    assert add_marks(rows[:2], found, truth) == {"certified_wrong": 1}
+    assert [(row["certified"], row["exact"]) for row in rows[:2]] == [(1, 0), (1, 1)]
+    assert rows[1]["p_value"] == 1.0
+    assert add_marks(rows[2:], found._replace(marks=None), truth) == {}
+
+
+def test_marks_without_truth_are_read_back(tmp_path):
+    found = reconstruction(batch_of(2).images, (Mark.CERTIFIED, Mark.GUESS))
+    path = tmp_path / "marks.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["reconstruction", "label", "mark", "p_value"])
+        writer.writeheader()
+        writer.writerows(_marked(found))
+    assert read_marks(path) == {0: ("certified", 1.0), 1: ("guess", pytest.approx(0.1))}
+    assert read_marks(tmp_path / "none.csv") == {}
+
+
+def test_null_p_values_are_seldom_small():
+    """Of clients that sent mixtures alone, no candidate is certified."""
+    batch = batch_of(8)
+    attack = ExactInversion(net())
+    seen = observe(attack, batch)
+    weight, bias = seen.update["layers.1.weight"], seen.update["layers.1.bias"]
+    mixed = {**seen.update}
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(ROWS, ROWS, generator=generator)).Q  # no row holds one
+    mixed["layers.1.weight"], mixed["layers.1.bias"] = turn @ weight, turn @ bias
+    assert num_certified(attack.reconstruct(seen._replace(update=mixed))) == 0
