@@ -7,6 +7,7 @@ from lightning_recon.attacks.base import Attack
 from lightning_recon.attacks.curious_abandon_honesty import CuriousAbandonHonesty
 from lightning_recon.attacks.dlg import DLG
 from lightning_recon.attacks.feature_inversion import FeatureInversionAttack
+from lightning_recon.attacks.gauss_newton_inversion import GaussNewtonInversion
 from lightning_recon.attacks.grad_inversion import GradInversion
 from lightning_recon.attacks.gradient_matching import GradientMatching
 from lightning_recon.attacks.idlg import IDLG
@@ -31,6 +32,7 @@ __all__ = [
     "Attack",
     "CuriousAbandonHonesty",
     "FeatureInversionAttack",
+    "GaussNewtonInversion",
     "GradInversion",
     "GradientMatching",
     "InvertingGradients",

@@ -26,6 +26,7 @@ class Spectrum:
     Attributes:
         mean: C H W.
         roots: H W C C, lower triangular: of the channels' covariance at each frequency.
+        variances: CHW, of an image along each direction of :meth:`basis`, the largest first.
     """
 
     def __init__(self, images: Tensor) -> None:
@@ -39,6 +40,9 @@ class Spectrum:
         covariance = share * covariance + (1 - share) * _of_lengths(covariance)
         covariance += 2 * _ROUNDING * torch.eye(channels).to(images)
         self.roots = torch.linalg.cholesky(covariance.double()).to(images)
+        lengths = self.roots.square().sum(2).permute(2, 0, 1).flatten()  # of a latent's image
+        self._order = lengths.argsort(descending=True)
+        self.variances = lengths[self._order]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images of latents, B C H W, not clamped."""
@@ -51,6 +55,17 @@ class Spectrum:
         found = self._transformed(images - self.mean).permute(2, 3, 1, 0)
         latents: Tensor = torch.linalg.solve_triangular(self.roots, found, upper=False)
         return latents.permute(3, 2, 0, 1)
+
+    def basis(self) -> Tensor:
+        """Return the images along which the latents move, of unit length: CHW C H W."""
+        size = self.mean.numel()
+        units = torch.eye(size).to(self.mean)[self._order].view(size, *self.mean.shape)
+        moved = self.decode(units) - self.mean
+        return moved / self.variances.sqrt()[:, None, None, None]
+
+    def along(self, images: Tensor) -> Tensor:
+        """Return the latents of images in the order of :attr:`variances`, B CHW."""
+        return self.encode(images).flatten(1)[:, self._order]
 
     def _transformed(self, images: Tensor) -> Tensor:
         found: Tensor = self._down @ images @ self._right.T
