@@ -305,7 +305,8 @@ class GaussNewtonInversion(OptimizationAttack):
         self, images: Tensor, equations: Equations, residual: Tensor | None = None
     ) -> Found:
         residual = equations.residual(images) if residual is None else residual
-        prior = equations.variance * float(self.spectrum.encode(images).square().sum())
+        squares = self.spectrum.coordinates(images).square() / self.spectrum.variances
+        prior = equations.variance * float(squares.sum())
         return Found(images, float(residual.square().sum()), prior)
 
     def _explicit(
@@ -393,8 +394,8 @@ class GaussNewtonInversion(OptimizationAttack):
 
     def _pull(self, found: Found, basis: Tensor, equations: Equations) -> Tensor:
         """Return half the prior's slope along each cosine of each image, B K."""
-        latents = self.spectrum.along(found.images)[:, : len(basis)]
-        pull: Tensor = equations.variance * latents / self.spectrum.variances[: len(basis)].sqrt()
+        coordinates = self.spectrum.coordinates(found.images)[:, : len(basis)]
+        pull: Tensor = equations.variance * coordinates / self.spectrum.variances[: len(basis)]
         return pull.flatten()
 
     # --- the end -------------------------------------------------------------------------------

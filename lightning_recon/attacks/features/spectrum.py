@@ -26,7 +26,7 @@ class Spectrum:
     Attributes:
         mean: C H W.
         roots: H W C C, lower triangular: of the channels' covariance at each frequency.
-        variances: CHW, of an image along each direction of :meth:`basis`, the largest first.
+        variances: CHW, of images along each of :meth:`basis`, the largest first.
     """
 
     def __init__(self, images: Tensor) -> None:
@@ -40,7 +40,8 @@ class Spectrum:
         covariance = share * covariance + (1 - share) * _of_lengths(covariance)
         covariance += 2 * _ROUNDING * torch.eye(channels).to(images)
         self.roots = torch.linalg.cholesky(covariance.double()).to(images)
-        lengths = self.roots.square().sum(2).permute(2, 0, 1).flatten()  # of a latent's image
+        lengths, self._axes = torch.linalg.eigh(covariance)  # H W C, H W C C
+        lengths = lengths.permute(2, 0, 1).flatten()
         self._order = lengths.argsort(descending=True)
         self.variances = lengths[self._order]
 
@@ -57,15 +58,17 @@ class Spectrum:
         return latents.permute(3, 2, 0, 1)
 
     def basis(self) -> Tensor:
-        """Return the images along which the latents move, of unit length: CHW C H W."""
+        """Return orthonormal images along which the Gaussian is independent: CHW C H W."""
         size = self.mean.numel()
         units = torch.eye(size).to(self.mean)[self._order].view(size, *self.mean.shape)
-        moved = self.decode(units) - self.mean
-        return moved / self.variances.sqrt()[:, None, None, None]
+        coloured = torch.einsum("uvcd,nduv->ncuv", self._axes, units)
+        return self._down.T @ coloured @ self._right
 
-    def along(self, images: Tensor) -> Tensor:
-        """Return the latents of images in the order of :attr:`variances`, B CHW."""
-        return self.encode(images).flatten(1)[:, self._order]
+    def coordinates(self, images: Tensor) -> Tensor:
+        """Return where images lie about the mean, along :meth:`basis`: B CHW."""
+        found = self._transformed(images - self.mean)
+        along = torch.einsum("uvcd,ncuv->nduv", self._axes, found)
+        return along.flatten(1)[:, self._order]
 
     def _transformed(self, images: Tensor) -> Tensor:
         found: Tensor = self._down @ images @ self._right.T
