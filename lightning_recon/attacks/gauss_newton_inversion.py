@@ -86,7 +86,7 @@ class _Damped(Optimizer):
     """
 
     def __init__(self, parameters: Any, num_restarts: int) -> None:
-        super().__init__(parameters, {"progress": [Progress()] * num_restarts})
+        super().__init__(parameters, {"progress": [tuple(Progress())] * num_restarts})
 
     def step(self, closure: Any = None) -> Any:
         """Do what the closure does."""
