@@ -41,7 +41,8 @@ NOISE = 0.01  # norm of the noise, of the gradient's
 class Row(NamedTuple):
     """A setting."""
 
-    target: Callable[[], Target]
+    target: Callable[[int], Target]
+    """Of images so many pixels wide."""
     batch_size: int = 1
     defense: str = ""
 
@@ -57,14 +58,19 @@ def smooth(activation: type[nn.Module], width: int = 16) -> Target:
     return target
 
 
+def lenet(size: int) -> Target:
+    """Return the sigmoid LeNet for images of that size."""
+    return LeNet(10, size)
+
+
 ROWS = {
-    **{f"lenet-{size}": Row(LeNet, size) for size in (1, 2, 4, 5)},
-    "noise-1": Row(LeNet, 1, "noise"),
-    "qsgd-1": Row(LeNet, 1, "qsgd"),
-    "silu-1": Row(lambda: smooth(nn.SiLU)),
-    "gelu-1": Row(lambda: smooth(nn.GELU)),
-    "relu-1": Row(lambda: ConvNet(10, 16)),
-    "vit-1": Row(TinyViT),
+    **{f"lenet-{size}": Row(lenet, size) for size in (1, 2, 4, 5)},
+    "noise-1": Row(lenet, 1, "noise"),
+    "qsgd-1": Row(lenet, 1, "qsgd"),
+    "silu-1": Row(lambda size: smooth(nn.SiLU)),
+    "gelu-1": Row(lambda size: smooth(nn.GELU)),
+    "relu-1": Row(lambda size: ConvNet(10, 16)),
+    "vit-1": Row(lambda size: TinyViT(10, size)),
 }
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "second": lambda target, **more: GaussNewtonInversion(target, **more),
@@ -98,7 +104,7 @@ def attacked(
         "qsgd": [QSGD(16)],
     }
     attack = ATTACKS[name](
-        row.target(),
+        row.target(test.shape[-1]),
         client=FedSGD(mode="eval"),
         defenses=chains[row.defense],
         adaptive=bool(row.defense),
@@ -154,13 +160,18 @@ def main() -> None:
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=["second"])
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--first", type=int, default=0, help="number of the first client")
+    parser.add_argument("--size", type=int, default=32, help="images are made smaller: pixels")
     parser.add_argument("--output", type=Path, default=Path("second_order.jsonl"))
     options = parser.parse_args()
-    data = images_of(options.cifar)
+    test, labels, public = images_of(options.cifar)
+    if options.size != test.shape[-1]:
+        test, public = (nn.functional.adaptive_avg_pool2d(x, options.size) for x in (test, public))
+    data = test, labels, public
     done: dict[tuple[str, str, int], dict[str, Any]] = {}
     for line in options.output.read_text().splitlines() if options.output.exists() else ():
         one = json.loads(line)
-        done[one["row"], one["attack"], one["client"]] = one
+        if one["size"] == options.size:
+            done[one["row"], one["attack"], one["client"]] = one
     print("| row | attack | clients | median | mean | worst | > 90 dB | mean image |", end="")
     print(" mean / estimate, by MSE | s/client |\n|" + "---|" * 10)
     for name in options.rows:
@@ -169,7 +180,7 @@ def main() -> None:
             for client in range(options.first, options.first + options.clients):
                 if (name, attack, client) not in done:
                     one = attacked(attack, ROWS[name], client, data)
-                    one |= {"row": name, "attack": attack, "client": client}
+                    one |= {"row": name, "attack": attack, "client": client, "size": options.size}
                     with options.output.open("a") as file:
                         file.write(json.dumps(one) + "\n")
                     done[name, attack, client] = one

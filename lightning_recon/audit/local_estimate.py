@@ -75,7 +75,7 @@ def local_estimate(
     equations = Equations(evidence)
     reference = next(iter(observation.update.values()))
     images = batch.images.to(reference)
-    basis = spectrum.basis()
+    basis = spectrum.moved(torch.eye(spectrum.mean.numel()).to(spectrum.mean))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         equations.weigh(images.double())
         rows = jacobian(equations.residual, images, basis.to(images), _length(equations))
@@ -83,7 +83,7 @@ def local_estimate(
         rows = rows.double()
     information = (rows @ rows.T).double() / equations.variance
     variances = spectrum.variances.double().repeat(len(images))
-    offset = spectrum.coordinates(images.double()).flatten()
+    offset = spectrum.along(images.double() - spectrum.mean).flatten()
     mse = _errors(information, variances, offset).view(len(images), -1)
     size = batch.images[0].numel()
     prior = offset.square().view(len(images), -1)

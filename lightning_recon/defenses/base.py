@@ -255,9 +255,7 @@ def expected_chain(defenses: Sequence[Defense], update: Update, observed: Update
     return update
 
 
-def chain_variance(
-    defenses: Sequence[Defense], update: Update, observed: Update
-) -> Update | None:
+def chain_variance(defenses: Sequence[Defense], update: Update, observed: Update) -> Update | None:
     """Return the variance that a chain adds to every number; None: it adds nothing at random.
 
     Args:

@@ -109,7 +109,9 @@ class GaussianNoise(Defense):
         return update
 
     def variance(self, update: Update, observed: Update) -> Update | None:
-        """Return std^2 for every number."""
+        """Return std^2 for every number; None without noise."""
+        if self.std == 0:
+            return None
         return {name: torch.full_like(observed[name], self.std**2) for name in update}
 
     def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:

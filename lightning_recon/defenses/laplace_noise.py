@@ -37,7 +37,9 @@ class LaplaceNoise(Defense):
         return update
 
     def variance(self, update: Update, observed: Update) -> Update | None:
-        """Return 2 b^2 for every number."""
+        """Return 2 b^2 for every number; None without noise."""
+        if self.scale == 0:
+            return None
         return {name: torch.full_like(observed[name], 2 * self.scale**2) for name in update}
 
     def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:

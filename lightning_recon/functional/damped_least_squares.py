@@ -17,9 +17,12 @@ from torch.func import jvp, vjp, vmap
 Residual = Callable[[Tensor], Tensor]
 """Takes B C H W, and gives M equations, 0 where they hold."""
 
+Map = Callable[[Tensor], Tensor]
+
 _AT_ONCE = 2**26  # numbers of a Jacobian that are computed together
 _CHUNK = 256  # directions that are computed together at most
-_DEPENDENT = 1e-11  # of a diagonal entry: a pivot below says that a direction depends on others
+_FAINT = 1e-12  # damping, of the mean diagonal, under which dependent directions are told
+_DEPENDENT = 1e-10  # of the mean diagonal: a pivot below says that a direction depends on others
 
 
 class Sums(NamedTuple):
@@ -66,7 +69,7 @@ def jacobian(
     images: Tensor,
     basis: Tensor,
     num_equations: int,
-    change: Callable[[Tensor], Tensor] | None = None,
+    change: Map | None = None,
 ) -> Tensor:
     """Return how the equations change along every direction: B K x M, or what ``change`` makes.
 
@@ -107,14 +110,18 @@ class Damped(NamedTuple):
         factor, failed = torch.linalg.cholesky_ex(whole)
         return None if int(failed) or not bool(factor.isfinite().all()) else factor
 
-    def rank(self, factor: Tensor) -> int:
-        """Return how many directions do not depend on those before them, by the pivots."""
-        pivots = factor.diagonal().square() - self.diagonal
-        return int((pivots > _DEPENDENT * self.hessian.diagonal().mean()).sum())
+    def rank(self) -> int:
+        """Return how many directions do not depend on those before them, by Cholesky's pivots."""
+        size = len(self.hessian)
+        whole = self.hessian / self.scale + _FAINT * torch.eye(size).to(self.hessian)
+        factor, failed = torch.linalg.cholesky_ex(whole)
+        if int(failed):
+            return int((torch.linalg.eigvalsh(whole) > _DEPENDENT).sum())
+        return int((factor.diagonal().square() > _DEPENDENT).sum())
 
 
 def conjugate_gradients(
-    product: Callable[[Tensor], Tensor],
+    product: Map,
     wanted: Tensor,
     inverse: Tensor,
     num_iterations: int,
@@ -146,27 +153,24 @@ def conjugate_gradients(
     return found
 
 
-def products(
-    residual: Residual, images: Tensor, basis: Tensor
-) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def products(residual: Residual, images: Tensor, moved: Map, along: Map) -> tuple[Map, Map]:
     """Return the products of the Jacobian with B K numbers, and of its transpose with M.
 
     Args:
         residual: of images.
         images: B C H W.
-        basis: K C H W, directions of one image, orthonormal or not, of the same precision.
+        moved: makes a move, B C H W, of how far it goes along K directions of each image, B K.
+        along: its transpose.
     """
-    flat = basis.flatten(1)
     _, back = vjp(residual, images)
 
     def forward(numbers: Tensor) -> Tensor:
-        direction = (numbers.view(len(images), -1) @ flat).view_as(images)
-        moved: Tensor = jvp(residual, (images,), (direction,))[1]
-        return moved
+        direction = moved(numbers.view(len(images), -1))
+        change: Tensor = jvp(residual, (images,), (direction,))[1]
+        return change
 
     def backward(equations: Tensor) -> Tensor:
         (direction,) = back(equations)
-        numbers: Tensor = direction.flatten(1) @ flat.T
-        return numbers.flatten()
+        return along(direction).flatten()
 
     return forward, backward

@@ -26,7 +26,7 @@ class Spectrum:
     Attributes:
         mean: C H W.
         roots: H W C C, lower triangular: of the channels' covariance at each frequency.
-        variances: CHW, of images along each of :meth:`basis`, the largest first.
+        variances: CHW, of images along each direction of :meth:`moved`, the largest first.
     """
 
     def __init__(self, images: Tensor) -> None:
@@ -57,16 +57,23 @@ class Spectrum:
         latents: Tensor = torch.linalg.solve_triangular(self.roots, found, upper=False)
         return latents.permute(3, 2, 0, 1)
 
-    def basis(self) -> Tensor:
-        """Return orthonormal images along which the Gaussian is independent: CHW C H W."""
-        size = self.mean.numel()
-        units = torch.eye(size).to(self.mean)[self._order].view(size, *self.mean.shape)
-        coloured = torch.einsum("uvcd,nduv->ncuv", self._axes, units)
-        return self._down.T @ coloured @ self._right
+    def moved(self, along: Tensor) -> Tensor:
+        """Return moves along the directions of largest variance, which are orthonormal: B C H W.
 
-    def coordinates(self, images: Tensor) -> Tensor:
-        """Return where images lie about the mean, along :meth:`basis`: B CHW."""
-        found = self._transformed(images - self.mean)
+        Args:
+            along: B K, how far along each of the first K.
+        """
+        whole = along.new_zeros(len(along), self.mean.numel())
+        whole[:, self._order[: along.shape[1]]] = along
+        coloured = torch.einsum(
+            "uvcd,nduv->ncuv", self._axes.to(along), whole.view(-1, *self.mean.shape)
+        )
+        moves: Tensor = self._down.T.to(along) @ coloured @ self._right.to(along)
+        return moves
+
+    def along(self, moves: Tensor) -> Tensor:
+        """Return how far moves go along every direction, B CHW; the inverse of :meth:`moved`."""
+        found = self._transformed(moves)
         along = torch.einsum("uvcd,ncuv->nduv", self._axes, found)
         return along.flatten(1)[:, self._order]
 

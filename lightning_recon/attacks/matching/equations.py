@@ -82,12 +82,12 @@ class Equations:
 
     def _scale(self, simulated: Update) -> Tensor:
         """Return the factor that brings a simulated update nearest to the observed one."""
-        dot = images_energy = torch.zeros((), dtype=next(iter(simulated.values())).dtype)
+        dot = energy = torch.zeros((), dtype=next(iter(simulated.values())).dtype)
         for name, part in simulated.items():
             weight = self.weights[name].to(part).square()
             dot = dot + (weight * part * self.evidence.observed[name].to(part)).sum()
-            images_energy = images_energy + (weight * part.square()).sum()
-        return dot / images_energy.clamp_min(torch.finfo(images_energy.dtype).tiny)
+            energy = energy + (weight * part.square()).sum()
+        return dot / energy.clamp_min(torch.finfo(energy.dtype).tiny)
 
     def _weights(self, update: Update) -> Update:
         """Return one over the standard deviation of every number, float64; 0: not compared."""
