@@ -389,7 +389,8 @@ class GaussNewtonInversion(OptimizationAttack):
     def _pull(self, found: Found, number: int, equations: Equations) -> Tensor:
         """Return half the prior's slope along each cosine of each image, B K."""
         offset = self.spectrum.along(found.images - self.spectrum.mean)[:, :number]
-        return (offset * self._precision(number, equations)).flatten()
+        pull: Tensor = offset * self._precision(number, equations)
+        return pull.flatten()
 
     # --- the end -------------------------------------------------------------------------------
 
@@ -406,7 +407,7 @@ class GaussNewtonInversion(OptimizationAttack):
         """Return the images of the restart of least objective."""
         notes = evidence.evidence.notes
         size = len(evidence.evidence.labels)
-        shares = dummy.detach().split(size)[: self.num_restarts]
+        shares = torch.split(dummy.detach(), size)[: self.num_restarts]
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             totals = [
                 torch.cat(list(self.objective(share, evidence).values())).sum() for share in shares

@@ -162,7 +162,7 @@ def products(residual: Residual, images: Tensor, moved: Map, along: Map) -> tupl
         moved: makes a move, B C H W, of how far it goes along K directions of each image, B K.
         along: its transpose.
     """
-    _, back = vjp(residual, images)
+    back = vjp(residual, images)[1]
 
     def forward(numbers: Tensor) -> Tensor:
         direction = moved(numbers.view(len(images), -1))

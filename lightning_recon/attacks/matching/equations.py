@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor
 
-from lightning_recon.attacks.matching.evidence import Evidence, scaled
+from lightning_recon.attacks.matching.evidence import Evidence
 from lightning_recon.clients.base import functional
 from lightning_recon.defenses import chain_variance, expected_chain
 from lightning_recon.updates import Update
@@ -48,8 +48,7 @@ class Equations:
         """
         if self.is_noisy:
             simulated = self._simulate(images)
-            scale = self._scale(simulated) if self.evidence.scale is None else 1.0
-            self.weights = self._weights(scaled(simulated, scale))
+            self.weights = self._weights(self._scaled(simulated))
 
     def residual(self, images: Tensor) -> Tensor:
         """Return what the simulated update lacks, weighted: M numbers.
@@ -60,8 +59,7 @@ class Equations:
         evidence = self.evidence
         simulated = self._simulate(images)
         simulated = expected_chain(evidence.chain or (), simulated, self._as(images))
-        if evidence.scale is None:
-            simulated = scaled(simulated, self._scale(simulated))
+        simulated = self._scaled(simulated)
         observed = self._as(images)
         parts = [
             (self.weights[name].to(images) * (part - observed[name])).flatten()
@@ -80,14 +78,17 @@ class Equations:
     def _as(self, images: Tensor) -> Update:
         return {name: part.to(images) for name, part in self.evidence.observed.items()}
 
-    def _scale(self, simulated: Update) -> Tensor:
-        """Return the factor that brings a simulated update nearest to the observed one."""
+    def _scaled(self, simulated: Update) -> Update:
+        """Bring a simulated update nearest to the observed one where its rate is not known."""
+        if self.evidence.scale is not None:
+            return simulated
         dot = energy = torch.zeros((), dtype=next(iter(simulated.values())).dtype)
         for name, part in simulated.items():
             weight = self.weights[name].to(part).square()
             dot = dot + (weight * part * self.evidence.observed[name].to(part)).sum()
             energy = energy + (weight * part.square()).sum()
-        return dot / energy.clamp_min(torch.finfo(energy.dtype).tiny)
+        factor = dot / energy.clamp_min(torch.finfo(energy.dtype).tiny)
+        return {name: factor * part for name, part in simulated.items()}
 
     def _weights(self, update: Update) -> Update:
         """Return one over the standard deviation of every number, float64; 0: not compared."""
