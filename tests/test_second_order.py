@@ -62,9 +62,9 @@ class TestExact:
         assert found.notes["unknowns"] == found.notes["rank"] == images.numel()
         assert found.notes["equations"] == sum(p.numel() for p in lenet().parameters())
 
-    def test_products_alone_come_as_far(self):
-        found, images = attacked(max_unknowns=0, iterations=16)
-        assert psnr(found.images, images).min() > 60
+    def test_products_alone_come_near(self):
+        found, images = attacked(max_unknowns=0, iterations=6)
+        assert psnr(found.images, images).min() > 30
         assert "rank" not in found.notes
 
     def test_known_local_steps_are_simulated(self):
@@ -93,9 +93,18 @@ class TestExact:
         assert found.notes["rank"] == 96
 
     def test_noise_that_is_not_granted_shows(self):
-        found, _ = attacked(defenses=[GaussianNoise(0.05)], iterations=6)
+        with pytest.warns(UserWarning, match="of the update stays unexplained"):
+            found, _ = attacked(defenses=[GaussianNoise(0.05)], iterations=6)
         assert found.notes["unexplained"] > 1e-3
         assert "unexplained" not in attacked()[0].notes
+
+    def test_of_an_update_of_zeros_the_mean_image_is_left(self):
+        attack = bind(GaussNewtonInversion(lenet(), iterations=14), natural(40))
+        observation = attack.federation.play_noise(torch.tensor([3]), 0)
+        found = attack.reconstruct(observation)
+        mean = attack.spectrum.mean[None].float()
+        assert found.notes["rank"] == found.notes["equations"] == 0
+        assert psnr(found.images, mean.clamp(0, 1)).min() > 30
 
 
 class TestInput:
@@ -110,8 +119,8 @@ class TestInput:
 
         monkeypatch.setattr(module, "jacobian", short)
         with pytest.warns(UserWarning, match=r"the memory does not suffice .* products alone"):
-            found, images = attacked(iterations=12)
-        assert psnr(found.images, images).min() > 30
+            found, images = attacked(iterations=4)
+        assert psnr(found.images, images).min() > 20
 
     def test_a_network_that_cannot_be_differentiated_twice_is_refused(self):
         class Once(torch.autograd.Function):

@@ -19,7 +19,8 @@ Applied Mathematics 2, 1944; Marquardt, SIAM Journal 11, 1963.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -62,6 +63,7 @@ _REUSED = 8  # steps with one Jacobian, at most
 _SUMS = 1.5  # for each unknown
 _LEAST_SUMS = 512
 _PRODUCTS = 200  # of a step without an explicit Jacobian, at most
+_ROUNDED = 1e-12  # squared error of a layer that is right to the rounding of float32, relative
 _UNEXPLAINED = 1e-3  # of the update, squared and relative: it is no exact one
 
 
@@ -107,6 +109,17 @@ class Found(NamedTuple):
     def objective(self) -> float:
         """The sum of both."""
         return self.misfit + self.prior
+
+
+@contextmanager
+def _precisely(device: torch.device) -> Iterator[None]:
+    """Compute what is differentiated twice, in the precision of its tensors."""
+    with (
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        yield
 
 
 class GaussNewtonInversion(OptimizationAttack):
@@ -220,7 +233,7 @@ class GaussNewtonInversion(OptimizationAttack):
                 "mean and the spectrum of public images decide the rest"
             )
         try:
-            with sdpa_kernel(SDPBackend.MATH):
+            with _precisely(images.device):
                 torch.func.jvp(equations.residual, (images,), (torch.zeros_like(images),))
         except RuntimeError as error:
             if is_out_of_memory(error):
@@ -254,7 +267,7 @@ class GaussNewtonInversion(OptimizationAttack):
                     evidence.evidence.notes["rank"] = float(after.rank)
             return dummy.new_tensor(sum(sums.values()))
 
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with _precisely(dummy.device):
             optimizer.step(solve)
         parts = {name: torch.tensor(value) for name, value in sums.items()}
         return {"objective": torch.tensor(sum(sums.values())), **parts}
@@ -292,7 +305,8 @@ class GaussNewtonInversion(OptimizationAttack):
             steps = 0 if is_over else progress.steps + 1
             return Progress(damping, stage, steps), after
         is_done = after.objective >= before.objective * (1 - 1e-3)
-        is_done |= after.objective <= len(equations.weights) * 1e4 * equations.variance
+        if not equations.is_noisy:
+            is_done |= after.misfit <= _ROUNDED * len(equations.weights)
         return Progress(damping, progress.stage, progress.steps + 1, is_done, rank), after
 
     def _found(self, images: Tensor, equations: Equations, residual: Tensor | None = None) -> Found:
@@ -408,7 +422,7 @@ class GaussNewtonInversion(OptimizationAttack):
         notes = evidence.evidence.notes
         size = len(evidence.evidence.labels)
         shares = torch.split(dummy.detach(), size)[: self.num_restarts]
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with _precisely(dummy.device):
             totals = [
                 torch.cat(list(self.objective(share, evidence).values())).sum() for share in shares
             ]
@@ -416,6 +430,10 @@ class GaussNewtonInversion(OptimizationAttack):
         best = int(total.argmin())
         if not evidence.is_noisy and float(total[best]) > _UNEXPLAINED:
             notes["unexplained"] = float(total[best])
+            rank_zero_warn(
+                f"{type(self).__name__}: {float(total[best]):.1g} of the update stays unexplained: "
+                "the steps stalled, as at kinks, or there is noise; adaptive: true grants its size"
+            )
         return Reconstruction(
             images=shares[best].clamp(0, 1),
             labels=evidence.evidence.labels,

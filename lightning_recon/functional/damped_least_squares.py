@@ -112,6 +112,8 @@ class Damped(NamedTuple):
 
     def rank(self) -> int:
         """Return how many directions do not depend on those before them, by Cholesky's pivots."""
+        if self.scale == 0:
+            return 0
         size = len(self.hessian)
         whole = self.hessian / self.scale + _FAINT * torch.eye(size).to(self.hessian)
         factor, failed = torch.linalg.cholesky_ex(whole)
