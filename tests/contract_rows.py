@@ -53,6 +53,7 @@ ATTACKS = {
     "FeatureInversionAttack": on(
         attacks.FeatureInversionAttack, READABLE["linear end"], kernel_size=3, **QUICK
     ),
+    "GaussNewtonInversion": on(attacks.GaussNewtonInversion, iterations=2),
     "GradInversion": on(attacks.GradInversion, num_restarts=2, iterations=2),
     "IDLG": on(attacks.IDLG, iterations=2, optimizer=lbfgs),
     "InvertingGradients": on(attacks.InvertingGradients, iterations=2),
@@ -70,7 +71,7 @@ SINGLE = {"APRIL", "IDLG", "RGAP"}
 """Those that read updates of one sample."""
 UNCOUNTED = {
     *("AnnealedInversion", "FeatureInversionAttack", "GradInversion", "IDLG"),
-    "InvertingGradients",
+    *("GaussNewtonInversion", "InvertingGradients"),
     *("ModernInvertingGradients", "MultiScale", "ROGAttack"),
 }
 """Those to which the number of samples need not be granted."""

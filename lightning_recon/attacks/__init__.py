@@ -8,6 +8,7 @@ from lightning_recon.attacks.curious_abandon_honesty import CuriousAbandonHonest
 from lightning_recon.attacks.dlg import DLG
 from lightning_recon.attacks.exact import ExactInversion
 from lightning_recon.attacks.feature_inversion import FeatureInversionAttack
+from lightning_recon.attacks.gauss_newton_inversion import GaussNewtonInversion
 from lightning_recon.attacks.grad_inversion import GradInversion
 from lightning_recon.attacks.gradient_matching import GradientMatching
 from lightning_recon.attacks.idlg import IDLG
@@ -34,6 +35,7 @@ __all__ = [
     "CuriousAbandonHonesty",
     "ExactInversion",
     "FeatureInversionAttack",
+    "GaussNewtonInversion",
     "GradInversion",
     "GradientMatching",
     "InvertingGradients",

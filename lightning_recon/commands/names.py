@@ -12,6 +12,7 @@ LIGHT = {
     "audit": "audit what a real federation sent: a verdict for every client of a capture",
     "import": "add what a client was sent and sent back, from files, to a capture",
     "sweep": "run every combination of the values that one YAML file lists",
+    "estimate": "tell what a linearised attacker would get of a configuration's clients",
     "compare": "put several runs side by side on one page",
     "report": "build the report.html of a run, a sweep or an audit anew",
     "attacks": "list the attacks, with their citations",

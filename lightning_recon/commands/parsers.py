@@ -48,6 +48,8 @@ def add_commands(subcommands: Any) -> None:
             parser.add_argument("--resume", type=Path)
             parser.add_argument("--dry-run", action="store_true")
             parser.add_argument("--trainer.devices")
+        elif name == "estimate":
+            _add_estimate(parser)
         elif name == "compare":
             parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=_RUN_HELP)
             parser.add_argument(
@@ -71,6 +73,13 @@ def add_commands(subcommands: Any) -> None:
             parser.add_argument("--json", action="store_true", help="print JSON, for programs")
         subcommands.add_subcommand(name, parser, help=summary)
         parser.prog = f"{_PROG} {name}"
+
+
+def _add_estimate(parser: Parser) -> None:
+    """Add the options of ``estimate``."""
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML of a run")
+    parser.add_argument("--num-clients", type=int, help="the first of its clients, by default all")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file to write as well")
 
 
 def _add_audit(parser: Parser) -> None:

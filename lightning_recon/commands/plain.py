@@ -57,6 +57,10 @@ def _run(command: str, options: Namespace) -> int:
         from lightning_recon.commands.importing import import_update
 
         print(import_update(options))  # noqa: T201
+    elif command == "estimate":
+        from lightning_recon.runs.estimate import estimate
+
+        print(estimate(options.config, options.num_clients, options.output))  # noqa: T201
     elif command == "doctor":
         from lightning_recon.commands.doctor import doctor
 

@@ -5,6 +5,8 @@ from lightning_recon.defenses.base import (
     LocalRandomizer,
     apply_chain,
     bind_chain,
+    chain_variance,
+    expected_chain,
     num_update_bits,
     stand_in_chain,
 )
@@ -48,6 +50,8 @@ __all__ = [
     "UniformQuantiser",
     "apply_chain",
     "bind_chain",
+    "chain_variance",
+    "expected_chain",
     "num_update_bits",
     "stand_in_chain",
 ]

@@ -86,6 +86,18 @@ class Defense(nn.Module, ABC):
         """
         return update
 
+    def variance(self, update: Update, observed: Update) -> Update | None:
+        """Return the variance of what this defense adds to every number, whose mean is 0.
+
+        For an attacker or an auditor who weighs every number by its own error.  None: the mean of
+        what leaves is not the update, and :meth:`stand_in` tells what is expected of it.
+
+        Args:
+            update: what reaches the defense, or an estimate of it; not changed.
+            observed: what the server received at the end of the chain.
+        """
+        return None
+
     def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:
         """Return how what leaves this defense is put into bits; here as what reaches it.
 
@@ -234,6 +246,38 @@ def stand_in_chain(defenses: Sequence[Defense], update: Update, observed: Update
     for defense in defenses:
         update = defense.stand_in(update, observed)
     return update
+
+
+def expected_chain(defenses: Sequence[Defense], update: Update, observed: Update) -> Update:
+    """Return the mean of what a chain makes of a simulated update, differentiable.
+
+    A defense whose variance is known adds nothing in the mean; the others stand in by themselves.
+    """
+    for defense in defenses:
+        if defense.variance(update, observed) is None:
+            update = defense.stand_in(update, observed)
+    return update
+
+
+def chain_variance(defenses: Sequence[Defense], update: Update, observed: Update) -> Update | None:
+    """Return the variance that a chain adds to every number; None: it adds nothing at random.
+
+    Args:
+        defenses: in the order in which an update passes them; one that scales or leaves out
+            numbers after noise was added is not taken into account.
+        update: an estimate of what reaches the chain.
+        observed: what the server received.
+    """
+    total: Update | None = None
+    for defense in defenses:
+        added = defense.variance(update, observed)
+        if added is None:
+            update = defense.stand_in(update, observed)
+        elif total is None:
+            total = added
+        else:
+            total = {name: total[name] + added[name] for name in total}
+    return total
 
 
 def dense(shapes: Shapes, bits_per_value: float = 32.0) -> Encoding:

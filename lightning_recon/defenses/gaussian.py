@@ -108,6 +108,12 @@ class GaussianNoise(Defense):
             update[name] = tensor
         return update
 
+    def variance(self, update: Update, observed: Update) -> Update | None:
+        """Return std^2 for every number; None without noise."""
+        if self.std == 0:
+            return None
+        return {name: torch.full_like(observed[name], self.std**2) for name in update}
+
     def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:
         """Return 32 bits for each value: noise has no zeros and no levels."""
         return dense(shapes) if self.std > 0 else encoding

@@ -36,6 +36,12 @@ class LaplaceNoise(Defense):
                 add_laplace_(chunk, self.scale, generator)
         return update
 
+    def variance(self, update: Update, observed: Update) -> Update | None:
+        """Return 2 b^2 for every number; None without noise."""
+        if self.scale == 0:
+            return None
+        return {name: torch.full_like(observed[name], 2 * self.scale**2) for name in update}
+
     def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:
         """Return 32 bits for each value: noise has no zeros and no levels."""
         return dense(shapes) if self.scale > 0 else encoding

@@ -10,6 +10,7 @@ from lightning_recon.defenses.rounding import (
     largest,
     quantised,
     round_to_levels_,
+    rounding_variance,
     smallest,
     weighted,
 )
@@ -57,6 +58,15 @@ class QSGD(Defense):
             seen = observed[name]
             step = smallest(seen) if self.scale == "l2" else largest(seen) / self.num_steps
             result[name] = weighted(tensor, seen, step, self.num_steps)
+        return result
+
+    def variance(self, update: Update, observed: Update) -> Update | None:
+        """Return f (1 - f) step^2, f an entry's place within its step; see :meth:`stand_in`."""
+        result = {}
+        for name, tensor in update.items():
+            seen = observed[name]
+            step = smallest(seen) if self.scale == "l2" else largest(seen) / self.num_steps
+            result[name] = rounding_variance(tensor, step, self.num_steps)
         return result
 
     def encode(self, encoding: Encoding, shapes: Shapes) -> Encoding:

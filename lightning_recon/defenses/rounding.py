@@ -74,12 +74,21 @@ def weighted(update: Tensor, observed: Tensor, step: Tensor, num_steps: int) -> 
     A dead zone of one step to either side, which the rounding leaves possible too, throws away
     that numbers near to ``observed`` are likelier.
     """
-    place = (update.detach().abs() / step.clamp_min(torch.finfo(step.dtype).tiny)).clamp(
-        max=num_steps
-    )
-    fraction = place - place.floor()
+    fraction = _fraction(update.detach(), step, num_steps)
     weight = ((0.25 + _FLOOR) / (fraction * (1 - fraction) + _FLOOR)).sqrt()
     return observed + weight * (update - observed)
+
+
+def rounding_variance(update: Tensor, step: Tensor, num_steps: int) -> Tensor:
+    """Return the variance of stochastic rounding, f (1 - f) step^2 at the fraction f of a step."""
+    fraction = _fraction(update, step, num_steps)
+    return (fraction * (1 - fraction) * step.square()).nan_to_num(0.0)
+
+
+def _fraction(update: Tensor, step: Tensor, num_steps: int) -> Tensor:
+    """Return how far every number lies within its step, in [0, 1)."""
+    place = (update.abs() / step.clamp_min(torch.finfo(step.dtype).tiny)).clamp(max=num_steps)
+    return place - place.floor()
 
 
 def quantised(encoding: Encoding, shapes: Shapes, bits_per_value: float) -> Encoding:

@@ -26,6 +26,7 @@ class Spectrum:
     Attributes:
         mean: C H W.
         roots: H W C C, lower triangular: of the channels' covariance at each frequency.
+        variances: CHW, of images along each direction of :meth:`moved`, the largest first.
     """
 
     def __init__(self, images: Tensor) -> None:
@@ -39,6 +40,10 @@ class Spectrum:
         covariance = share * covariance + (1 - share) * _of_lengths(covariance)
         covariance += 2 * _ROUNDING * torch.eye(channels).to(images)
         self.roots = torch.linalg.cholesky(covariance.double()).to(images)
+        lengths, self._axes = torch.linalg.eigh(covariance)  # H W C, H W C C
+        lengths = lengths.permute(2, 0, 1).flatten()
+        self._order = lengths.argsort(descending=True)
+        self.variances = lengths[self._order]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images of latents, B C H W, not clamped."""
@@ -51,6 +56,26 @@ class Spectrum:
         found = self._transformed(images - self.mean).permute(2, 3, 1, 0)
         latents: Tensor = torch.linalg.solve_triangular(self.roots, found, upper=False)
         return latents.permute(3, 2, 0, 1)
+
+    def moved(self, along: Tensor) -> Tensor:
+        """Return moves along the directions of largest variance, which are orthonormal: B C H W.
+
+        Args:
+            along: B K, how far along each of the first K.
+        """
+        whole = along.new_zeros(len(along), self.mean.numel())
+        whole[:, self._order[: along.shape[1]]] = along
+        coloured = torch.einsum(
+            "uvcd,nduv->ncuv", self._axes.to(along), whole.view(-1, *self.mean.shape)
+        )
+        moves: Tensor = self._down.T.to(along) @ coloured @ self._right.to(along)
+        return moves
+
+    def along(self, moves: Tensor) -> Tensor:
+        """Return how far moves go along every direction, B CHW; the inverse of :meth:`moved`."""
+        found = self._transformed(moves)
+        along = torch.einsum("uvcd,ncuv->nduv", self._axes, found)
+        return along.flatten(1)[:, self._order]
 
     def _transformed(self, images: Tensor) -> Tensor:
         found: Tensor = self._down @ images @ self._right.T

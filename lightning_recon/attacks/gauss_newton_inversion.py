@@ -1,0 +1,442 @@
+"""Gauss-Newton inversion: second order, to where the information ends and not where descent stops.
+
+The simulated update g of images x is linearised, and the most probable images of the linear model
+are the next ones, within a trust region:
+
+    (J' W J + q Q + D) dx = -(J' W (g(x) - u) + q Q (x - mu)),
+
+u the observed update, J = dg/dx, W one over the variance of every number
+(:mod:`~lightning_recon.attacks.matching.equations`), mu and Q the mean and the precision of images
+with the spectrum of public ones (:mod:`~lightning_recon.attacks.features.spectrum`), q 1 where
+noise is known and next to nothing where the update is exact, D the damping of Levenberg and
+Marquardt.  Images move along their cosines, first along the few of largest variance, then along
+all; a Jacobian serves for as many steps as it brings nearer.
+
+Gauss-Newton steps on a network's gradient are not published for images to our knowledge; the
+objective is that of Zhu, Liu & Han, "Deep Leakage from Gradients", NeurIPS 2019, with the prior of
+Balunović et al., "Bayesian Framework for Gradient Leakage", ICLR 2022.  Levenberg, Quarterly of
+Applied Mathematics 2, 1944; Marquardt, SIAM Journal 11, 1963.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
+
+from lightning_recon.attacks.features.decoding import teaching_images
+from lightning_recon.attacks.features.spectrum import Spectrum
+from lightning_recon.attacks.matching.batched import is_out_of_memory
+from lightning_recon.attacks.matching.equations import Equations
+from lightning_recon.attacks.matching.evidence import KNOWN, Reader, grants_of
+from lightning_recon.attacks.optimization import OptimizationAttack
+from lightning_recon.clients import Client
+from lightning_recon.defenses import Defense
+from lightning_recon.errors import InputError
+from lightning_recon.functional.damped_least_squares import (
+    Damped,
+    Sums,
+    conjugate_gradients,
+    jacobian,
+    products,
+)
+from lightning_recon.functional.labels.inference import LabelMethod
+from lightning_recon.observation import Observation, Reconstruction
+from lightning_recon.randomness import derive_seed
+from lightning_recon.targets import Target
+
+_SHARES = (1 / 16, 1 / 4, 1 / 2, 1.0)  # of an image's cosines, stage by stage
+_STAGE_STEPS = 3  # at most, but in the last
+_SLOW = 0.5  # of the objective that is left: a stage is done, a Jacobian too old
+_START = 0.3  # standard deviations of images about their mean, to begin with
+_DAMPING = 0.1  # at first, of the mean diagonal
+_LEAST_DAMPING = 1e-13
+_FEWER, _MORE = 10.0, 4.0  # divides the damping on success, multiplies it on failure
+_TRIES = 6  # of a damping
+_REUSED = 8  # steps with one Jacobian, at most
+_SUMS = 1.5  # for each unknown
+_LEAST_SUMS = 512
+_PRODUCTS = 200  # of a step without an explicit Jacobian, at most
+_ROUNDED = 1e-12  # squared error of a layer that is right to the rounding of float32, relative
+_UNEXPLAINED = 1e-3  # of the update, squared and relative: it is no exact one
+
+
+class Progress(NamedTuple):
+    """How far one restart is; a checkpoint keeps it."""
+
+    damping: float = _DAMPING
+    stage: int = 0
+    steps: int = 0
+    """In this stage."""
+    is_done: bool = False
+    rank: int = -1
+    """Of the last Jacobian by all cosines, where the update counts as exact; -1: not known."""
+
+
+class _Damped(Optimizer):
+    """Holds every restart's :class:`Progress`, so that a run resumes; the steps are the attack's.
+
+    Args:
+        parameters: the dummy images.
+        num_restarts: in them.
+    """
+
+    def __init__(self, parameters: Any, num_restarts: int) -> None:
+        super().__init__(parameters, {"progress": [tuple(Progress())] * num_restarts})
+
+    def step(self, closure: Any = None) -> Any:
+        """Do what the closure does."""
+        return closure()
+
+
+class Found(NamedTuple):
+    """What a step has come to."""
+
+    images: Tensor
+    """B C H W, float64."""
+    misfit: float
+    """Squared length of the equations' residual."""
+    prior: float
+    """Squared length of the images in standard deviations, times the equations' variance."""
+
+    @property
+    def objective(self) -> float:
+        """The sum of both."""
+        return self.misfit + self.prior
+
+
+@contextmanager
+def _precisely(device: torch.device) -> Iterator[None]:
+    """Compute what is differentiated twice, in the precision of its tensors."""
+    with (
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        yield
+
+
+class GaussNewtonInversion(OptimizationAttack):
+    """Solves the observed update for the images by damped Gauss-Newton steps.
+
+    Networks without kinks (sigmoid, tanh, GELU, SiLU, average pools) are read to the last digit
+    where the update is exact and determines the images; ReLUs and max-pools make the gradient
+    jump, and the steps stall.  Notes tell the number of equations and unknowns, and the rank.
+
+    Args:
+        target: the model that the federation trains; it can be differentiated twice.
+        client: the protocol that the clients follow; null: FedSGD.
+        defenses: what a client does to its update before it sends it, in order.
+        known: what is granted to the attacker, of ``labels``, ``num_samples``, ``client`` and
+            ``buffers``.  Without the labels they are inferred; without the client, one step of SGD
+            at an unknown rate is simulated.
+        adaptive: whether the attacker knows the defenses: every number is weighed by what they
+            add to it, and the images are the most probable ones.  Without, the update counts as
+            exact.
+        label_inference: how labels are found that are not known.
+        num_restarts: independent starts, at least 1; the one of least objective is returned.
+        max_unknowns: of an explicit Jacobian, at least 0; with more, as where the memory does not
+            suffice, a step takes products alone, by conjugate gradients.
+        iterations: Jacobians of one client, at least 1; a restart that comes no nearer is done.
+        seed: of all randomness: the clients', the defenses' and the attack's own.
+
+    Raises:
+        InputError: if an argument is out of its range.
+    """
+
+    threat_model = "an honest-but-curious server that sees one client's update"
+    citation = (
+        "this project, after Zhu et al., Deep Leakage from Gradients, NeurIPS 2019, and "
+        "Marquardt, SIAM Journal 11, 1963"
+    )
+
+    def __init__(
+        self,
+        target: Target,
+        client: Client | None = None,
+        defenses: Sequence[Defense] = (),
+        known: Sequence[str] = KNOWN,
+        adaptive: bool = False,
+        label_inference: LabelMethod = "residual_counts",
+        num_restarts: int = 1,
+        max_unknowns: int = 6144,
+        iterations: int = 24,
+        seed: int = 0,
+    ) -> None:
+        name = type(self).__name__
+        for argument, value, least in (
+            ("num_restarts", num_restarts, 1),
+            ("max_unknowns", max_unknowns, 0),
+        ):
+            if value < least:
+                raise InputError(f"{name}: {argument} must be at least {least}, not {value}")
+        super().__init__(
+            target,
+            client,
+            defenses,
+            iterations=iterations,
+            optimizer=partial(_Damped, num_restarts=num_restarts),
+            seed=seed,
+        )
+        self.oracles = grants_of(name, known, adaptive=adaptive)
+        self.reader = Reader(name, label_inference)
+        self.num_restarts = num_restarts
+        self.max_unknowns = max_unknowns
+
+    @property
+    def num_dummies_held(self) -> int:
+        """The dummy images of all restarts together."""
+        return self.num_restarts * self.spec.max_batch_size
+
+    def server_payload(self, model: Target) -> nn.Module:
+        """Send the model as it is."""
+        return model
+
+    def learn_public(self, images: Tensor) -> None:
+        """Learn the spectrum of images; noise of a natural one replaces fewer than 8."""
+        self.reader.learn(images, self.seed)
+        seed = derive_seed(self.seed, "synthetic")
+        public, _ = teaching_images(images, self.spec.image_shape, seed)
+        self.spectrum = Spectrum(public.double())
+
+    # --- reading the update --------------------------------------------------------------------
+
+    def initialize(self, observation: Observation) -> tuple[Tensor, Equations]:
+        """Read the observation; restarts follow one another along the first dimension."""
+        evidence = self.reader.evidence(observation, *self.reader.labels(observation))
+        reference = next(iter(observation.update.values()))
+        starts = []
+        for restart in range(self.num_restarts):
+            generator = torch.Generator().manual_seed(derive_seed(observation.seed, restart))
+            shape = len(evidence.labels), *self.spec.image_shape
+            latents = torch.randn(shape, generator=generator, dtype=torch.float64)
+            starts.append(self.spectrum.decode(_START * latents.to(reference.device)))
+        start = torch.cat(starts).to(reference)
+        equations = Equations(evidence)
+        self._check(start[: len(evidence.labels)], equations)
+        return start, equations
+
+    def _check(self, images: Tensor, equations: Equations) -> None:
+        """Note what is to be solved; raise InputError if it cannot be differentiated twice."""
+        notes = equations.evidence.notes
+        unknowns = images.numel()
+        notes |= {"equations": float(equations.number), "unknowns": float(unknowns)}
+        if equations.number < unknowns:
+            rank_zero_warn(
+                f"{type(self).__name__}: {unknowns} unknowns in {equations.number} equations; the "
+                "mean and the spectrum of public images decide the rest"
+            )
+        try:
+            with _precisely(images.device):
+                torch.func.jvp(equations.residual, (images,), (torch.zeros_like(images),))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(
+                f"{type(self).__name__}: the gradient of {type(self.target).__name__} cannot be "
+                f"differentiated by the images: {reason}; choose an attack such as "
+                "InvertingGradients"
+            ) from error
+
+    # --- a step --------------------------------------------------------------------------------
+
+    def iterate(
+        self, dummy: nn.Parameter, evidence: Equations, optimizer: Any, scheduler: Any
+    ) -> dict[str, Tensor]:
+        """Take one Jacobian at every restart that is not done, and the steps that it serves for."""
+        size = len(evidence.evidence.labels)
+        sums = {"matching": 0.0, "spectrum": 0.0}
+
+        def solve() -> Tensor:
+            progress = optimizer.param_groups[0]["progress"]
+            for restart, before in enumerate(progress):
+                share = dummy.data[restart * size : (restart + 1) * size]
+                after, found = self._advance(share.double(), evidence, Progress(*before))
+                progress[restart] = tuple(after)
+                share.copy_(found.images)
+                sums["matching"] += found.misfit
+                sums["spectrum"] += found.prior
+                if after.rank >= 0:
+                    evidence.evidence.notes["rank"] = float(after.rank)
+            return dummy.new_tensor(sum(sums.values()))
+
+        with _precisely(dummy.device):
+            optimizer.step(solve)
+        parts = {name: torch.tensor(value) for name, value in sums.items()}
+        return {"objective": torch.tensor(sum(sums.values())), **parts}
+
+    def _advance(
+        self, images: Tensor, equations: Equations, progress: Progress
+    ) -> tuple[Progress, Found]:
+        """Take one Jacobian, and go on to the next stage where it did not help much."""
+        equations.weigh(images)
+        before = self._found(images, equations)
+        if progress.is_done:
+            return progress, before
+        size = math.prod(self.spec.image_shape)
+        number = max(1, math.ceil(_SHARES[progress.stage] * size))
+        is_explicit = len(images) * number <= self.max_unknowns
+        after, damping, rank = before, progress.damping, -1
+        if is_explicit:
+            try:
+                after, damping, rank = self._explicit(before, equations, number, damping)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                rank_zero_warn(
+                    f"{type(self).__name__}: the memory does not suffice for the Jacobian of "
+                    f"{len(images) * number} unknowns; products alone are taken from here on"
+                )
+                self.max_unknowns = len(images) * number - 1
+                is_explicit = False
+        if not is_explicit:
+            after, damping = self._matrix_free(before, equations, number, damping)
+        is_slow = not after.objective <= _SLOW * before.objective
+        is_over = is_slow or progress.steps + 1 >= _STAGE_STEPS
+        if number < size:
+            stage = progress.stage + is_over
+            steps = 0 if is_over else progress.steps + 1
+            return Progress(damping, stage, steps), after
+        is_done = after.objective >= before.objective * (1 - 1e-3)
+        if not equations.is_noisy:
+            is_done |= after.misfit <= _ROUNDED * len(equations.weights)
+        return Progress(damping, progress.stage, progress.steps + 1, is_done, rank), after
+
+    def _found(self, images: Tensor, equations: Equations, residual: Tensor | None = None) -> Found:
+        residual = equations.residual(images) if residual is None else residual
+        offset = self.spectrum.along(images - self.spectrum.mean)
+        prior = equations.variance * float((offset.square() / self.spectrum.variances).sum())
+        return Found(images, float(residual.square().sum()), prior)
+
+    def _explicit(
+        self, before: Found, equations: Equations, number: int, damping: float
+    ) -> tuple[Found, float, int]:
+        """Take steps with one explicit Jacobian; return where they lead, the damping, the rank."""
+        images, unknowns = before.images, len(before.images) * number
+        basis = self.spectrum.moved(torch.eye(number).to(images))
+        residual = equations.residual(images)
+        num_sums = max(math.ceil(_SUMS * unknowns), _LEAST_SUMS)
+        is_exact = not equations.is_noisy and len(residual) > num_sums
+        sums: Any = torch.Tensor.contiguous
+        if is_exact:  # what every equation tells is not lost, for all hold at once
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "sums"))
+            sums = Sums.draw(len(residual), num_sums, generator)
+        reference = next(iter(equations.evidence.observed.values()))
+        point = images.to(reference.dtype)
+        rows = jacobian(equations.residual, point, basis.to(point), len(residual), sums)
+        if not equations.is_noisy:
+            rows = rows.double()
+        precision = self._precision(number, equations).repeat(len(images))
+        damped = Damped((rows @ rows.T).double(), precision)
+        found = before
+        for _ in range(_REUSED):
+            slope = (rows @ sums(residual).to(rows)).double() + self._pull(found, number, equations)
+            nearer = None
+            for _ in range(_TRIES):
+                factor = damped.factor(damping)
+                if factor is not None:
+                    step = -torch.cholesky_solve(slope[:, None], factor)[:, 0]
+                    nearer = self._moved(found, step, equations)
+                    if nearer[0].objective < found.objective:
+                        break
+                    nearer = None
+                damping *= _MORE
+                if found is not before:  # a Jacobian that is too old, not a step too long
+                    break
+            if nearer is None:
+                break
+            is_slow = nearer[0].objective > _SLOW * found.objective
+            found, residual = nearer
+            damping = max(damping / _FEWER, _LEAST_DAMPING)
+            if is_slow:
+                break
+        is_told = unknowns == images.numel() and not equations.is_noisy
+        return found, damping, damped.rank() if is_told else -1
+
+    def _matrix_free(
+        self, before: Found, equations: Equations, number: int, damping: float
+    ) -> tuple[Found, float]:
+        """Take one step by products with the Jacobian; return where it leads and the damping."""
+        images = before.images
+        forward, backward = products(
+            equations.residual,
+            images,
+            self.spectrum.moved,
+            lambda moves: self.spectrum.along(moves)[:, :number],
+        )
+        slope = backward(equations.residual(images)) + self._pull(before, number, equations)
+        precision = self._precision(number, equations).repeat(len(images))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "probe"))
+        probe = torch.randn(len(slope), generator=generator).to(slope)
+        scale = float(forward(probe).square().sum() / len(probe))  # of the mean diagonal
+        for _ in range(_TRIES):
+            added = precision + damping * scale
+
+            def product(numbers: Tensor, added: Tensor = added) -> Tensor:
+                return backward(forward(numbers)) + added * numbers
+
+            step = conjugate_gradients(product, -slope, 1 / (added + scale), _PRODUCTS)
+            nearer, _ = self._moved(before, step, equations)
+            if nearer.objective < before.objective:
+                return nearer, max(damping / _FEWER, _LEAST_DAMPING)
+            damping *= _MORE
+        return before, damping
+
+    def _moved(self, found: Found, step: Tensor, equations: Equations) -> tuple[Found, Tensor]:
+        """Return what becomes of images that move along the cosines, and their residual."""
+        images = found.images + self.spectrum.moved(step.view(len(found.images), -1))
+        images = images.to(next(iter(equations.evidence.observed.values()))).double()
+        residual = equations.residual(images)
+        return self._found(images, equations, residual), residual
+
+    def _precision(self, number: int, equations: Equations) -> Tensor:
+        """Return one over the prior variance along each cosine, times the equations': K."""
+        return equations.variance / self.spectrum.variances[:number]
+
+    def _pull(self, found: Found, number: int, equations: Equations) -> Tensor:
+        """Return half the prior's slope along each cosine of each image, B K."""
+        offset = self.spectrum.along(found.images - self.spectrum.mean)[:, :number]
+        pull: Tensor = offset * self._precision(number, equations)
+        return pull.flatten()
+
+    # --- the end -------------------------------------------------------------------------------
+
+    def objective(self, dummy: Tensor, evidence: Equations) -> dict[str, Tensor]:
+        """Return the equations' residual and the prior of one restart, squared: 1 each."""
+        evidence.weigh(dummy.double())
+        found = self._found(dummy.double(), evidence)
+        return {
+            "matching": dummy.new_tensor([found.misfit]),
+            "spectrum": dummy.new_tensor([found.prior]),
+        }
+
+    def finish(self, dummy: Tensor, evidence: Equations) -> Reconstruction:
+        """Return the images of the restart of least objective."""
+        notes = evidence.evidence.notes
+        size = len(evidence.evidence.labels)
+        shares = torch.split(dummy.detach(), size)[: self.num_restarts]
+        with _precisely(dummy.device):
+            totals = [
+                torch.cat(list(self.objective(share, evidence).values())).sum() for share in shares
+            ]
+        total = torch.stack(totals).nan_to_num(torch.inf)
+        best = int(total.argmin())
+        if not evidence.is_noisy and float(total[best]) > _UNEXPLAINED:
+            notes["unexplained"] = float(total[best])
+            rank_zero_warn(
+                f"{type(self).__name__}: {float(total[best]):.1g} of the update stays unexplained: "
+                "the steps stalled, as at kinks, or there is noise; adaptive: true grants its size"
+            )
+        return Reconstruction(
+            images=shares[best].clamp(0, 1),
+            labels=evidence.evidence.labels,
+            score=total[best].expand(size),
+            notes=notes,
+        )

@@ -1,0 +1,178 @@
+"""Damped least squares for functions of images: Jacobians, their equations made fewer, a step.
+
+Levenberg, Quarterly of Applied Mathematics 2, 1944; Marquardt, SIAM Journal 11, 1963.  The Jacobian
+of a gradient by the images is taken forward, a batch of directions at once; what is too large for
+that is solved by conjugate gradients on products alone (Nash, SIAM Journal on Numerical Analysis
+21, 1984).  Far more equations than unknowns, and exact, are made fewer by random signed sums
+(Clarkson & Woodruff, "Low Rank Approximation and Regression in Input Sparsity Time", STOC 2013).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+Residual = Callable[[Tensor], Tensor]
+"""Takes B C H W, and gives M equations, 0 where they hold."""
+
+Map = Callable[[Tensor], Tensor]
+
+_AT_ONCE = 2**26  # numbers of a Jacobian that are computed together
+_CHUNK = 256  # directions that are computed together at most
+_FAINT = 1e-12  # damping, of the mean diagonal, under which dependent directions are told
+_DEPENDENT = 1e-10  # of the mean diagonal: a pivot below says that a direction depends on others
+
+
+class Sums(NamedTuple):
+    """Random signed sums, in which a number of equations becomes a smaller one."""
+
+    place: Tensor
+    """M, int64: the sum that each equation is added to."""
+    sign: Tensor
+    """M, of 1 and -1."""
+    number: int
+    """Of sums."""
+
+    @classmethod
+    def draw(cls, num_equations: int, number: int, generator: torch.Generator) -> "Sums":
+        """Draw which equation is added to which sum, and with what sign."""
+        place = torch.randint(number, (num_equations,), generator=generator)
+        sign = 2 * torch.randint(2, (num_equations,), generator=generator) - 1
+        return cls(place, sign, number)
+
+    def __call__(self, equations: Tensor) -> Tensor:
+        """Return the sums of ... M numbers, ... ``number``."""
+        place, sign = self.place.to(equations.device), self.sign.to(equations)
+        sums = equations.new_zeros(*equations.shape[:-1], self.number)
+        return sums.index_add_(-1, place, equations * sign)
+
+
+def directions(basis: Tensor, shape: torch.Size, at_once: int) -> Iterator[Tensor]:
+    """Yield the directions in which a batch may move, some at a time: n B C H W.
+
+    Args:
+        basis: K C H W, directions of one image; those of the first image come first.
+        shape: B C H W of the batch.
+        at_once: directions that are yielded together at most.
+    """
+    for image in range(shape[0]):
+        for some in torch.split(basis, at_once):
+            moved = some.new_zeros(len(some), *shape)
+            moved[:, image] = some
+            yield moved
+
+
+def jacobian(
+    residual: Residual,
+    images: Tensor,
+    basis: Tensor,
+    num_equations: int,
+    change: Map | None = None,
+) -> Tensor:
+    """Return how the equations change along every direction: B K x M, or what ``change`` makes.
+
+    Args:
+        residual: of images.
+        images: B C H W, of the precision in which it is computed.
+        basis: K C H W, directions of one image, in the same precision.
+        num_equations: M.
+        change: applied to the rows of some directions at a time, n M, where they are computed.
+    """
+
+    def along(direction: Tensor) -> Tensor:
+        derivative: Tensor = jvp(residual, (images,), (direction,))[1]
+        return derivative
+
+    at_once = max(1, min(_CHUNK, _AT_ONCE // max(1, num_equations)))
+    rows = vmap(along, randomness="same")
+    parts = (rows(some) for some in directions(basis, images.shape, at_once))
+    return torch.cat([part if change is None else change(part) for part in parts])
+
+
+class Damped(NamedTuple):
+    """The normal equations of all directions, which give a step for any damping."""
+
+    hessian: Tensor
+    """N N, float64: J J', rows of J by direction."""
+    diagonal: Tensor
+    """N: what a prior adds to the diagonal, at least 0."""
+
+    @property
+    def scale(self) -> float:
+        """The mean of the diagonal, in whose units the damping is."""
+        return float(self.hessian.diagonal().mean())
+
+    def factor(self, damping: float) -> Tensor | None:
+        """Return Cholesky's factor of the damped equations; None: they are not definite."""
+        whole = self.hessian + (self.diagonal + damping * self.scale).diag()
+        factor, failed = torch.linalg.cholesky_ex(whole)
+        return None if int(failed) or not bool(factor.isfinite().all()) else factor
+
+    def rank(self) -> int:
+        """Return how many directions do not depend on those before them, by Cholesky's pivots."""
+        if self.scale == 0:
+            return 0
+        size = len(self.hessian)
+        whole = self.hessian / self.scale + _FAINT * torch.eye(size).to(self.hessian)
+        factor, failed = torch.linalg.cholesky_ex(whole)
+        if int(failed):
+            return int((torch.linalg.eigvalsh(whole) > _DEPENDENT).sum())
+        return int((factor.diagonal().square() > _DEPENDENT).sum())
+
+
+def conjugate_gradients(
+    product: Map,
+    wanted: Tensor,
+    inverse: Tensor,
+    num_iterations: int,
+    tolerance: float = 1e-3,
+) -> Tensor:
+    """Return about the x of ``product(x) = wanted``, for a symmetric positive product.
+
+    Args:
+        product: of a matrix and a vector of N numbers.
+        wanted: N.
+        inverse: N: about the inverse of the matrix's diagonal.
+        num_iterations: at most.
+        tolerance: of the residual in the preconditioner's norm, relative.
+    """
+    found, left = torch.zeros_like(wanted), wanted.clone()
+    smooth = inverse * left
+    step, energy = smooth.clone(), float(left @ smooth)
+    first = energy
+    for _ in range(num_iterations):
+        if energy <= tolerance**2 * first or energy == 0:
+            break
+        moved = product(step)
+        length = energy / float(step @ moved)
+        found += length * step
+        left -= length * moved
+        smooth = inverse * left
+        before, energy = energy, float(left @ smooth)
+        step = smooth + energy / before * step
+    return found
+
+
+def products(residual: Residual, images: Tensor, moved: Map, along: Map) -> tuple[Map, Map]:
+    """Return the products of the Jacobian with B K numbers, and of its transpose with M.
+
+    Args:
+        residual: of images.
+        images: B C H W.
+        moved: makes a move, B C H W, of how far it goes along K directions of each image, B K.
+        along: its transpose.
+    """
+    back = vjp(residual, images)[1]
+
+    def forward(numbers: Tensor) -> Tensor:
+        direction = moved(numbers.view(len(images), -1))
+        change: Tensor = jvp(residual, (images,), (direction,))[1]
+        return change
+
+    def backward(equations: Tensor) -> Tensor:
+        (direction,) = back(equations)
+        return along(direction).flatten()
+
+    return forward, backward

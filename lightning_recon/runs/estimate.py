@@ -1,0 +1,162 @@
+"""The command ``estimate``: what a linearised Gaussian attacker gets of a configuration's clients.
+
+No attack runs; the attack of the configuration says what the server sends.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jsonargparse import ArgumentError
+from rich.progress import track
+
+from lightning_recon.attacks import Attack
+from lightning_recon.attacks.features.decoding import teaching_images
+from lightning_recon.attacks.features.spectrum import Spectrum
+from lightning_recon.audit.local_estimate import LocalEstimate, local_estimate, van_trees_mse
+from lightning_recon.audit.statistics import bootstrap_interval
+from lightning_recon.data import ClientDataModule
+from lightning_recon.errors import InputError
+from lightning_recon.federation import Federation
+from lightning_recon.files import write_json
+from lightning_recon.observation import Grant
+from lightning_recon.randomness import derive_seed
+from lightning_recon.runs.allowed import check_named
+from lightning_recon.runs.cells import SECTIONS, read_yaml
+from lightning_recon.runs.refusals import explain
+from lightning_recon.runs.sweep import cell_parser
+
+_NO_BOUND = (
+    "No bound: other priors and kinks of the network may give an attacker more, and an attack may "
+    "be weaker.  Nothing here says that an update is safe."
+)
+_GRANTS = (Grant.LABELS, Grant.NUM_SAMPLES, Grant.CLIENT, Grant.DEFENSES)
+
+
+class Estimated(NamedTuple):
+    """Of all clients of a configuration."""
+
+    clients: list[LocalEstimate]
+    bound_mse: float | None
+    """Van Trees', for images of the prior; None: the clients differ in their number of images."""
+
+
+def estimate(config: Path, num_clients: int | None, output: Path | None) -> str:
+    """Estimate the clients of a configuration, and return what is to be printed.
+
+    Args:
+        config: the YAML of a run.
+        num_clients: the first of its clients, at least 1; null: all.
+        output: a JSON file to write; null: none.
+
+    Raises:
+        InputError: if something cannot be used.
+    """
+    if num_clients is not None and num_clients < 1:
+        raise InputError(f"--num-clients must be at least 1, not {num_clients}")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {output.absolute().parent}; see --output")
+    attack, data = _made(config)
+    available = data.num_clients
+    if num_clients is not None and num_clients > available:
+        raise InputError(f"{config} has {available} clients, and --num-clients is {num_clients}")
+    estimated = estimated_clients(attack, data, num_clients or available)
+    summary = _summary(estimated)
+    if output is not None:
+        write_json(output, summary)
+    return _words(summary)
+
+
+def estimated_clients(attack: Attack, data: ClientDataModule, number: int) -> Estimated:
+    """Return the estimates of the first clients, by what the attack's server sends.
+
+    Args:
+        attack: bound to the data.
+        data: set up.
+        number: of clients, at least 1.
+    """
+    federation = Federation(attack.target, attack.client, [*attack.federation.defenses], data.seed)
+    federation.start(lambda: attack.federation.payload, _GRANTS)
+    public, _ = teaching_images(
+        data.public_images(), data.image_shape, derive_seed(data.seed, "synthetic")
+    )
+    spectrum = Spectrum(public.double())
+    found = []
+    for client in track(range(number), "estimating", disable=number < 2, transient=True):
+        batch = data.client(client)
+        found.append(local_estimate(federation.play(batch, client), batch, spectrum))
+    sizes = {len(one.mse) for one in found}
+    return Estimated(found, van_trees_mse(found, spectrum) if len(sizes) == 1 else None)
+
+
+def _made(config: Path) -> tuple[Attack, ClientDataModule]:
+    """Return the attack and the data of a configuration, ready to play rounds."""
+    content = read_yaml(config)
+    parser = cell_parser()
+    known = {name: content[name] for name in SECTIONS if name in content}
+    try:
+        parsed = parser.parse_object(copy.deepcopy(known))
+    except ArgumentError as error:
+        raise InputError(f"{config}: {explain(str(error))}") from error
+    check_named(parsed, Attack, ClientDataModule)
+    parser.says_where(parsed)
+    objects = parser.instantiate_classes(parsed)
+    attack, data = objects.model, objects.data
+    data.prepare_data()
+    data.setup()
+    attack.bind(data.spec, data.public_images())
+    return attack, data
+
+
+def _summary(estimated: Estimated) -> dict[str, Any]:
+    """Return what was found, for programs."""
+    clients = estimated.clients
+    mse = [float(value) for one in clients for value in one.mse]
+    prior = [float(value) for one in clients for value in one.prior_mse]
+    owner = [number for number, one in enumerate(clients) for _ in one.mse]
+    interval = bootstrap_interval(mse, owner) if len(clients) > 1 else None
+    return {
+        "num_clients": len(clients),
+        "num_images": len(mse),
+        "num_equations": clients[0].num_equations,
+        "num_unknowns": clients[0].num_unknowns,
+        "num_above_noise": [one.num_above_noise for one in clients],
+        "mse": {"mean": _mean(mse), "interval": interval, "images": mse},
+        "mean_image_mse": _mean(prior),
+        "van_trees_mse": estimated.bound_mse,
+    }
+
+
+def _words(summary: dict[str, Any]) -> str:
+    """Return the lines for a terminal."""
+    mean, interval = summary["mse"]["mean"], summary["mse"]["interval"]
+    said = "" if interval is None else f", 95 % interval {_span(interval)}"
+    above = summary["num_above_noise"]
+    bound = summary["van_trees_mse"]
+    lines = [
+        f"{summary['num_images']} images of {summary['num_clients']} clients; "
+        f"{summary['num_equations']} equations for {summary['num_unknowns']} unknowns of a client, "
+        f"{min(above)} to {max(above)} directions above the noise",
+        f"mean image (null control)    {_decibels(summary['mean_image_mse'])}",
+        f"local estimate               {_decibels(mean)}{said}",
+    ]
+    if bound is not None:
+        lines.append(f"van Trees, for such a prior  at most {_decibels(bound)}")
+    return "\n".join([*lines, _NO_BOUND])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _decibels(mse: float) -> str:
+    return f"{-10 * math.log10(max(mse, 1e-30)):.1f} dB"
+
+
+def _span(interval: Sequence[float]) -> str:
+    """Return an interval of errors in dB, the worse end first; few clients may leave it open."""
+    if interval[0] <= 0:
+        return f"above {_decibels(interval[1])}"
+    return f"{_decibels(interval[1])} to {_decibels(interval[0])}"

@@ -1,0 +1,341 @@
+"""Gauss-Newton inversion, and what a linearised attacker could get."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from attack_helpers import bind
+from torch import nn
+
+import lightning_recon.attacks.gauss_newton_inversion as module
+from lightning_recon.attacks import GaussNewtonInversion
+from lightning_recon.attacks.features.spectrum import Spectrum
+from lightning_recon.audit.local_estimate import local_estimate, van_trees_mse
+from lightning_recon.clients import FedAvg
+from lightning_recon.commands.plain import main
+from lightning_recon.defenses import QSGD, GaussianNoise, LaplaceNoise, TopK
+from lightning_recon.errors import InputError
+from lightning_recon.functional.damped_least_squares import conjugate_gradients, jacobian, products
+from lightning_recon.functional.image_quality import psnr
+from lightning_recon.targets import LeNet, ModuleTarget
+from lightning_recon.updates import PrivateBatch
+
+SIZE = 8
+
+
+def natural(number, seed=0, size=SIZE):
+    """Smooth random images."""
+    coarse = torch.rand(number, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)
+
+
+def batch_of(images, first_label=0):
+    labels = torch.arange(first_label, first_label + len(images)) % 10
+    return PrivateBatch(images, labels, torch.ones_like(images[:, :1]) > 0, labels)
+
+
+def directions_of(spectrum):
+    """The directions of images, one a row."""
+    return spectrum.moved(torch.eye(spectrum.mean.numel()).double()).flatten(1)
+
+
+def lenet():
+    return LeNet(10, SIZE)
+
+
+def attacked(number=1, seed=7, target=None, **settings):
+    """What an attack makes of a client's images, and these."""
+    attack = bind(GaussNewtonInversion(target or lenet(), **settings), natural(40), number)
+    images = natural(number, seed)
+    observation = attack.federation.play(batch_of(images), 0)
+    with attack.computing():
+        return attack.reconstruct(observation), images
+
+
+class TestExact:
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_a_smooth_network_is_read_to_the_rounding_of_the_update(self, number):
+        found, images = attacked(number)
+        assert psnr(found.images, images).min() > 80
+        assert found.notes["unknowns"] == found.notes["rank"] == images.numel()
+        assert found.notes["equations"] == sum(p.numel() for p in lenet().parameters())
+
+    def test_products_alone_come_near(self):
+        found, images = attacked(max_unknowns=0, iterations=6)
+        assert psnr(found.images, images).min() > 30
+        assert "rank" not in found.notes
+
+    def test_known_local_steps_are_simulated(self):
+        found, images = attacked(client=FedAvg(0.05, epochs=3))
+        assert psnr(found.images, images).min() > 60
+
+    def test_a_rate_that_is_not_known_is_fitted(self):
+        known = ["labels", "num_samples"]
+        found, images = attacked(client=FedAvg(0.05), known=known)
+        assert psnr(found.images, images).min() > 60
+
+    def test_labels_are_inferred(self):
+        found, images = attacked(2, known=["num_samples", "client"])
+        assert sorted(found.labels.tolist()) == [0, 1]
+        order = torch.cdist(images.flatten(1), found.images.flatten(1)).argmin(1)
+        assert psnr(found.images[order], images).min() > 80
+
+    def test_the_restart_of_least_objective_is_returned(self):
+        found, images = attacked(num_restarts=2)
+        assert psnr(found.images, images).min() > 80
+
+    def test_a_dependent_direction_is_counted(self):
+        """Pixels beside each other are averaged before the network sees them."""
+        target = nn.Sequential(nn.AvgPool2d((1, 2)), nn.Flatten(), nn.Linear(96, 10))
+        found, _ = attacked(target=ModuleTarget(target, 10))
+        assert found.notes["rank"] == 96
+
+    def test_noise_that_is_not_granted_shows(self):
+        with pytest.warns(UserWarning, match="of the update stays unexplained"):
+            found, _ = attacked(defenses=[GaussianNoise(0.05)], iterations=6)
+        assert found.notes["unexplained"] > 1e-3
+        assert "unexplained" not in attacked()[0].notes
+
+    def test_of_an_update_of_zeros_the_mean_image_is_left(self):
+        attack = bind(GaussNewtonInversion(lenet(), iterations=14), natural(40))
+        observation = attack.federation.play_noise(torch.tensor([3]), 0)
+        found = attack.reconstruct(observation)
+        mean = attack.spectrum.mean[None].float()
+        assert found.notes["rank"] == found.notes["equations"] == 0
+        assert psnr(found.images, mean.clamp(0, 1)).min() > 30
+
+
+class TestInput:
+    def test_too_few_equations_are_told_in_one_line(self):
+        target = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(12, 2))
+        with pytest.warns(UserWarning, match="192 unknowns in 26 equations; the mean and"):
+            attacked(target=ModuleTarget(target, 2), iterations=2)
+
+    def test_short_memory_falls_to_products_and_says_so(self, monkeypatch):
+        def short(*_):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+        monkeypatch.setattr(module, "jacobian", short)
+        with pytest.warns(UserWarning, match=r"the memory does not suffice .* products alone"):
+            found, images = attacked(iterations=4)
+        assert psnr(found.images, images).min() > 20
+
+    def test_a_network_that_cannot_be_differentiated_twice_is_refused(self):
+        class Once(torch.autograd.Function):
+            @staticmethod
+            def forward(context, x):
+                return x.sigmoid()
+
+            @staticmethod
+            def backward(context, slope):
+                return slope
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.linear = nn.Linear(3 * SIZE**2, 10)
+
+            def forward(self, x):
+                return self.linear(Once.apply(x.flatten(1)))
+
+        with pytest.raises(InputError, match=r"cannot be differentiated by the images.*choose"):
+            attacked(target=ModuleTarget(Net(), 10))
+
+    @pytest.mark.parametrize("wrong", [{"num_restarts": 0}, {"max_unknowns": -1}])
+    def test_numbers_out_of_range_are_refused(self, wrong):
+        (name,) = wrong
+        with pytest.raises(InputError, match=f"{name} must be at least"):
+            GaussNewtonInversion(lenet(), **wrong)
+
+
+class TestNoise:
+    def test_the_attack_gets_what_is_estimated(self):
+        """Over clients, in mean squared error, within 1 dB."""
+        errors, estimates = [], []
+        for seed in range(6):
+            attack = GaussNewtonInversion(
+                lenet(), defenses=[GaussianNoise(0.01)], adaptive=True, iterations=10
+            )
+            bind(attack, natural(40))
+            batch = batch_of(natural(1, 50 + seed), seed)
+            observation = attack.federation.play(batch, seed)
+            found = attack.reconstruct(observation)
+            errors.append(float((found.images - batch.images).square().mean()))
+            estimates.append(float(local_estimate(observation, batch, attack.spectrum).mse))
+        assert abs(10 * math.log10(sum(errors) / sum(estimates))) < 1
+
+    @pytest.mark.parametrize("defense", [QSGD(16), TopK(0.5)])
+    def test_what_is_known_of_a_defense_helps(self, defense):
+        knowing, images = attacked(defenses=[defense], adaptive=True, iterations=10)
+        naive, _ = attacked(defenses=[defense], iterations=10)
+        assert psnr(knowing.images, images).mean() > psnr(naive.images, images).mean() + 1
+
+    @pytest.mark.parametrize("defense", [QSGD(5), GaussianNoise(0.2), LaplaceNoise(0.1)])
+    def test_variances_are_those_of_the_defense(self, defense):
+        update = {"a": torch.linspace(-1, 1, 23)}
+        draws = []
+        for seed in range(1000):
+            generator = torch.Generator().manual_seed(seed)
+            draws.append(defense({"a": update["a"].clone()}, generator=generator)["a"])
+        found = torch.stack(draws)
+        (told,) = defense.variance(update, {"a": found[0]}).values()
+        torch.testing.assert_close(found.var(0), told.float(), rtol=0.25, atol=1e-6)
+        assert TopK(0.5).variance(update, update) is None
+
+
+class Linear:
+    """A network of zeros: its gradient is a linear function of the image."""
+
+    def __init__(self, noise, number=1):
+        net = nn.Linear(3 * SIZE**2, 10)
+        nn.init.zeros_(net.weight)
+        nn.init.zeros_(net.bias)
+        target = ModuleTarget(nn.Sequential(nn.Flatten(), net), 10)
+        attack = GaussNewtonInversion(
+            target, defenses=[GaussianNoise(noise)], adaptive=True, iterations=8
+        )
+        self.attack = bind(attack, natural(40), number)
+
+    def play(self, images, client):
+        batch = batch_of(images, client)
+        return batch, self.attack.federation.play(batch, client)
+
+
+class TestLocalEstimate:
+    def test_it_is_the_formula(self):
+        """K from the pixels' covariance and an explicit Jacobian, in another basis."""
+        channel = Linear(0.05)
+        batch, observation = channel.play(natural(1, 3), 0)
+        spectrum = channel.attack.spectrum
+        found = local_estimate(observation, batch, spectrum)
+        basis = directions_of(spectrum)
+        precision = basis.T @ (basis / spectrum.variances[:, None])
+        slope = torch.full((10,), 0.1, dtype=torch.float64)
+        slope[batch.labels] -= 1
+        pixels = basis.shape[1]
+        jac = torch.kron(slope[:, None], torch.eye(pixels, dtype=torch.float64))
+        gain = torch.linalg.solve(jac.T @ jac / 0.05**2 + precision, jac.T / 0.05**2)
+        offset = (batch.images[0].double() - spectrum.mean).flatten()
+        left = offset - gain @ (jac @ offset)
+        mse = (left.square().sum() + 0.05**2 * gain.square().sum()) / pixels
+        assert float(found.mse) == pytest.approx(float(mse), rel=1e-4)
+        assert float(found.prior_mse) == pytest.approx(float(offset.square().mean()), rel=1e-6)
+        assert 0 < found.num_above_noise < pixels
+
+    def test_the_attack_on_a_linear_channel_agrees(self):
+        errors, estimates = [], []
+        channel = Linear(0.1)
+        for client in range(20):
+            batch, observation = channel.play(natural(1, 100 + client), client)
+            found = channel.attack.reconstruct(observation)
+            errors.append(float((found.images - batch.images).square().mean()))
+            one = local_estimate(observation, batch, channel.attack.spectrum)
+            estimates.append(float(one.mse))
+        assert abs(10 * math.log10(sum(errors) / sum(estimates))) < 1
+
+    def test_van_trees_is_the_estimate_in_the_mean_over_the_prior(self):
+        channel = Linear(0.1)
+        spectrum = channel.attack.spectrum
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn(20, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
+        images = spectrum.decode(latents).float()
+        found = []
+        for client in range(20):
+            batch, observation = channel.play(images[client : client + 1], 0)
+            found.append(local_estimate(observation, batch, spectrum))
+        mean = sum(float(one.mse) for one in found) / len(found)
+        assert van_trees_mse(found, spectrum) == pytest.approx(mean, rel=0.1)
+
+    def test_an_exact_update_leaves_nothing_open(self):
+        attack = bind(GaussNewtonInversion(lenet()), natural(40))
+        batch = batch_of(natural(1, 3))
+        found = local_estimate(attack.federation.play(batch, 0), batch, attack.spectrum)
+        assert float(found.mse) < 1e-8
+        assert found.num_above_noise == found.num_unknowns == batch.images.numel()
+
+
+CONFIG = """
+model:
+  class_path: GaussNewtonInversion
+  init_args:
+    target: {class_path: LeNet, init_args: {num_classes: 20, image_size: 8}}
+    defenses: [{class_path: GaussianNoise, init_args: {noise_std: 0.01}}]
+data:
+  class_path: SampleImagesDataModule
+  init_args: {batch_size: 2, num_clients: 3, image_size: 8, num_public: 8}
+"""
+
+
+class TestCommand:
+    def test_control_and_estimate_are_printed_and_written(self, tmp_path, capsys):
+        (tmp_path / "run.yaml").write_text(CONFIG)
+        words = ["estimate", "--config", str(tmp_path / "run.yaml")]
+        assert main([*words, "--output", str(tmp_path / "found.json")]) == 0
+        said = capsys.readouterr().out
+        for part in ("mean image (null control)", "local estimate", "van Trees", "No bound"):
+            assert part in said
+        found = json.loads((tmp_path / "found.json").read_text())
+        assert found["num_images"] == len(found["mse"]["images"]) == 6
+        assert found["mse"]["mean"] < found["mean_image_mse"]
+
+    @pytest.mark.parametrize(
+        ("change", "more", "said"),
+        [
+            ({}, ["--num-clients", "4"], "has 3 clients, and --num-clients is 4"),
+            ({}, ["--num-clients", "0"], "must be at least 1"),
+            ({"image_size: 8": "image_size: 64"}, [], "treats 6144 unknowns .* not 24576; take"),
+            ({"GaussNewtonInversion": "GaussNewton"}, [], "GaussNewton"),
+        ],
+    )
+    def test_what_cannot_be_used_is_one_line(self, change, more, said, tmp_path, capsys):
+        text = CONFIG
+        for old, new in change.items():
+            text = text.replace(old, new)
+        (tmp_path / "run.yaml").write_text(text)
+        assert main(["estimate", "--config", str(tmp_path / "run.yaml"), *more]) == 2
+        error = capsys.readouterr().err
+        assert len(error.strip().splitlines()) == 1
+        assert re.search(said, error)
+
+
+class TestLeastSquares:
+    def test_jacobian_and_products_agree_with_autograd(self):
+        matrix = torch.randn(7, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        images = torch.rand(2, 1, 3, 4, generator=torch.Generator().manual_seed(1)).double()
+        basis = torch.linalg.qr(torch.randn(12, 12).double()).Q.view(12, 1, 3, 4)
+
+        def residual(x):
+            return (matrix @ x.flatten()).sin()
+
+        whole = torch.func.jacrev(residual)(images).flatten(1)  # 7 x 24
+        along = torch.cat(
+            [whole[:, :12] @ basis.flatten(1).T, whole[:, 12:] @ basis.flatten(1).T], 1
+        )
+        rows = jacobian(residual, images, basis, 7)
+        torch.testing.assert_close(rows, along.T)
+        forward, backward = products(
+            residual,
+            images,
+            lambda numbers: (numbers @ basis.flatten(1)).view_as(images),
+            lambda moves: moves.flatten(1) @ basis.flatten(1).T,
+        )
+        numbers, equations = torch.rand(24).double(), torch.rand(7).double()
+        torch.testing.assert_close(forward(numbers), along @ numbers)
+        torch.testing.assert_close(backward(equations), along.T @ equations)
+        whole = rows @ rows.T + torch.eye(24)
+        solved = conjugate_gradients(
+            lambda x: whole @ x, numbers, 1 / whole.diagonal(), 100, tolerance=1e-12
+        )
+        torch.testing.assert_close(whole @ solved, numbers)
+
+    def test_the_basis_of_a_spectrum_is_orthonormal_and_its_variances_are_the_images(self):
+        spectrum = Spectrum(natural(60).double())
+        basis = directions_of(spectrum)
+        torch.testing.assert_close(basis @ basis.T, torch.eye(len(basis)).double())
+        latents = torch.randn(
+            4000, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        spread = spectrum.along(spectrum.decode(latents) - spectrum.mean).var(0)
+        torch.testing.assert_close(spread, spectrum.variances, rtol=0.15, atol=0)
