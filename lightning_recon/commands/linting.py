@@ -35,8 +35,8 @@ def lint(options: Any) -> int:
     entries = [
         entry._replace(
             facts={**entry.facts, **told},
-            model=options.model or entry.model,
-            model_args=options.model_args or entry.model_args,
+            model=options.model,
+            model_args=options.model_args,
             source=options.source or entry.source,
         )
         for entry in entries

@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_recon.errors import InputError, instead
-from lightning_recon.lint.facts import DELTA, Channel, Claim, Facts, Figure, Finding, Level
+from lightning_recon.lint.facts import (
+    DELTA,
+    Channel,
+    Claim,
+    Facts,
+    Figure,
+    Finding,
+    Level,
+    own_claim,
+)
 from lightning_recon.privacy.sensitivity import Adjacency
 
 
@@ -34,15 +43,12 @@ def chain(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
         return Figure(level, adjacency, rounds, held["epsilon"], held["delta"], "exact", rule)
 
     claimed = stated["claimed"]
-    claim = None
-    if facts.claim is not None:
-        terms = (facts.level or "client", facts.adjacency or "replace", facts.rounds)
-        claim = Claim(facts.claim, delta, *terms, "as you say")
-    elif claimed is not None:
+    claim = own_claim(facts, delta, "client", "replace")
+    if claim is None and claimed is not None:
         claim = Claim(
             claimed["epsilon"],
             claimed["delta"],
-            claimed["level"],
+            "record" if claimed["level"] == "record" else "client",
             claimed["adjacency"],
             1,
             claimed["rule"],
@@ -51,15 +57,16 @@ def chain(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
     if stated["actual"] is None:
         text = f"no formal guarantee: {stated['statement'].removeprefix('no formal guarantee: ')}"
         findings.append(Finding("warning", "no-guarantee", text.split(";")[0]))
-    clip, std = stated["clip_norm"], stated["noise_std"]
-    is_clipped_and_noisy = bool(clip) and std is not None and stated["actual"] is not None
-    ratio = std / clip if is_clipped_and_noisy and std and clip else None
+    clip, std, images = stated["clip_norm"], stated["noise_std"], facts.batch_size or 1
+    ratio = std / clip if stated["actual"] is not None and std and clip else None
+    if getattr(client, "clip_norm", None) is not None and ratio is not None:
+        ratio, images = ratio * images, 1  # every image has a clip of its own
     return Channel(
         figure,
         "the server, and all others",
         claim,
         0.0 if not made else ratio,
-        facts.batch_size or 1,
+        images,
         clip,
         lambda _: stated["rero_1000"],
         tuple(findings),

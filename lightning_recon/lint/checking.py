@@ -14,6 +14,8 @@ from lightning_recon.lint.reading import Entry, Variable
 from lightning_recon.lint.seeds import seed_finding
 from lightning_recon.privacy.reconstruction import channel_bits
 
+KAPPA = 1e-3
+"""Success without the release that ReRo bounds are given for: one of 1000 candidates."""
 _NEEDED = object()
 
 
@@ -142,7 +144,7 @@ def check(entry: Entry) -> Report:
         claim,
         None if claim is None else not broken,
         figures,
-        channel.rero(facts.rounds),
+        _rero(channel, facts),
         _bits(channel, facts),
         best_psnr(None if channel.ratio is None else channel.ratio * math.sqrt(channel.sharing)),
         sorted(findings, key=lambda one: ("error", "warning", "note").index(one.severity)),
@@ -217,6 +219,15 @@ def words_of(figure: Figure) -> str:
         return f"there is no guarantee ({figure.rule})"
     bound = "" if figure.bound == "exact" else f"{figure.bound} "
     return f"{bound}epsilon {figure.epsilon:.4g}"
+
+
+def _rero(channel: Channel, facts: Facts) -> float:
+    """Return the smaller of a mechanism's own ReRo bound and that of its (epsilon, delta)."""
+    own = channel.rero(facts.rounds)
+    held = channel.figure("record", "replace", facts.rounds)
+    if held is None or held.bound == "at least" or held.epsilon > math.log(1 / KAPPA):
+        return own
+    return min(own, math.exp(held.epsilon) * KAPPA + held.delta)
 
 
 def _bits(channel: Channel, facts: Facts) -> float:

@@ -135,6 +135,21 @@ class Report(NamedTuple):
         return self.holds is not False and all(one.severity != "error" for one in self.findings)
 
 
+def own_claim(facts: Facts, delta: float, level: Level, adjacency: Adjacency) -> Claim | None:
+    """Return what is claimed beside a mechanism; None: nothing.
+
+    Args:
+        facts: of the federation.
+        delta: of the claim, where the facts have none.
+        level: likewise.
+        adjacency: likewise.
+    """
+    if facts.claim is None:
+        return None
+    terms = (facts.level or level, facts.adjacency or adjacency, facts.rounds)
+    return Claim(facts.claim, facts.delta or delta, *terms, "as you say")
+
+
 _WHOLE = ("rounds", "clients", "batch_size", "dataset_size", "steps", "num_parameters")
 _WORDS = {
     "adjacency": ("replace", "add_remove"),

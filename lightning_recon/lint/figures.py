@@ -1,6 +1,8 @@
 """The figures of Gaussian noise, and what was measured at so much of it."""
 
 import math
+from functools import cache
+from itertools import pairwise
 
 from lightning_recon.errors import InputError
 from lightning_recon.lint.facts import Figure, Level
@@ -8,11 +10,13 @@ from lightning_recon.privacy.gaussian import gaussian_epsilon
 from lightning_recon.privacy.sensitivity import Adjacency, client_sensitivity
 
 MEASURED = {0.0002: 47.45, 0.0008: 36.31, 0.0032: 26.81, 0.008: 22.33, 0.02: 19.16}
-"""Mean PSNR in dB over 320 whole images, 224x224, of the strongest attack of this project, a malicious
-server's (``SpectralLDPAttack``), by the ratio of noise to the norm of one image's share, s sqrt(B) / C;
-the mean image has 11.66.  From the table of docs/spectral.md, C = 10 and B = 16."""
+"""Mean PSNR in dB over 320 whole images of 224x224, by the ratio of noise to one image's share of
+the norm, s sqrt(B) / C: of the strongest attack of this project, a malicious server's
+(``SpectralLDPAttack``).  From the table of docs/spectral.md, C = 10 and B = 16; the mean image has
+11.66."""
 
 
+@cache
 def gaussian_figure(
     noise_multiplier: float,
     level: Level,
@@ -64,7 +68,7 @@ def best_psnr(ratio: float | None) -> str:
         return f"over {MEASURED[known[0]]:.1f} dB"
     if ratio > known[-1]:
         return f"under {MEASURED[known[-1]]:.1f} dB; so much noise was not measured"
-    for low, high in zip(known, known[1:], strict=False):
+    for low, high in pairwise(known):
         if ratio <= high:
             share = math.log(ratio / low) / math.log(high / low)
             psnr = MEASURED[low] + share * (MEASURED[high] - MEASURED[low])

@@ -22,6 +22,7 @@ from lightning_recon.lint.facts import (
     Unprotected,
     delta_of,
     number,
+    own_claim,
     whole,
 )
 from lightning_recon.lint.figures import gaussian_figure
@@ -59,7 +60,8 @@ def local_dp(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
     return Channel(
         figure,
         "the server, and all others",
-        Claim(epsilon, delta, facts.level or "client", adjacency, 1, "LocalDpMod"),
+        own_claim(facts, delta, "client", adjacency)
+        or Claim(epsilon, delta, facts.level or "client", adjacency, 1, "LocalDpMod"),
         std / clip,
         facts.batch_size or 1,
         clip,
@@ -183,14 +185,10 @@ def _central(
         found.insert(0, Finding("error", "no-noise", "noise_multiplier 0 adds no noise at all"))
     elif facts.clients is not None and facts.clients > sampled:
         found.append(_amplified(replaced / share, sampled, facts.clients, facts.rounds, delta))
-    claim = None
-    if facts.claim is not None:
-        terms = (facts.level or "client", facts.adjacency or "add_remove", facts.rounds)
-        claim = Claim(facts.claim, delta, *terms, "as you say")
     return Channel(
         figure,
         "those who see the model, and not the server",
-        claim,
+        own_claim(facts, delta, "client", "add_remove"),
         0.0,
         facts.batch_size or 1,
         clip,
@@ -211,8 +209,8 @@ def _weights(facts: Facts, sampled: int) -> list[Finding]:
     if facts.largest_share * sampled <= 1 + 1e-9:
         return []
     text = (
-        f"a client of weight {facts.largest_share:g} moves the mean {facts.largest_share * sampled:.3g}"
-        f" times as far as the noise is made for, 1/{sampled}"
+        f"a client of weight {facts.largest_share:g} moves the mean "
+        f"{facts.largest_share * sampled:.3g} times as far as the noise is made for, 1/{sampled}"
     )
     return [Finding("warning", "unequal-weights", text)]
 

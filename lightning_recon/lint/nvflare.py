@@ -16,6 +16,7 @@ from lightning_recon.lint.facts import (
     Level,
     Unprotected,
     number,
+    own_claim,
 )
 from lightning_recon.privacy.reconstruction import rero_pure
 from lightning_recon.privacy.sensitivity import Adjacency
@@ -62,14 +63,10 @@ def _open(facts: Facts, finding: Finding, **unprotected: Any) -> Channel:
     def figure(level: Level, adjacency: Adjacency, rounds: int) -> Figure:
         return Figure(level, adjacency, rounds, math.inf, delta, "exact", "there is no noise")
 
-    claim = None
-    if facts.claim is not None:
-        terms = (facts.level or "client", facts.adjacency or "replace", facts.rounds)
-        claim = Claim(facts.claim, delta, *terms, "as you say")
     return Channel(
         figure,
         "nobody",
-        claim,
+        own_claim(facts, delta, "client", "replace"),
         0.0,
         facts.batch_size or 1,
         findings=(finding,),
@@ -134,7 +131,8 @@ def svt(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
                 f"proven is {most:.4g} a round",
             )
         )
-    claim = Claim(claimed, 0.0, facts.level or "client", facts.adjacency or "replace", 1, whose)
+    terms = (facts.level or "client", facts.adjacency or "replace")
+    claim = own_claim(facts, 0.0, *terms) or Claim(claimed, 0.0, *terms, 1, whose)
     return Channel(
         figure,
         "the server, and all others, but for the choice of entries",

@@ -20,6 +20,7 @@ from lightning_recon.lint.facts import (
     Level,
     delta_of,
     number,
+    own_claim,
     whole,
 )
 from lightning_recon.lint.figures import gaussian_figure
@@ -47,7 +48,7 @@ def dp_sgd(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
     is_poisson = bool(args["poisson_sampling"])
     passes = math.ceil(steps * rate - 1e-9) if epochs is None else math.ceil(epochs)
 
-    def figure(level: Level, adjacency: Adjacency, rounds: int) -> Figure | None:
+    def of_steps(level: Level, adjacency: Adjacency, rounds: int) -> Figure | None:
         if level == "client":
             if facts.dataset_size is None:
                 return None
@@ -56,19 +57,18 @@ def dp_sgd(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
             )
             return found._replace(bound="at most", rule=f"{found.rule}, all records at once")
         if is_poisson:
-            return gaussian_figure(
-                multiplier, level, adjacency, steps * rounds, delta, rate
-            )._replace(rounds=rounds)
+            return gaussian_figure(multiplier, level, adjacency, steps * rounds, delta, rate)
         found = gaussian_figure(multiplier, level, adjacency, passes * rounds, delta)
         rule = f"{found.rule}, {passes * rounds} passes, nothing from sampling"
-        return found._replace(rounds=rounds, bound="at most", rule=rule)
+        return found._replace(bound="at most", rule=rule)
 
-    def of_round(level: Level, adjacency: Adjacency, rounds: int) -> Figure | None:
-        found = figure(level, adjacency, rounds)
+    def figure(level: Level, adjacency: Adjacency, rounds: int) -> Figure | None:
+        found = of_steps(level, adjacency, rounds)
         return None if found is None else found._replace(rounds=rounds)
 
     def rero(rounds: int) -> float:
-        return rero_gaussian(2.0, multiplier, num_rounds=max(1, passes) * rounds)
+        releases = steps if is_poisson else passes  # a record may be drawn at every step
+        return rero_gaussian(2.0, multiplier, num_rounds=releases * rounds)
 
     claim, findings = _claim(args, facts, multiplier, rate, steps, delta, where)
     if multiplier == 0:
@@ -88,7 +88,7 @@ def dp_sgd(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
         )
     )
     return Channel(
-        of_round,
+        figure,
         "the server, and all others",
         claim,
         multiplier,
@@ -130,8 +130,8 @@ def _claim(
 ) -> tuple[Claim | None, list[Finding]]:
     """Return what is claimed, and what is wrong about who claims it."""
     level, adjacency = facts.level or "record", facts.adjacency or "add_remove"
-    if facts.claim is not None:
-        return Claim(facts.claim, delta, level, adjacency, facts.rounds, "as you say"), []
+    if (claim := own_claim(facts, delta, level, adjacency)) is not None:
+        return claim, []
     counted = 1 if args["new_engine_each_round"] else facts.rounds
     findings = []
     if counted < facts.rounds:

@@ -1,7 +1,6 @@
 """Configurations, as a command line or a file has them."""
 
 import ast
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from lightning_recon.errors import InputError, missing_file
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")  # 1e-5: a word in YAML 1.1
-_BESIDE = ("name", "mechanism", "model", "model_args", "source")
+_BESIDE = ("name", "mechanism", "source")
 
 
 class Entry(NamedTuple):
@@ -26,6 +25,7 @@ class Entry(NamedTuple):
     positional: tuple[Any, ...]
     facts: Mapping[str, Any]
     model: str | None = None
+    """Of the command line alone: a file that somebody sent runs no code."""
     model_args: str | None = None
     source: str | None = None
 
@@ -115,7 +115,6 @@ def _entry(content: Any, where: str) -> Entry:
             f"{where}: mechanism is a call, or has a name and arguments, not {given!r}"
         )
     facts = {key: value for key, value in content.items() if key not in _BESIDE}
-    arguments = content.get("model_args")
     return Entry(
         str(content.get("name") or name),
         where,
@@ -123,9 +122,7 @@ def _entry(content: Any, where: str) -> Entry:
         args,
         positional,
         facts,
-        content.get("model"),
-        json.dumps(arguments) if isinstance(arguments, dict) else arguments,
-        content.get("source"),
+        source=content.get("source"),
     )
 
 

@@ -22,23 +22,31 @@ def _text(report: Report) -> str:
     lines = [f"{title}: {_verdict(report)}"]
     if report.claim is not None:
         claim = report.claim
+        terms = f"{claim.level} level, {claim.adjacency}, {_rounds(claim.rounds)}"
         lines.append(
-            f"  claimed: epsilon {claim.epsilon:.4g} at delta {claim.delta:g}, {claim.level} level, "
-            f"{claim.adjacency}, {_rounds(claim.rounds)} ({claim.rule})"
+            f"  claimed: epsilon {claim.epsilon:.4g} at delta {claim.delta:g}, {terms} "
+            f"({claim.rule})"
         )
     lines.append(f"  protects from: {report.protects_from}")
-    lines += [f"  true: {_figure(figure)}" for figure in _told(report.figures)]
+    lines += [f"  true: {line}" for line in _told(report.figures)]
     lines.append(f"  right one of 1000 candidates: with a probability of at most {report.rero:.4g}")
-    lines.append(f"  bits an image, one round: {_bits(report.bits_per_image)}")
+    lines.append(f"  bits an image that one round gives its reader: {_bits(report.bits_per_image)}")
     lines.append(f"  best reconstruction, for orientation: {report.best_psnr}")
     lines += [f"  {_SIGNS[one.severity]} {one.code}: {one.text}" for one in report.findings]
     return "\n".join(lines)
 
 
-def _told(figures: Sequence[Figure]) -> list[Figure]:
-    """Return the figures, those of all levels alike told once."""
-    of_clients = {figure[1:]: figure for figure in figures if figure.level == "client"}
-    return [f for f in figures if f.level == "client" or f[1:] not in of_clients]
+def _told(figures: Sequence[Figure]) -> list[str]:
+    """Return the figures in words, those that are alike for both levels once."""
+    records = {figure[1:] for figure in figures if figure.level == "record"}
+    clients = {figure[1:] for figure in figures if figure.level == "client"}
+    lines = []
+    for figure in figures:
+        if figure.level == "client":
+            lines.append(_figure(figure, "client or record" if figure[1:] in records else "client"))
+        elif figure[1:] not in clients:
+            lines.append(_figure(figure, "record"))
+    return lines
 
 
 def _verdict(report: Report) -> str:
@@ -47,8 +55,8 @@ def _verdict(report: Report) -> str:
     return "the claim holds" if report.holds else "THE CLAIM DOES NOT HOLD"
 
 
-def _figure(figure: Figure) -> str:
-    terms = f"{figure.level} level, {figure.adjacency}, {_rounds(figure.rounds)}"
+def _figure(figure: Figure, level: str) -> str:
+    terms = f"{level}, {figure.adjacency}, {_rounds(figure.rounds)}"
     if math.isinf(figure.epsilon):
         return f"{terms}: {words_of(figure)}"
     return f"{terms}: {words_of(figure)} at delta {figure.delta:g} ({figure.rule})"
