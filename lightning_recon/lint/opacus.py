@@ -132,25 +132,25 @@ def _claim(
     level, adjacency = facts.level or "record", facts.adjacency or "add_remove"
     if (claim := own_claim(facts, delta, level, adjacency)) is not None:
         return claim, []
-    counted = 1 if args["new_engine_each_round"] else facts.rounds
     findings = []
+    counted = 1 if args["new_engine_each_round"] else facts.rounds
     if counted < facts.rounds:
-        findings.append(
-            Finding(
-                "error",
-                "engine-anew-each-round",
-                f"an engine that is made anew each round tells of one of {facts.rounds} rounds",
-            )
-        )
+        text = f"an engine that is made anew each round tells of one of {facts.rounds} rounds"
+        findings.append(Finding("warning", "engine-anew-each-round", text))
     if args["accountant"] == "gdp" and multiplier > 0:
         # the central limit for Poisson sampling, as the accountant has it
-        spread = math.sqrt(math.expm1(min(multiplier**-2, 700.0)))
+        spread = math.sqrt(math.expm1(min(multiplier**-2, 100.0)))
         mu = rate * math.sqrt(steps * counted) * spread
         epsilon = gaussian_epsilon(mu, 1.0, delta)
         text = "the accountant gdp is a limit for many steps and bounds nothing; take prv"
         findings.append(Finding("warning", "gdp-accountant", text))
         if args["target_epsilon"] is None:
-            return Claim(epsilon, delta, level, adjacency, counted, "accountant gdp"), findings
+            told = Claim(epsilon, delta, level, adjacency, facts.rounds, "accountant gdp")
+            return told, findings
+    if args["target_epsilon"] is None and counted < facts.rounds and multiplier > 0:
+        epsilon = gaussian_figure(multiplier, "record", "add_remove", steps, delta, rate).epsilon
+        rule = "what the engine of one round tells"
+        return Claim(epsilon, delta, level, adjacency, facts.rounds, rule), findings
     if args["target_epsilon"] is None:
         return None, findings
     target = number(args["target_epsilon"], "target_epsilon", where, above=0.0)
