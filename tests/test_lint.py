@@ -192,6 +192,14 @@ class TestCentral:
             assert integrated_delta(found, ratio * 2) == pytest.approx(1e-5, rel=1e-4)
         assert {"server-sees-all", "unequal-weights"} == codes(report, "warning")
 
+    def test_a_secure_sum(self):
+        call = CENTRAL.replace("Server", "Client")
+        texts = {one.code: one.text for one in linted(call, secure_sum=True).findings}
+        assert "sum of the updates without noise" in texts["server-sees-all"]
+        assert (
+            "clipped to 0.5" in {o.code: o.text for o in linted(call).findings}["server-sees-all"]
+        )
+
     def test_weights(self):
         equal = linted(CENTRAL, largest_share=0.1)
         assert "unequal-weights" not in codes(equal)
@@ -406,6 +414,7 @@ class TestCommand:
             (["--mechanism", "Opacus(1.0, 1.0)"], "give sample_rate"),
             (["--mechanism", CENTRAL, "--clients", "5"], "of only 5 clients"),
             (["--mechanism", "ExcludeVars('(')"], "is no pattern"),
+            (["--mechanism", CENTRAL, "--secure-sum"], "cannot clip single updates"),
             (["--mechanism", LOCAL.format(1, 2, 1), "--rounds", "0"], "rounds should be a whole"),
             (["--mechanism", LOCAL.format(1, 2, 1), "--source", "no.py"], "there is no file"),
             (["lint.yaml"], "there is no file"),

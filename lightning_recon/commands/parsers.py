@@ -153,6 +153,9 @@ def _add_lint(parser: Parser) -> None:
         "--model-args", metavar="JSON", help="its arguments, such as '{\"num_classes\": 10}'"
     )
     parser.add_argument(
+        "--secure-sum", action="store_true", help="the server sees sums of updates alone"
+    )
+    parser.add_argument(
         "--source", metavar="PATH", help="the client's code: finds a seed that gives noise away"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")

@@ -39,6 +39,9 @@ class Facts(NamedTuple):
     sends: Literal["state_dict", "parameters"] = "state_dict"
     """Whether buffers are sent beside the parameters."""
 
+    secure_sum: bool = False
+    """Whether the server sees the sum of a round's updates alone."""
+
 
 class Claim(NamedTuple):
     """An epsilon that somebody reads off a configuration, and what it must mean."""
@@ -177,6 +180,9 @@ def read_facts(given: Mapping[str, Any], where: str) -> Facts:
             if value not in _WORDS[name]:
                 words = " or ".join(_WORDS[name])
                 raise InputError(f"{where}: {name} should be {words}, not {value!r}")
+        elif name == "secure_sum":
+            if not isinstance(value, bool):
+                raise InputError(f"{where}: secure_sum should be true or false, not {value!r}")
         elif name in _WHOLE:
             whole(value, name, where)
         elif name == "delta":

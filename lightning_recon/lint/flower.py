@@ -180,7 +180,9 @@ def _central(
         multiplier = (present if adjacency == "add_remove" else replaced) / share
         return gaussian_figure(multiplier, level, adjacency, rounds, delta)
 
-    found = [*findings, *_weights(facts, sampled), _server(at, clip)]
+    if facts.secure_sum and at == "server":
+        raise InputError(f"{where}: a server that sees the sum alone cannot clip single updates")
+    found = [*findings, *_weights(facts, sampled), _server(at, clip, facts.secure_sum)]
     if replaced == 0:
         found.insert(0, Finding("error", "no-noise", "noise_multiplier 0 adds no noise at all"))
     elif facts.clients is not None and facts.clients > sampled:
@@ -215,9 +217,11 @@ def _weights(facts: Facts, sampled: int) -> list[Finding]:
     return [Finding("warning", "unequal-weights", text)]
 
 
-def _server(at: str, clip: float) -> Finding:
+def _server(at: str, clip: float, sees_sum: bool) -> Finding:
     text = "the server sees every update as it is, before clipping and noise"
-    if at == "client":
+    if sees_sum:
+        text = "the server sees the sum of the updates without noise"
+    elif at == "client":
         text = f"the server sees every update clipped to {clip:g} and without noise"
     return Finding("warning", "server-sees-all", f"{text}: against it nothing is guaranteed")
 
