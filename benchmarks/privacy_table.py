@@ -20,7 +20,7 @@ from lightning_recon.defenses.privunit import privunit_cap
 from lightning_recon.defenses.privunit_gaussian import privunitg_cap
 from lightning_recon.errors import InputError
 from lightning_recon.privacy.accounting import pld_epsilon, rdp_epsilon
-from lightning_recon.privacy.gaussian import gaussian_epsilon, gaussian_std
+from lightning_recon.privacy.gaussian import classical_std, gaussian_epsilon, gaussian_std
 from lightning_recon.privacy.reconstruction import clamped_psnr, expected_psnr, rero_gaussian
 
 DELTA = 1e-5
@@ -130,7 +130,7 @@ def published(claimed: float, images: Tensor) -> list[float]:
 def calibration(epsilon: float) -> list[float]:
     """Return a row of the second table."""
     std = gaussian_std(epsilon, 1.0, DELTA)
-    classical = math.sqrt(2 * math.log(1.25 / DELTA)) / epsilon
+    classical = classical_std(epsilon, 1.0, DELTA)
     return [
         epsilon,
         std,

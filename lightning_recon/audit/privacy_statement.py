@@ -9,7 +9,7 @@ a round; but Gaussian noise on Gaussian noise is Gaussian again, and their varia
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lightning_recon.audit.schema import ClaimJson, GuaranteeJson, PrivacyStatement
 from lightning_recon.clients import Client
@@ -163,6 +163,30 @@ def _walk(defenses: Sequence[Defense], client: Client | None, num_samples: int |
             variance = 0.0
             last_bound = norm_bound if norm_bound is not None else last_bound
     return _Chain(gaussians, randomizers, last_bound, last_std)
+
+
+def chain_guarantee(
+    defenses: Sequence[Defense],
+    client: Client | None,
+    num_samples: int | None,
+    level: Literal["client", "record"],
+    adjacency: Adjacency,
+    num_rounds: int = 1,
+    delta: float = 1e-5,
+) -> GuaranteeJson | None:
+    """Return the smallest epsilon that holds for a chain, in any terms; None: there is none.
+
+    Args:
+        defenses: as in :func:`privacy_statement`.
+        client: the protocol; null: any.
+        num_samples: the client's batch size; null: not known.
+        level: whose data change, ``client`` or ``record``.
+        adjacency: how they change.
+        num_rounds: in how many rounds the client takes part.
+        delta: of all rounds together.
+    """
+    chain = _walk(defenses, client, num_samples)
+    return _guarantee(chain, level, num_rounds, delta, adjacency)
 
 
 def _check_fit(noise: GaussianNoise, client: Client | None, num_samples: int | None) -> None:

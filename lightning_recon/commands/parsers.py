@@ -41,6 +41,8 @@ def add_commands(subcommands: Any) -> None:
         parser = Parser(description=description)
         if name == "audit":
             _add_audit(parser)
+        elif name == "lint":
+            _add_lint(parser)
         elif name == "import":
             _add_import(parser)
         elif name == "sweep":  # for completion: runs.sweep parses, and helps, itself
@@ -121,6 +123,58 @@ def _add_audit(parser: Parser) -> None:
     parser.add_argument(
         "--output", metavar="FOLDER", help="by default lightning_logs/audit_CAPTURE"
     )
+
+
+def _add_lint(parser: Parser) -> None:
+    """Add the options of ``lint``."""
+    parser.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="YAML or JSON with configurations, of NVIDIA FLARE or of a run; see docs/lint.md",
+    )
+    parser.add_argument(
+        "--mechanism",
+        metavar="CALL",
+        help="or one as Python writes it: 'LocalDpMod(1.0, 1.0, epsilon=10, delta=1e-5)'",
+    )
+    for name, text in (
+        ("rounds", "in which a client takes part, by default 1"),
+        ("clients", "of the federation, from whom a round's are drawn"),
+        ("batch-size", "images that share one update, by default 1"),
+        ("dataset-size", "records of one client"),
+        ("steps", "local steps of a round"),
+        ("num-parameters", "numbers of an update, where no model is named"),
+    ):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    for name, text in (
+        ("delta", "at which epsilon is given, by default the mechanism's own or 1e-5"),
+        ("claim", "an epsilon that is claimed of all rounds together"),
+        ("largest-share", "greatest weight of one client in the aggregate, at most 1"),
+    ):
+        parser.add_argument(f"--{name}", type=float, metavar="X", help=text)
+    parser.add_argument(
+        "--adjacency", choices=["replace", "add_remove"], help="that the claim is about"
+    )
+    parser.add_argument("--level", choices=["client", "record"], help="that the claim is about")
+    parser.add_argument(
+        "--sends",
+        choices=["state_dict", "parameters"],
+        help="what clients send, by default the state_dict, buffers included",
+    )
+    parser.add_argument(
+        "--model", metavar="PKG:NET", help="class of the model: finds what passes unprotected"
+    )
+    parser.add_argument(
+        "--model-args", metavar="JSON", help="its arguments, such as '{\"num_classes\": 10}'"
+    )
+    parser.add_argument(
+        "--secure-sum", action="store_true", help="the server sees sums of updates alone"
+    )
+    parser.add_argument(
+        "--source", metavar="PATH", help="the client's code: finds a seed that gives noise away"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def _add_model_facts(parser: Parser, shape_help: str) -> None:

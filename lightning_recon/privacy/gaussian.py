@@ -83,6 +83,24 @@ def gaussian_std(epsilon: float, sensitivity: float, delta: float, num_rounds: i
     return sensitivity / float(ratio) * math.sqrt(num_rounds)
 
 
+def classical_std(epsilon: float, sensitivity: float, delta: float) -> float:
+    """Return the classical formula's standard deviation, D sqrt(2 ln(1.25 / delta)) / epsilon.
+
+    Dwork & Roth, "The Algorithmic Foundations of Differential Privacy", 2014, Theorem A.1, which
+    is proven for epsilon below 1.  For larger ones it may give too little noise: what it comes to
+    is :func:`gaussian_epsilon` of it.
+
+    Args:
+        epsilon: that is claimed, above 0.
+        sensitivity: L2 sensitivity D that is assumed, at least 0.
+        delta: in (0, 1).
+
+    >>> round(classical_std(1.0, 1.0, 1e-5), 3)
+    4.845
+    """
+    return sensitivity * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
+
+
 def _check(*, sensitivity: float, delta: float, num_rounds: int, std: float = 1.0) -> None:
     for name, value in (("sensitivity", sensitivity), ("std", std)):
         if not 0 < value < math.inf:

@@ -11,14 +11,18 @@ Differential Privacy", 2023.
 Beside them the other end: the expected PSNR of the best attack that uses no prior.
 """
 
-import math
+from __future__ import annotations
 
-import torch
+import math
+from typing import TYPE_CHECKING
+
 from scipy.special import digamma, ndtr, ndtri
-from torch import Tensor
 
 from lightning_recon.errors import InputError
-from lightning_recon.functional.image_quality import psnr
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _CAP = 100.0  # dB, as in image_quality.psnr
 
@@ -68,6 +72,38 @@ def rero_pure(epsilon: float, kappa: float = 1e-3) -> float:
     _check_kappa(kappa)
     first = math.exp(min(0.0, epsilon + math.log(kappa)))
     return min(first, 1 - math.exp(-epsilon) * (1 - kappa))
+
+
+def channel_bits(
+    noise_multiplier: float, num_images: float, num_coordinates: int | None = None
+) -> float:
+    """Return how many bits an image a clipped, noisy update can carry at most.
+
+    Shannon's capacity of N parallel Gaussian channels that share the energy C^2, divided by the
+    images that share it, (N / 2B) log2(1 + C^2 / (N s^2)); as N grows, C^2 / (2 B s^2 ln 2).
+
+    Args:
+        noise_multiplier: s / C, standard deviation of the noise over the clipping norm, at least 0.
+        num_images: B, that share one clip, above 0.
+        num_coordinates: N, numbers of the update; null: as many as there may be.
+
+    Returns:
+        Bits; infinity without noise.
+
+    >>> round(channel_bits(0.0002, 16, 150528 * 16))
+    264060
+    """
+    if noise_multiplier < 0 or num_images <= 0:
+        raise InputError(
+            "channel_bits: noise_multiplier must be at least 0 and num_images above 0, not "
+            f"{noise_multiplier} and {num_images}"
+        )
+    if noise_multiplier == 0:
+        return math.inf
+    if num_coordinates is None:
+        return 1 / (2 * num_images * noise_multiplier**2 * math.log(2))
+    ratio = 1 / (num_coordinates * noise_multiplier**2)
+    return num_coordinates / (2 * num_images) * math.log1p(ratio) / math.log(2)
 
 
 def expected_psnr(noise_multiplier: float, energy: float, num_pixels: int) -> float:
@@ -121,6 +157,10 @@ def clamped_psnr(
     Returns:
         B.
     """
+    import torch  # the bounds above need none of it
+
+    from lightning_recon.functional.image_quality import psnr
+
     if energy is None:
         energy = float(images.double().square().sum())
     std = noise_multiplier * math.sqrt(energy)

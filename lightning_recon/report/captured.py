@@ -34,6 +34,7 @@ _ADVICE = {
     "noise": (
         "Only clipping with enough noise behind it gives a guarantee: DP-SGD on the client, or "
         "clipping and Gaussian noise on its update, with the noise calibrated exactly. "
+        "python cli.py lint tells what a configuration really guarantees (docs/lint.md); "
         "docs/privacy.md has what epsilon means here."
     ),
     "secure": (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lightning_recon.captures import ModJson, Reply
-from lightning_recon.privacy.gaussian import gaussian_epsilon
+from lightning_recon.privacy.gaussian import classical_std, gaussian_epsilon
 from lightning_recon.updates import Update
 from lightning_recon.verdict.finding import Finding
 from lightning_recon.verdict.numbers import Numbers
@@ -32,8 +32,8 @@ class Declared(NamedTuple):
 def read_declared(mods: Sequence[ModJson] | None) -> Declared:
     """Return what a client's declaration comes to.
 
-    ``LocalDpMod`` of Flower adds Gaussian noise of sensitivity sqrt(2 ln(1.25 / delta)) / epsilon
-    (Dwork & Roth, 2014, theorem A.1).
+    ``LocalDpMod`` of Flower adds Gaussian noise by the classical formula
+    (:func:`~lightning_recon.privacy.gaussian.classical_std`).
 
     Args:
         mods: as the capture has them; null: nobody said.
@@ -48,7 +48,7 @@ def read_declared(mods: Sequence[ModJson] | None) -> Declared:
             noises.append(float(mod["noise_std"]))
         elif mod.get("epsilon") and mod.get("name") == "LocalDpMod":
             sensitivity = float(mod.get("sensitivity") or mod.get("clip_norm") or 1.0)  # type: ignore[arg-type]
-            noises.append(sensitivity * math.sqrt(2 * math.log(1.25 / delta)) / mod["epsilon"])
+            noises.append(classical_std(float(mod["epsilon"]), sensitivity, delta))
     names = tuple(str(mod.get("name", "unnamed")) for mod in mods)
     return Declared(
         True,

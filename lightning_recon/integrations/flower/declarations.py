@@ -1,7 +1,6 @@
 """What a client says that it does to its update; the server cannot see it, and takes its word."""
 
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_m
 
 from lightning_recon.captures import ModJson
 from lightning_recon.integrations.flower.messages import is_training
+from lightning_recon.privacy.gaussian import classical_std
 
 MODS = "lightning_recon.mods"
 """Key of the ConfigRecord in a reply, and of the JSON in it."""
@@ -85,12 +85,12 @@ def _declaring(mod: Mod) -> Mod:
 def _facts(mod: Mod, message: Message) -> dict[str, Any]:
     name = getattr(mod, "__name__", type(mod).__name__)
     if isinstance(mod, LocalDpMod):
-        tail = math.log(1.25 / mod.delta) if 0 < mod.delta < 1.25 else math.nan
-        noise_std = mod.sensitivity * math.sqrt(2 * tail) / mod.epsilon if mod.epsilon else math.nan
+        is_known = 0 < mod.delta < 1.25 and mod.epsilon
+        noise_std = classical_std(mod.epsilon, mod.sensitivity, mod.delta) if is_known else None
         return {
             "name": name,
             "clip_norm": mod.clipping_norm,
-            "noise_std": None if math.isnan(noise_std) else noise_std,
+            "noise_std": noise_std,
             "sensitivity": mod.sensitivity,
             "epsilon": mod.epsilon,
             "delta": mod.delta,
