@@ -38,11 +38,12 @@ class PolarCode:
         exponent: n >= 1.
         snr: squared amplitude over the noise's variance that the code is made for, > 0.
         block_error: bound of the probability that any bit of a block is wrong there.
+        max_bits: more are not carried, which makes the others safer.
     """
 
-    def __init__(self, exponent: int, snr: float, block_error: float) -> None:
+    def __init__(self, exponent: int, snr: float, block_error: float, max_bits: int) -> None:
         log_error = bit_log_errors(exponent, snr)
-        order = log_error.argsort()
+        order = log_error.argsort()[:max_bits]
         is_kept = np.exp(log_error[order]).cumsum() <= block_error
         self.is_information = torch.zeros(2**exponent, dtype=torch.bool)
         self.is_information[torch.from_numpy(order[is_kept])] = True
