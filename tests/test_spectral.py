@@ -167,7 +167,7 @@ class TestPayload:
         code, log_norm = payload.code.encode(batch.images)
         row = payload.choose_rows(log_norm)
         sent = F.pad(payload.scale * code, (1, 0), value=payload.sign_size)
-        assert torch.allclose(sent.square().sum(1), torch.full((8,), attack.energy).double())
+        assert torch.allclose(sent.square().sum(1), torch.full((8,), attack.budget.energy).double())
         whole = torch.cat([update["head"], update["rows"].to_dense()], dim=1)
         assert (whole.abs().sum(1) > 0).nonzero().flatten().tolist() == sorted(row.tolist())
         gain = 8 * whole[row] / (attack.gain * sent)

@@ -113,7 +113,7 @@ class TestPerSampleClients:
             assert first < 64 <= second
             assert torch.equal(whole[first], whole[second])
             assert float(whole.square().sum()) == pytest.approx((CLIP / 8) ** 2, rel=1e-3)
-        assert attack.energy == pytest.approx((CLIP / 8) ** 2)
+        assert attack.budget.energy == pytest.approx((CLIP / 8) ** 2)
 
     def test_second_rows_are_chosen_alike_often(self, public):
         payload = self.attack(public).federation.payload

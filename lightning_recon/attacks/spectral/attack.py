@@ -29,58 +29,28 @@ the priors given.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
-from scipy.stats import chi2
 from torch import Tensor, nn
 
 from lightning_recon.attacks.base import check_counts
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.attacks.spectral.code import SpectralCode
-from lightning_recon.attacks.spectral.payload import SpectralPayload
-from lightning_recon.attacks.spectral.rows import unmix
+from lightning_recon.attacks.spectral.decoder import SpectralDecoder
+from lightning_recon.attacks.spectral.payload import Budget, SpectralPayload
+from lightning_recon.attacks.spectral.receiver import Received, find_rows
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.priors import Prior
-from lightning_recon.priors.shrinkage import MIN_IMAGES, Example, LocalShrinkage
-from lightning_recon.randomness import derive_seed, make_generator
-from lightning_recon.rowsparse import read_rows
+from lightning_recon.priors.shrinkage import MIN_IMAGES
 from lightning_recon.targets import Target
 
-SIGN_STDS = 20.0  # size of the sign's number in standard deviations of the noise
-MAX_SIGN_SHARE = 0.005  # of an image's energy that the sign may take
-MISFIT_STDS = 3.5  # of the noise, between a row's sign number and its energy, and
-MISFIT = 0.05  # of the number itself: what one sample may show
 MIN_NOISE = 1e-6  # of the clipping norm: the least noise that the code is made for
-
-
-Channel = tuple[Tensor, Tensor, Tensor, float]
-"""What was received, B N, amplitudes, B, logarithms of norms, B, and the noise's variance."""
-
-
-class SpectralEvidence(NamedTuple):
-    """What was read from one update, for R rows that hold one sample each."""
-
-    received: Tensor
-    """R N: the code times the amplitude, plus noise."""
-    amplitude: Tensor
-    """R, signed."""
-    log_norm: Tensor
-    """R: the logarithm of the norm that the code was divided by."""
-    noise_std: float
-    """Of the noise on ``received``."""
-    code: SpectralCode
-    notes: dict[str, float]
-
-    @property
-    def channel(self) -> Channel:
-        """What the decoder needs."""
-        return self.received, self.amplitude, self.log_norm, self.noise_std**2
 
 
 class SpectralLDPAttack(OptimizationAttack):
@@ -174,24 +144,8 @@ class SpectralLDPAttack(OptimizationAttack):
         self.false_positive_rate = false_positive_rate
         self.shrinkage_steps = shrinkage_steps
         self.priors = nn.ModuleList(priors).requires_grad_(False)
-        # a tuple hides it from Lightning, as the payload
-        self._rounds: tuple[LocalShrinkage, ...] = ()
 
     # --- the server's part ---------------------------------------------------------------------
-
-    @property
-    def energy(self) -> float:
-        """What one sample of the batch may use of the squared clipping norm."""
-        num_samples: int = self.num_samples or self.spec.max_batch_size
-        if self.channel.clips_samples:  # the mean of gradients of norm C
-            return (self.clip_norm / num_samples) ** 2
-        return self.clip_norm**2 / num_samples
-
-    @property
-    def sign_size(self) -> float:
-        """The number that tells the sign of a row."""
-        limit: float = (MAX_SIGN_SHARE * self.energy) ** 0.5
-        return min(SIGN_STDS * self.noise_std, limit)
 
     def learn_public(self, images: Tensor) -> None:
         """Make the code for the spectrum of public images, or for the stored one without any.
@@ -204,36 +158,23 @@ class SpectralLDPAttack(OptimizationAttack):
             raise InputError(
                 f"SpectralLDPAttack takes images of 3 channels or 1, not {image_shape[0]}"
             )
-        energy = self.energy - self.sign_size**2
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            self.code = SpectralCode(images, image_shape, self.noise_std**2, energy)
-            self._rounds = ()
+            budget = self.budget
+            code = SpectralCode(images, image_shape, self.noise_std**2, budget.code)
+            self.decoder = SpectralDecoder(code, self.noise_std, budget.code, self.seed)
             if self.shrinkage_steps and len(images) >= MIN_IMAGES:
-                for is_second in (False, True):
-                    seed = derive_seed(self.seed, "shrinkage", int(is_second))
-                    shrinkage = LocalShrinkage(self.code.opponent, is_second, seed)
-                    examples = self._rehearse(self.code, images, energy)
-                    shrinkage.fit(examples, len(images), self.shrinkage_steps)
-                    self._rounds = (*self._rounds, shrinkage)
+                self.decoder.fit(images, self.shrinkage_steps)
 
-    def _rehearse(self, code: SpectralCode, images: Tensor, energy: float) -> Iterator[Example]:
-        """Send public images through the channel, and give what the next round is to improve."""
-        amplitude = images.new_full((1,), energy**0.5)
-        for number, image in enumerate(images[:, None]):
-            generator = make_generator(self.seed, "rehearsal", number, device=images.device)
-            sent, log_norm = code.encode(image)
-            noise = torch.randn(sent.shape, generator=generator, device=sent.device)
-            channel = (
-                amplitude * sent + self.noise_std * noise.to(sent),
-                amplitude,
-                log_norm,
-                self.noise_std**2,
-            )
-            estimate = self._decode(code, channel)[-1]
-            if self._rounds:
-                yield code.correct(estimate, *channel)[0], estimate[0], image[0]
-            else:
-                yield estimate[0], None, image[0]
+    @property
+    def code(self) -> SpectralCode:
+        """What stands in front of the rows."""
+        return self.decoder.code
+
+    @property
+    def budget(self) -> Budget:
+        """What one sample of the batch may use."""
+        num_samples = self.num_samples or self.spec.max_batch_size
+        return Budget.of(self.clip_norm, self.noise_std, num_samples, self.channel.clips_samples)
 
     def server_payload(self, model: Target) -> SpectralPayload:
         """Return the target with the rows beside it.
@@ -249,82 +190,25 @@ class SpectralLDPAttack(OptimizationAttack):
                 f"not {self.num_bins}; raise num_bins"
             )
         return SpectralPayload(
-            model, self.code, self.num_bins, self.gain, self.energy, self.sign_size, self.copies
+            model, self.code, self.num_bins, self.gain, self.budget, self.copies
         )
 
     # --- decoding ------------------------------------------------------------------------------
 
-    def initialize(self, observation: Observation) -> tuple[Tensor, SpectralEvidence]:
+    def initialize(self, observation: Observation) -> tuple[Tensor, Received]:
         """Find the rows that hold one sample each, and decode them."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            evidence = self._find_rows(observation)
-            return self._decode(evidence.code, evidence.channel)[-1], evidence
-
-    def _find_rows(self, observation: Observation) -> SpectralEvidence:
-        payload = observation.payload
-        assert isinstance(payload, SpectralPayload)
-        head = observation.update["head"]
-        num_head = head.shape[1]
-        energy = head.double().square().sum(1)
-        # most rows hold noise and nothing else
-        noise_std = float(energy.median() / chi2.median(num_head)) ** 0.5
-        critical = float(chi2.isf(self.false_positive_rate / self.num_bins, num_head))
-        hit = (energy > critical * noise_std**2).nonzero().squeeze(1)
-        if observation.num_samples is not None:
-            most = observation.num_samples * payload.copies
-            hit = hit[energy[hit].argsort(descending=True)[:most]]
-
-        received = torch.cat([head[hit], read_rows(observation.update["rows"], hit)], dim=1)
-        row, num_shared, num_unmixed = hit, 0, 0
-        if payload.copies == 2:
-            rate = self.false_positive_rate / self.num_bins
-            found = unmix(received, hit < payload.num_first, noise_std**2, rate)
-            received, row = found.received, hit[found.first]
-            num_shared, num_unmixed = found.num_shared, int(found.is_mixed.sum())
-        num_columns = received.shape[1]
-        row_energy = received.double().square().sum(1) - num_columns * noise_std**2
-        row_energy = row_energy.clamp_min(noise_std**2).to(received.dtype)
-        norm = row_energy.sqrt()
-        # one sample puts a fixed share of the row's norm into the first column; several do not
-        expected = norm * payload.sign_size / math.hypot(payload.scale, payload.sign_size)
-        misfit = (received[:, 0].abs() - expected).abs()
-        is_single = misfit <= MISFIT_STDS * noise_std + MISFIT * expected
-        amplitude = expected * (payload.scale / payload.sign_size) * received[:, 0].sign()
-        return SpectralEvidence(
-            received=received[is_single, 1:],
-            amplitude=amplitude[is_single],
-            log_norm=payload.row_log_norm(row[is_single]),
-            noise_std=noise_std,
-            code=payload.code,
-            notes={
-                "rows_hit": len(hit),
-                "rows_colliding": num_shared + int((~is_single).sum()),
-                "samples_unmixed": num_unmixed,
-                "noise_std_estimate": noise_std,
-                "false_positive_rate": self.false_positive_rate,
-                "columns": num_columns,
-            },
-        )
-
-    def _decode(self, code: SpectralCode, channel: Channel) -> tuple[Tensor, ...]:
-        """Return the images as Wiener's filter gives them, and as each round improves them."""
-        estimates: tuple[Tensor, ...] = (code.decode(*channel).clamp(0, 1),)
-        for number, shrinkage in enumerate(self._rounds):
-            if number == 0:
-                better = shrinkage(estimates[-1])
-            else:
-                better = shrinkage(code.correct(estimates[-1], *channel), estimates[-1])
-            estimates = (*estimates, better.clamp(0, 1))
-        return estimates
+            evidence = find_rows(observation, self.false_positive_rate)
+            return self.decoder.decode(evidence.channel), evidence
 
     # --- refinement ----------------------------------------------------------------------------
 
-    def objective(self, dummy: Tensor, evidence: SpectralEvidence) -> dict[str, Tensor]:
+    def objective(self, dummy: Tensor, evidence: Received) -> dict[str, Tensor]:
         """Return minus the logarithm of likelihood and priors, per coefficient."""
         dummy = dummy[: len(evidence.received)]
         size = dummy.shape[1:].numel()
         scale = evidence.amplitude * (-evidence.log_norm).exp()
-        residual = scale[:, None] * evidence.code.filtered(dummy) - evidence.received
+        residual = scale[:, None] * self.code.filtered(dummy) - evidence.received
         noise_std = max(evidence.noise_std, MIN_NOISE * self.clip_norm)
         parts = {"observation": (residual / noise_std).square().sum(1) / (2 * size)}
         for prior in self.priors:
@@ -333,7 +217,7 @@ class SpectralLDPAttack(OptimizationAttack):
         return parts
 
     def iterate(
-        self, dummy: nn.Parameter, evidence: SpectralEvidence, optimizer: Any, scheduler: Any
+        self, dummy: nn.Parameter, evidence: Received, optimizer: Any, scheduler: Any
     ) -> dict[str, Tensor]:
         """Do one iteration; without priors the start is the estimate, and nothing moves."""
         if len(self.priors):
@@ -344,7 +228,7 @@ class SpectralLDPAttack(OptimizationAttack):
         optimizer.step()  # Lightning counts the steps of the optimizer
         return {"objective": torch.stack(list(parts.values())).sum()} | parts
 
-    def finish(self, dummy: Tensor, evidence: SpectralEvidence) -> Reconstruction:
+    def finish(self, dummy: Tensor, evidence: Received) -> Reconstruction:
         """Return the images with their objective as the score."""
         with torch.no_grad():
             parts = self.objective(dummy, evidence)

@@ -19,6 +19,7 @@ over rings of equal frequency; without public images it is a stored power law.
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,25 @@ def ring_average(power: Tensor) -> Tensor:
     return (total / count.clamp_min(1))[:, ring].view(power.shape).to(power.dtype)
 
 
-class SpectralCode(nn.Module):
+class ChannelCode(nn.Module, ABC):
+    """Images to vectors of norm 1 that the channel scales and adds noise to."""
+
+    log_norm_mean: float
+    """Of the logarithm of the norm that the code is divided by, over images, and"""
+    log_norm_std: float
+    """its standard deviation."""
+
+    @property
+    @abstractmethod
+    def num_columns(self) -> int:
+        """N: how many numbers are sent."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the code of B C H W images, B N, and the logarithms of the norms, B."""
+
+
+class SpectralCode(ChannelCode):
     """Images to unit vectors and back.  Nothing of it is a parameter.
 
     Args:

@@ -1,17 +1,50 @@
 """The model that the malicious server of :class:`SpectralLDPAttack` sends."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_recon.attacks.spectral.code import SpectralCode
+from lightning_recon.attacks.spectral.code import ChannelCode
 from lightning_recon.targets import Target
 
 NUM_HEAD_COLUMNS = 2048  # those of the highest energy, by which rows are tested
 NUM_FOLDS = 64  # of the sum of a code, about N(0, 1), by which rows of the second table are chosen
 SPREAD = 1.5  # of the rows' thresholds over that of the public images: their tails are unknown
+SIGN_STDS = 20.0  # size of the sign's number in standard deviations of the noise
+MAX_SIGN_SHARE = 0.005  # of an image's energy that the sign may take
+
+
+class Budget(NamedTuple):
+    """What one sample of the batch may use of the squared clipping norm."""
+
+    energy: float
+    sign_size: float
+    """The number that tells the sign of a row; its square is part of the energy."""
+
+    @classmethod
+    def of(
+        cls, clip_norm: float, noise_std: float, num_samples: int, clips_samples: bool
+    ) -> "Budget":
+        """Return the share of one of ``num_samples`` samples.
+
+        Args:
+            clip_norm: C.
+            noise_std: of the noise on every entry.
+            num_samples: B.
+            clips_samples: whether C bounds each sample's gradient, whose mean is sent, and not
+                the mean.
+        """
+        share = num_samples**2 if clips_samples else num_samples
+        energy = clip_norm**2 / share
+        return cls(energy, min(SIGN_STDS * noise_std, (MAX_SIGN_SHARE * energy) ** 0.5))
+
+    @property
+    def code(self) -> float:
+        """What is left for the code."""
+        return self.energy - self.sign_size**2
 
 
 class SpectralPayload(nn.Module):
@@ -22,8 +55,7 @@ class SpectralPayload(nn.Module):
         code: the code in front of the rows.
         num_bins: rows K.
         gain: of the rows on the logits.
-        energy: squared norm of what a sample puts into its row, the sign's number included.
-        sign_size: the number that tells the sign.
+        budget: squared norm of what a sample puts into its row.
         copies: 2 sends every sample to a row of a second table, too, at half the energy each.
     """
 
@@ -33,22 +65,21 @@ class SpectralPayload(nn.Module):
     def __init__(
         self,
         model: Target,
-        code: SpectralCode,
+        code: ChannelCode,
         num_bins: int,
         gain: float,
-        energy: float,
-        sign_size: float,
+        budget: Budget,
         copies: int = 1,
     ) -> None:
         super().__init__()
         self.model = model
         self.code = code
         self.gain = gain
-        self.sign_size = sign_size
-        self.scale = (energy - sign_size**2) ** 0.5
+        self.sign_size = budget.sign_size
+        self.scale = budget.code**0.5
         self.copies = copies
         self.num_first = num_bins // copies
-        like = code.filter
+        like = next(model.parameters())
         quantile = torch.arange(1, self.num_first, dtype=torch.float64) / self.num_first
         spread = SPREAD * max(code.log_norm_std, 1e-3) * 3**0.5 / math.pi
         self.register_buffer(

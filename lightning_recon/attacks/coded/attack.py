@@ -1,0 +1,219 @@
+"""Reconstruction past the linear bound: bits through the clipped, noisy channel.
+
+The channel is that of :mod:`lightning_recon.attacks.spectral.attack`: rows in front of the model,
+one a sample, energy C^2 / B an image and white Gaussian noise.  A linear code uses a small part of
+its capacity.  Here the image is compressed by a standard format to as many bytes as the channel
+carries (:mod:`lightning_recon.attacks.coded.compression`), and these go through a polar code
+(:mod:`lightning_recon.attacks.coded.polar`): source and channel coded one after the other, which
+loses nothing for long blocks (Shannon, Bell System Technical Journal 27, 1948, section 12).
+
+- Rows, sign and search are those of the spectral attack; samples take one row after the other, and
+  a row has as many columns as the code has symbols.
+- A checksum tells which images came through; the others are not put out.
+- The code is made for the noise that the server knows; where few bits come through (the server
+  sends its public images by both ways and compares), or where the client clips every sample
+  (DP-SGD: rows cannot be kept apart), it is the spectral attack's linear code that is sent.
+- The payload is any stateless forward pass: it sees the batch, computes on bytes and uses
+  ``no_grad``.  It is no composition of layers of ``torch.nn``, and needs Pillow where the client
+  computes.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_recon.attacks.analytic import AnalyticAttack
+from lightning_recon.attacks.coded.code import DigitalCode
+from lightning_recon.attacks.spectral.attack import SpectralLDPAttack
+from lightning_recon.attacks.spectral.payload import SpectralPayload
+from lightning_recon.attacks.spectral.receiver import find_rows
+from lightning_recon.clients import Client
+from lightning_recon.defenses import Defense
+from lightning_recon.errors import InputError
+from lightning_recon.functional.image_quality import psnr
+from lightning_recon.observation import Observation, Reconstruction
+from lightning_recon.priors.shrinkage import MIN_IMAGES
+from lightning_recon.targets import Target
+
+NUM_COMPARED = 12  # public images that both codes are tried on
+SURE_DB = 6.0  # over Wiener's filter, more than local shrinkage gains
+MIN_RATE = 1.0  # bits a pixel, from which bits are sent where there are no public images
+ROWS_A_SAMPLE = 4
+
+
+class CodedLDPAttack(AnalyticAttack):
+    """The malicious server of You et al. with compressed images behind an error-correcting code.
+
+    Args:
+        target: the model that the federation trains.
+        client: the clients' protocol; null: FedSGD, for which the attack is made.
+        defenses: the clients' defenses, in order.
+        num_bins: rows of the linear code; the digital one has four a sample.
+        clip_norm: the clipping norm C that the code is made for; null: that of the defenses.
+        noise_std: the noise that the code is made for; null: that of the defenses.
+        num_samples: batch size that the payload is made for; null: the data's.
+        gain: of the rows on the logits; large against the norm of the model's own gradient.
+        false_positive_rate: probability that noise alone makes any row count as hit.
+        shrinkage_steps: training steps of the linear code's decoder.
+        block_error: bound of the probability that an image is lost to noise.
+        margin: of the digital code, in decibels: how much weaker a sample's row may be than its
+            share of the clipping norm.
+        seed: of all randomness.
+
+    Raises:
+        InputError: if an argument is out of its range.
+    """
+
+    threat_model = SpectralLDPAttack.threat_model
+    protocols = ("fedsgd",)
+    oracles = SpectralLDPAttack.oracles
+    citation = (
+        "this project, after You et al., IEEE TIFS 20:1519-1534, 2025, and "
+        "Arikan, IEEE Trans. Information Theory 55, 2009"
+    )
+
+    def __init__(
+        self,
+        target: Target,
+        client: Client | None = None,
+        defenses: Sequence[Defense] = (),
+        num_bins: int = 1024,
+        clip_norm: float | None = None,
+        noise_std: float | None = None,
+        num_samples: int | None = None,
+        gain: float = 1e4,
+        false_positive_rate: float = 1e-3,
+        shrinkage_steps: int = 600,
+        block_error: float = 1e-4,
+        margin: float = 0.3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(target, client, defenses, seed)
+        if not 0 < block_error < 1 or not 0 <= margin < math.inf:
+            raise InputError(
+                "CodedLDPAttack: block_error must lie between 0 and 1 and margin be at least 0, not "
+                f"{block_error} and {margin}"
+            )
+        if shrinkage_steps < 0:
+            raise InputError(
+                f"CodedLDPAttack: shrinkage_steps must be at least 0, not {shrinkage_steps}"
+            )
+        linear = SpectralLDPAttack(
+            target,
+            client,
+            defenses,
+            num_bins=num_bins,
+            clip_norm=clip_norm,
+            noise_std=noise_std,
+            num_samples=num_samples,
+            gain=gain,
+            false_positive_rate=false_positive_rate,
+            shrinkage_steps=0,
+            seed=seed,
+        )
+        self._linear = (linear,)  # a tuple hides it from Lightning
+        self.shrinkage_steps = shrinkage_steps
+        self.block_error = block_error
+        self.margin = margin
+
+    @property
+    def linear(self) -> SpectralLDPAttack:
+        """The linear code, its budget and its decoder."""
+        return self._linear[0]
+
+    # --- the server's part ---------------------------------------------------------------------
+
+    def learn_public(self, images: Tensor) -> None:
+        """Make both codes, and choose by what comes of public images which one is sent.
+
+        Raises:
+            InputError: if the images have neither three channels nor one.
+        """
+        linear = self.linear
+        linear.bind(self.spec)
+        linear.learn_public(images)
+        shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+        self.digital = DigitalCode(
+            shape, linear.noise_std**2, linear.budget.code, self.block_error, self.margin
+        )
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            self.is_digital = not self.channel.clips_samples and self._is_better(images)
+
+    def _is_better(self, images: Tensor) -> bool:
+        """Return whether the digital code shows public images better; fit the linear decoder."""
+        few = images[:NUM_COMPARED]
+        if not len(few):
+            return self.digital.polar.num_bits >= MIN_RATE * images.shape[2:].numel()
+        shown = [self.digital.decompress(self.digital.compress(image)) for image in few]
+        digital = [
+            0.0 if found is None else _psnr(found.to(image), image)
+            for found, image in zip(shown, few, strict=True)
+        ]
+        wanted = sum(digital) / len(digital)
+        if wanted > self._rehearsed_psnr(few) + SURE_DB:
+            return True
+        if self.shrinkage_steps and len(images) >= MIN_IMAGES:
+            self.linear.decoder.fit(images, self.shrinkage_steps)
+        return wanted > self._rehearsed_psnr(few)
+
+    def _rehearsed_psnr(self, images: Tensor) -> float:
+        decoder = self.linear.decoder
+        found = [
+            _psnr(decoder.decode(channel)[0], image) for image, channel in decoder.rehearse(images)
+        ]
+        return sum(found) / len(found)
+
+    def server_payload(self, model: Target) -> SpectralPayload:
+        """Return the target with the rows beside it.
+
+        Raises:
+            InputError: if there are too few rows to tell those that were hit from the others.
+        """
+        linear = self.linear
+        if not self.is_digital:
+            return linear.server_payload(model)
+        num_rows = ROWS_A_SAMPLE * (linear.num_samples or self.spec.max_batch_size)
+        return SpectralPayload(model, self.digital, num_rows, linear.gain, linear.budget)
+
+    # --- decoding ------------------------------------------------------------------------------
+
+    def reconstruct(self, observation: Observation) -> Reconstruction:
+        """Find the rows that were hit, and decode them."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            rate = self.linear.false_positive_rate
+            received = find_rows(observation, rate, keeps_sums=self.is_digital)
+            notes = received.notes | {"is_digital": float(self.is_digital)}
+            if not self.is_digital:
+                images = self.linear.decoder.decode(received.channel)
+                (misfit,) = self.linear.objective(images, received).values()
+                return Reconstruction(images=images, labels=None, score=misfit, notes=notes)
+            found, misfit = self.digital.decode(
+                received.received, received.amplitude, received.noise_std**2
+            )
+            is_right = [image is not None for image in found]
+            images = [image for image in found if image is not None]
+            none = received.received.new_zeros(0, *self.known_shape)
+            return Reconstruction(
+                images=torch.stack(images) if images else none,
+                labels=None,
+                score=misfit[torch.tensor(is_right, dtype=torch.bool, device=misfit.device)],
+                notes=notes
+                | {
+                    "bits_an_image": self.digital.polar.num_bits,
+                    "bits_capacity": self.capacity,
+                    "rows_garbled": is_right.count(False),
+                },
+            )
+
+    @property
+    def capacity(self) -> float:
+        """Bits that a sample's row could carry at most, with the noise that it was made for."""
+        size = self.digital.num_columns
+        ratio = self.linear.budget.energy / self.linear.noise_std**2
+        return size / 2 * math.log2(1 + ratio / size)
+
+
+def _psnr(image: Tensor, truth: Tensor) -> float:
+    return float(psnr(image[None].float(), truth[None].float()))
