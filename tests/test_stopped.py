@@ -340,11 +340,11 @@ class TestFaults:
     def test_a_full_disk(self, monkeypatch, capfd, whole):
         append = records.append_record
 
-        def full(folder, rank, record):
+        def full(folder, rank, record, origin):
             if record.client == 1:
                 with records.naming(records.records_file(folder, rank)):
                     raise OSError(errno.ENOSPC, "No space left on device")
-            append(folder, rank, record)
+            append(folder, rank, record, origin)
 
         with monkeypatch.context() as patch:
             patch.setattr(callback, "append_record", full)

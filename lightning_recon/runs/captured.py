@@ -88,7 +88,7 @@ def audit_capture(
         try:
             return _audit_held(capture, auditor, folder, settings, truth)
         except (KeyboardInterrupt, Stopped):
-            print("the same command goes on where this one was stopped", file=sys.stderr)
+            print("the same command goes on where this one was stopped", file=sys.stderr)  # noqa: T201
             raise
 
 
