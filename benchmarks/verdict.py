@@ -270,7 +270,12 @@ def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 def fit(paths: Sequence[Path]) -> None:
     """Fit the confidence, and write it into the package."""
-    pictures = [picture for client in read(paths) for picture in client["pictures"]]
+    pictures = [
+        picture
+        for client in read(paths)
+        for picture in client["pictures"]
+        if NAMES[0] in picture["features"]  # the others have a certificate
+    ]
     inputs = torch.tensor(
         [[picture["features"][name] for name in NAMES] for picture in pictures],
         dtype=torch.float64,
@@ -305,7 +310,7 @@ def table(paths: Sequence[Path], figure: Path | None) -> None:
     clients = read(paths)
     images = sum(len(client["right"]) for client in clients)
     pictures = [(client["number"], one) for client in clients for one in client["pictures"]]
-    chance = np.array([confidence(one["features"]) for _, one in pictures])
+    chance = np.array([_chance(one) for _, one in pictures])
     truth = np.array([float(one["right"]) for _, one in pictures])
     who = np.array([number for number, _ in pictures])
     sure = chance >= SURE
@@ -318,6 +323,8 @@ def table(paths: Sequence[Path], figure: Path | None) -> None:
         return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
 
     print(f"{len(clients)} clients, {images} images, {len(truth)} returned, {sum(is_right)} right")
+    proven = np.array([NAMES[0] not in one["features"] for _, one in pictures])
+    print(f"certified: {proven.sum()}, of them right {int(truth[proven].sum())}")
     print(f"right of those called sure: {shown(truth[sure], who[sure])}, of {sure.sum()}")
     print(f"called sure of those right: {shown(sure[is_right].astype(float), who[is_right])}")
     print(f"Brier score: {shown((chance - truth) ** 2, who)}")
@@ -339,8 +346,14 @@ def _row(clients: Sequence[dict[str, Any]]) -> list[str]:
     return [str(len(clients)), str(leaked), counts, str(len(certain)), str(sum(certain))]
 
 
+def _chance(picture: dict[str, Any]) -> float:
+    """Return the confidence of the fit as it is now, or that of a certificate."""
+    features = picture["features"]
+    return confidence(features) if NAMES[0] in features else float(picture["confidence"])
+
+
 def _is_sure(picture: dict[str, Any]) -> bool:
-    return confidence(picture["features"]) >= SURE
+    return _chance(picture) >= SURE
 
 
 def _draw(chance: Any, truth: Any, who: Any, path: Path) -> None:
