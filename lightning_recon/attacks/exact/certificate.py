@@ -152,7 +152,7 @@ def test_candidates(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
 
 def test_all(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
     """Test candidates in parts that fit into memory; see :func:`test_candidates`."""
-    parts = [test_candidates(spans, model, part) for part in images.split(_PART)]
+    parts = [test_candidates(spans, model, part) for part in torch.split(images, _PART)]
     return Tested(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
