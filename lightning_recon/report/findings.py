@@ -80,8 +80,8 @@ def _wrong_certificates(results: Results) -> Iterator[str]:
 def _no_certificate(results: Results) -> Iterator[str]:
     if results.noted("certified") == 0:
         yield (
-            "No image is certified: every row mixes samples, or noise, quantisation, sparsification "
-            "or several local steps hide what a proof needs. That proves nothing of what leaks."
+            "No image is certified: every row mixes samples, or noise, quantisation, sparsification"
+            " or several local steps hide what a proof needs. That proves nothing of what leaks."
         )
 
 
