@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_recon.attacks import ExactInversion, LinearLayerInversion, SolitonBiases
-from lightning_recon.attacks.exact.certificate import how_often, read_spans, test_all
+from lightning_recon.attacks.exact.certificate import how_often, read_spans, examine_all
 from lightning_recon.attacks.exact.recovery import as_gradient
 from lightning_recon.attacks.exact.slopes import SlopeModel
 from lightning_recon.attacks.linear_layer import first_linear
@@ -26,7 +26,6 @@ from lightning_recon.updates import DataSpec, PrivateBatch
 
 SIZE, CLASSES, ROWS = 8, 10, 200
 SHAPE = (3, SIZE, SIZE)
-test_all.__test__ = False  # no test of ours
 
 
 def batch_of(num_samples, seed=0, contrast=1.0):
@@ -68,7 +67,9 @@ def tried_on(batch, candidates, target=None):
     first = first_linear(seen.payload, SHAPE)
     generator = torch.Generator().manual_seed(0)
     spans = read_spans(as_gradient(first, seen), len(batch.images), generator)
-    return test_all(spans, SlopeModel(seen.payload, first, SHAPE), candidates.double().flatten(1))
+    return examine_all(
+        spans, SlopeModel(seen.payload, first, SHAPE), candidates.double().flatten(1)
+    )
 
 
 def test_a_batch_is_certified_to_the_pixel_with_its_labels():
