@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_recon.attacks import ExactInversion, LinearLayerInversion, SolitonBiases
-from lightning_recon.attacks.exact.certificate import how_often, read_spans, examine_all
+from lightning_recon.attacks.exact.certificate import examine_all, how_often, read_spans
 from lightning_recon.attacks.exact.recovery import as_gradient
 from lightning_recon.attacks.exact.slopes import SlopeModel
 from lightning_recon.attacks.linear_layer import first_linear

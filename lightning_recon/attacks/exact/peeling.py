@@ -21,11 +21,11 @@ from lightning_recon.attacks.exact.certificate import (
     MixtureNull,
     Spans,
     Tested,
+    examine_all,
     how_often,
     misfit,
     read_spans,
     simulate_null,
-    examine_all,
 )
 from lightning_recon.attacks.exact.slopes import SlopeModel
 from lightning_recon.attacks.linear_layer import FAINT, grid_misfit, read_candidates
