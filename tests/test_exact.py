@@ -7,16 +7,18 @@ import torch
 from torch import nn
 
 from lightning_recon.attacks import ExactInversion, LinearLayerInversion, SolitonBiases
-from lightning_recon.attacks.exact.certificate import how_often, read_spans, test_all
+from lightning_recon.attacks.exact.certificate import examine_all, how_often, read_spans
 from lightning_recon.attacks.exact.recovery import as_gradient
 from lightning_recon.attacks.exact.slopes import SlopeModel
 from lightning_recon.attacks.linear_layer import first_linear
 from lightning_recon.attacks.soliton_biases import robust_soliton
+from lightning_recon.audit.results import Results
 from lightning_recon.audit.scores import add_marks, exact_pairs
 from lightning_recon.clients import FedAvg, FedSGD
 from lightning_recon.defenses import QSGD, ClipL2, GaussianNoise, TopK
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Mark, Reconstruction
+from lightning_recon.report.findings import findings
 from lightning_recon.report.predicted import read_marks
 from lightning_recon.runs.callback import _marked
 from lightning_recon.targets import MLP, ConvNet, LeNet, ModuleTarget
@@ -24,7 +26,6 @@ from lightning_recon.updates import DataSpec, PrivateBatch
 
 SIZE, CLASSES, ROWS = 8, 10, 200
 SHAPE = (3, SIZE, SIZE)
-test_all.__test__ = False  # no test of ours
 
 
 def batch_of(num_samples, seed=0, contrast=1.0):
@@ -66,7 +67,9 @@ def tried_on(batch, candidates, target=None):
     first = first_linear(seen.payload, SHAPE)
     generator = torch.Generator().manual_seed(0)
     spans = read_spans(as_gradient(first, seen), len(batch.images), generator)
-    return test_all(spans, SlopeModel(seen.payload, first, SHAPE), candidates.double().flatten(1))
+    return examine_all(
+        spans, SlopeModel(seen.payload, first, SHAPE), candidates.double().flatten(1)
+    )
 
 
 def test_a_batch_is_certified_to_the_pixel_with_its_labels():
@@ -254,3 +257,19 @@ def test_null_p_values_are_seldom_small():
     turn = torch.linalg.qr(torch.randn(ROWS, ROWS, generator=generator)).Q  # no row holds one
     mixed["layers.1.weight"], mixed["layers.1.bias"] = turn @ weight, turn @ bias
     assert num_certified(attack.reconstruct(seen._replace(update=mixed))) == 0
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ({"certified": 0.0, "certified_wrong": 0.0}, "No image is certified"),
+        ({"certified": 3.0, "certified_wrong": 1.0}, "1 image of 3 that the attack certified"),
+        ({"rows_on_grid": 1.0}, None),
+    ],
+)
+def test_pages_warn_of_certificates(notes, said):
+    found = [finding.text for finding in findings(Results(notes=[{"client": 0, **notes}]))]
+    assert [text for text in found if "certified" in text] == [
+        text for text in found if said and text.startswith(said)
+    ]
+    assert bool(said) == any("certified" in text for text in found)

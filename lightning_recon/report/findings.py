@@ -77,6 +77,14 @@ def _wrong_certificates(results: Results) -> Iterator[str]:
         )
 
 
+def _no_certificate(results: Results) -> Iterator[str]:
+    if results.noted("certified") == 0:
+        yield (
+            "No image is certified: every row mixes samples, or noise, quantisation, sparsification"
+            " or several local steps hide what a proof needs. That proves nothing of what leaks."
+        )
+
+
 def _prior_alone(results: Results) -> Iterator[str]:
     if recovered := results.control("noise_only").recovered:
         yield (
@@ -161,6 +169,7 @@ _CHECKS: tuple[tuple[Literal["alarm", "note"], Callable[[Results], Iterator[str]
     ("alarm", _stand_in_data),
     ("alarm", _stand_in_masks),
     ("alarm", _unavailable),
+    ("note", _no_certificate),
     ("note", _failed_control),
     ("note", _buffers),
     ("note", _unsimulated),

@@ -113,7 +113,7 @@ def read_spans(gradient: Tensor, num_samples: int | None, generator: torch.Gener
     return Spans(basis @ columns[:, :rank], strengths[:rank], rows[:rank], noise_std)
 
 
-def test_candidates(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
+def examine(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
     """Test candidates, the best label of each.
 
     Args:
@@ -150,9 +150,9 @@ def test_candidates(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
     )
 
 
-def test_all(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
-    """Test candidates in parts that fit into memory; see :func:`test_candidates`."""
-    parts = [test_candidates(spans, model, part) for part in images.split(_PART)]
+def examine_all(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
+    """Test candidates in parts that fit into memory; see :func:`examine`."""
+    parts = [examine(spans, model, part) for part in torch.split(images, _PART)]
     return Tested(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
@@ -187,7 +187,8 @@ def misfit(tested: Tested, scale: float | None) -> Tensor:
     """
     if scale is None:
         return tested.statistic
-    missed = (how_often(tested, scale) - tested.scale / scale).abs()
+    times = how_often(tested, scale)
+    missed = (times - tested.scale / scale).abs() / times
     missed = (missed - tested.scale_error.clamp_max(_VAGUE)).clamp_min(0)
     return torch.maximum(tested.statistic, missed.square().clamp_max(1))
 
@@ -237,7 +238,7 @@ def simulate_null(
     mixed = share * first + (1 - share) * second
     nearest = torch.minimum((mixed - first).abs().amax(1), (mixed - second).abs().amax(1))
     mixed = mixed[nearest > _FAR].clamp(0, 1)
-    return MixtureNull(test_all(spans, model, mixed))
+    return MixtureNull(examine_all(spans, model, mixed))
 
 
 def _with_one(images: Tensor) -> Tensor:

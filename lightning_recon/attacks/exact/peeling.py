@@ -7,9 +7,9 @@ sample shows it, as the quotient of its weights' and its bias' gradient; once th
 certified, its part c d_j (x, 1) is subtracted from every row j, and some that held two hold one.
 
 What differs: the certificate is of the untouched update, so its errors do not grow with the depth
-of the cascade; candidates are moved into the span of the update's rows, which takes most of the
-noise off; and pixels near 8-bit levels are set to them, if the client's pictures have any, so that
-the parts which are subtracted are exact.
+of the cascade, and only where nothing new shows of what is left; candidates are moved into the span
+of the update's rows, which takes most of the noise off; and pixels near 8-bit levels are set to
+them, if the client's pictures have any, so that the parts which are subtracted are exact.
 """
 
 from typing import NamedTuple
@@ -21,11 +21,11 @@ from lightning_recon.attacks.exact.certificate import (
     MixtureNull,
     Spans,
     Tested,
+    examine_all,
     how_often,
     misfit,
     read_spans,
     simulate_null,
-    test_all,
 )
 from lightning_recon.attacks.exact.slopes import SlopeModel
 from lightning_recon.attacks.linear_layer import FAINT, grid_misfit, read_candidates
@@ -125,6 +125,8 @@ class Peeling:
     def narrow(self, others: list[Found]) -> None:
         """Read the spans anew from what is left, so that the faint samples stand out.
 
+        The null hypothesis stays that of the wider spans, in which mixtures come further.
+
         Args:
             others: what failed in the old spans, and may be tried again.
         """
@@ -139,7 +141,7 @@ class Peeling:
     def judge(self, images: Tensor) -> Found:
         """Test candidates, N D in [0, 1], that have not been tried."""
         images = images[self._new(images)]
-        tested = test_all(self.spans, self.model, images)
+        tested = examine_all(self.spans, self.model, images)
         self.num_tried += len(images)
         fits = tested.fits_noise & tested.fits_pixels
         if self.scale is None and fits.any():
