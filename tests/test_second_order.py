@@ -227,7 +227,7 @@ class TestLocalEstimate:
     def test_the_attack_on_a_linear_channel_agrees(self):
         errors, estimates = [], []
         channel = Linear(0.1)
-        for client in range(20):
+        for client in range(12):
             batch, observation = channel.play(natural(1, 100 + client), client)
             found = channel.attack.reconstruct(observation)
             errors.append(float((found.images - batch.images).square().mean()))

@@ -143,7 +143,8 @@ class GaussNewtonInversion(OptimizationAttack):
         num_restarts: independent starts, at least 1; the one of least objective is returned.
         max_unknowns: of an explicit Jacobian, at least 0; with more, as where the memory does not
             suffice, a step takes products alone, by conjugate gradients.
-        iterations: Jacobians of one client, at least 1; a restart that comes no nearer is done.
+        iterations: linear models of one client, at least 1; a restart that comes no nearer is
+            done.
         seed: of all randomness: the clients', the defenses' and the attack's own.
 
     Raises:
@@ -398,7 +399,8 @@ class GaussNewtonInversion(OptimizationAttack):
 
     def _precision(self, number: int, equations: Equations) -> Tensor:
         """Return one over the prior variance along each cosine, times the equations': K."""
-        return equations.variance / self.spectrum.variances[:number]
+        precision: Tensor = equations.variance / self.spectrum.variances[:number]
+        return precision
 
     def _pull(self, found: Found, number: int, equations: Equations) -> Tensor:
         """Return half the prior's slope along each cosine of each image, B K."""
