@@ -99,7 +99,8 @@ class TestHelp:
         assert first == f"usage: python cli.py {command} --config FILE [OPTION ...]"
         assert second == LIGHTNING[command]
         assert any("--model.help CLASS" in line for line in text)
-        assert any(line.startswith("  --resume RUN") for line in text) == (command == "test")
+        resumes = any(line.startswith("  --resume RUN") for line in text)
+        assert resumes == (command in ("test", "predict"))
 
     @pytest.mark.parametrize("args", [["--help"], ["compare", "--help"], ["nonsense"], []])
     def test_needs_no_torch(self, args):

@@ -337,13 +337,11 @@ def command_line(args: Sequence[str] | None = None) -> None:
     Args:
         args: what stands after the program's name; null: ``sys.argv``.
     """
-    versions = [f"lightning_recon=={__version__}"]
-    versions.append(f"pytorch_lightning=={version('pytorch_lightning')}")
     commands = {
         name: {
             "usage": f"{program()} {name} --config FILE [OPTION ...]",
             "description": summary + _OPTIONS + (_RESUME if name in RESUMED else ""),
-            "dump_header": [*versions, header(name)],
+            "dump_header": _header(name),
         }
         for name, summary in LIGHTNING.items()
     }
@@ -366,8 +364,14 @@ def _train(args: Sequence[str] | None, command: str, name: str) -> None:
         getattr(training, name),
         training.PatchDataModule,
         trainer_defaults=_TRAINING_DEFAULTS,
-        **_cli_options(args, {}),
+        **_cli_options(args, {name: {"dump_header": _header(name)} for name in LIGHTNING}),
     )
+
+
+def _header(command: str) -> list[str]:
+    """Return the first lines of ``config.yaml``."""
+    lightning = f"pytorch_lightning=={version('pytorch_lightning')}"
+    return [f"lightning_recon=={__version__}", lightning, header(command)]
 
 
 def _cli_options(args: Sequence[str] | None, commands: dict[str, Any]) -> dict[str, Any]:
