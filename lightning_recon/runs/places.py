@@ -111,8 +111,8 @@ def check_devices(trainer: Trainer) -> None:
     is_cpu = isinstance(trainer.accelerator, CPUAccelerator)
     if is_cpu and count > max(16, PROCESSES_PER_CPU * processors):
         raise InputError(
-            f"trainer.devices: {count} processes, but the machine has {processors} processors; give "
-            f"at most {max(16, PROCESSES_PER_CPU * processors)}"
+            f"trainer.devices: {count} processes, but the machine has {processors} processors; "
+            f"give at most {max(16, PROCESSES_PER_CPU * processors)}"
         )
 
 
