@@ -170,5 +170,5 @@ def test_what_is_no_text_names_its_line(run):
     with pytest.raises(InputError, match="line 1: no UTF-8: a byte 0xFF"):
         read_records(run)
     (run / "clients.csv").write_bytes(b"client\n0\n\xff\n")
-    with pytest.raises(InputError, match="clients.csv, line 3: no UTF-8"):
+    with pytest.raises(InputError, match=r"clients\.csv, line 3: no UTF-8"):
         write_report(run)
