@@ -17,7 +17,9 @@ def main(args: list[str]) -> int:
         The exit code: 0; 1 if something needed is broken; 2 for input that cannot be used.
     """
     from lightning_recon.commands import names, plain
+    from lightning_recon.commands.words import use_utf8
 
+    use_utf8()
     if args and args[0] in {*names.LIGHTNING, "sweep"}:
         from lightning_recon.commands.bad_input import report_bad_input
         from lightning_recon.commands.early import check_early

@@ -212,7 +212,13 @@ def check_yaml(text: str, source: str) -> None:
     """
     import yaml
 
-    _check_events(yaml.parse(text, Loader=_loader()), source)
+    try:
+        _check_events(yaml.parse(text, Loader=_loader()), source)
+    except yaml.YAMLError as error:
+        if "nesting depth" not in str(error):  # LibYAML's own bound is met first by what is deeper
+            raise
+        message = f"{source}: lists or keys are nested more than {MAX_DEPTH} deep"
+        raise InputError(message) from error
     _check_keys(yaml.compose(text, Loader=_loader()), source)
 
 

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def ghostscript(tmp_path, monkeypatch):
 
     program = tmp_path / "bin/gs"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/{inputs.MARK}\nexit 1\n")
+    mark = f"touch {tmp_path}/{inputs.MARK}; exit 1"
+    program.write_text(f'#!/bin/sh\n[ "$1" = --version ] || {{ {mark}; }}\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
@@ -54,7 +56,7 @@ def ghostscript(tmp_path, monkeypatch):
 def test_an_eps_of_another_name_starts_no_ghostscript(ghostscript):
     path = Path("x.png")
     path.write_bytes(inputs.EPS)
-    with pytest.raises(OSError, match=r"Ghost|gs|exit"), Image.open(path) as picture:
+    with pytest.raises(subprocess.CalledProcessError), Image.open(path) as picture:
         picture.load()
     assert ghostscript.exists(), "else this test shows nothing"
     ghostscript.unlink()
@@ -122,7 +124,7 @@ def test_a_configuration_of_a_stranger(name, text):
 
 BOUNDS = [
     ("anchors of anchors", "anchors stand for more than"),
-    ("3000 lists", "maximum nesting depth"),
+    ("3000 lists", "nested more than 64 deep"),
     ("100 lists", "nested more than 64 deep"),
     ("section twice", "stands in line 1 already"),
 ]
@@ -210,12 +212,12 @@ def test_every_number_runs_or_is_refused_in_a_line(outcomes):
         ("data.init_args.image_size", str(2**31), "at most 16,384"),
         ("seed_everything", "-1", "seed_everything must lie between"),
         ("seed_everything", str(2**32), "seed_everything must lie between"),
-        ("audit.recovered_psnr", "nan", "audit.recovered_psnr is not a number"),
-        ("audit.recovered_psnr", "inf", "audit.recovered_psnr must be a number of decibels"),
+        ("audit.recovered_psnr", ".nan", "audit.recovered_psnr is not a number"),
+        ("audit.recovered_psnr", ".inf", "audit.recovered_psnr must be a number of decibels"),
         ("audit.recovered_psnr", "-1", "audit.recovered_psnr must be a number of decibels"),
         ("ckpt_path", "last", "--ckpt_path last: a run begins in a new folder"),
         ("model.init_args.num_bins", "null", "num_bins takes no null"),
-        ("model.init_args.tv_weight", "nan", "tv_weight is not a number"),
+        ("model.init_args.tv_weight", ".nan", "tv_weight is not a number"),
     ],
 )
 def test_settings_that_nobody_means(key, value, said, capfd):
