@@ -94,7 +94,7 @@ def _explain_own_data(error: Exception) -> str | None:
         file = frame.f_code.co_filename
         if is_data and file in _own_files(type(owner)):
             name = f"{type(owner).__module__}.{type(owner).__qualname__}.{frame.f_code.co_name}"
-            reason = f"{type(error).__name__}: {error}"
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             return f"{name} failed with {reason} ({file}, line {line}); correct it there"
     return None
 

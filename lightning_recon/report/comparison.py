@@ -318,7 +318,10 @@ def _differences(pairs: Sequence[_Pair]) -> Table:
     """Return every pair's differences with their intervals."""
     body = []
     for pair in pairs:
+        is_masked = pair.first.run.results.is_masked or pair.second.run.results.is_masked
         for metric in (*_COMPARED, "recovered"):
+            if metric.endswith("_subject") and not is_masked:
+                continue
             found = pair.difference(metric)
             if found is not None:
                 body.append([pair.label, *_difference(metric, found)])

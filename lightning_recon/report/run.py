@@ -121,7 +121,7 @@ def _content(run: Run) -> dict[str, Any]:
         "metrics": _metrics(results),
         "leakage": leakage(results),
         "curves": curves,
-        "images": _image_table(run.rows),
+        "images": _image_table(run.rows, is_masked=results.is_masked),
     }
 
 
@@ -348,12 +348,13 @@ def _privacy_gap(results: Results) -> str:
     )
 
 
-def _image_table(rows: Sequence[Row]) -> Table:
+def _image_table(rows: Sequence[Row], *, is_masked: bool) -> Table:
     """Return the images' scores, worst leak first."""
     columns = list(rows[0]) if rows else []
     whole = [name for name in ("client", "image", "index", "label") if name in columns]
     flags = [name for name in _FLAGS if name in columns]
     metrics = metric_names([name for name in columns if name not in NOT_METRICS])
+    metrics = [name for name in metrics if is_masked or not name.endswith("_subject")]
     nulls = [name for name in NULLS if f"psnr_{name}" in columns]
     ordered = sorted(rows, key=leak, reverse=True)[:MAX_TABLE_ROWS]
     body = [
