@@ -267,7 +267,7 @@ class ClientDataModule(AuditDataModule):
     def classes(self) -> list[str] | None:
         """Names of the classes by label; None: they have none, or others, as samples have."""
         names = self.source.classes
-        return None if names is None or self.fallback else list(names)
+        return None if names is None or self.fallback else list(map(str, names))
 
     def candidates(self, num_images: int) -> list[int]:
         """Places in the data set, of clients and others, to identify reconstructions among.
