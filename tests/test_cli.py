@@ -90,6 +90,7 @@ class TestFit:
         assert results["metrics"]["psnr"]["mean"] > results["null"]["mean_image"]["psnr"] + 5
         assert results["null"]["noise_only"]["recovered"] == 0
         assert results["oracles"] == ["num_samples"]
+        assert results["threat_model"].endswith("; protocol fedsgd, train mode")
         assert results["privacy"]["noise_std"] == 0.005
         assert results["privacy"]["claimed"] is None
         assert results["privacy"]["actual"]["epsilon"] > 1e6

@@ -403,6 +403,21 @@ def test_a_broken_image_says_what_it_was_opened_for_and_how_to_go_on(root, corru
         assert f"(opened as {purpose})" in str(caught.value)
 
 
+def test_a_broken_first_image_decides_nothing(root):
+    first = sorted(root.glob("*/*"))[0]
+    first.write_bytes(b"no picture")
+    options = {"image_size": None, "channels": None, "indices": [1, 2]}
+    with pytest.raises(InputError, match=r"set on_corrupt: skip \(opened as the first picture"):
+        small(root, **options).client(0)
+    assert small(root, **options, on_corrupt="skip").client(0).images.shape == (2, 3, 32, 40)
+
+
+def test_a_missing_mask_is_no_corrupt_image(root, tmp_path):
+    with pytest.raises(InputError) as caught:
+        small(root, masks=MaskFolder(str(tmp_path))).client(0)
+    assert "on_corrupt" not in str(caught.value)
+
+
 # Public images of their own
 
 

@@ -248,6 +248,18 @@ class TestMode:
         assert self.find(net, FedSGD(mode=mode)).images.shape[0] == 2
         assert net.training == (mode == "train")
 
+    def test_a_model_that_runs_in_one_mode_only(self):
+        class Auxiliary(nn.Linear):
+            def forward(self, images):
+                logits = super().forward(images.flatten(1))
+                return (logits, logits) if self.training else logits
+
+        net = Auxiliary(768, 10).eval()
+        gradient = gradient_of(net)
+        assert self.find(net, FedSGD(mode="eval"), gradient).images.isfinite().all()
+        with pytest.raises(InputError, match="the model is in train mode"):
+            self.find(net.train(), FedSGD(mode="eval"), gradient)
+
     def test_where_no_layer_asks_for_the_mode_nothing_is_said(self):
         net = nn.Sequential(nn.Flatten(), nn.Dropout(0.0), nn.Linear(768, 10)).eval()
         assert self.find(net, FedSGD()).images.isfinite().all()

@@ -48,12 +48,13 @@ def audit(options: Any) -> str:
         "learning rate": options.lr,
         "batch size": options.batch_size,
         "steps": options.steps,
-        "mode": options.mode,
         "public images": of_whom,
         "effort": options.effort,
         "seed": options.seed,
         "truth": None if truth is None else str(truth),
     }
+    if options.mode is not None:  # an audit that was begun without the option goes on
+        settings["mode"] = options.mode
     auditor = Auditor(
         model,
         _num_classes(model, shape),

@@ -21,6 +21,7 @@ from lightning_recon.data.drawing import (
     draw_clients,
 )
 from lightning_recon.data.geometry import Resize
+from lightning_recon.data.looks import Look
 from lightning_recon.data.masked_images import MaskedImages, MaskSummary, describe_masks
 from lightning_recon.data.masks import MaskSource
 from lightning_recon.data.opening import open_or_samples
@@ -28,7 +29,7 @@ from lightning_recon.data.photographs import PhotographSource
 from lightning_recon.data.public import label_among, open_public, public_order
 from lightning_recon.data.reading import Reading, is_grey
 from lightning_recon.data.sharing import AuditDataModule, ClientLoader, clients_by_epoch
-from lightning_recon.data.sources import ImageSource, opened_as
+from lightning_recon.data.sources import ImageSource, first_look, opened_as
 from lightning_recon.errors import InputError
 from lightning_recon.files import expanded
 from lightning_recon.functional.image_size import height_width
@@ -276,7 +277,7 @@ class ClientDataModule(AuditDataModule):
     def classes(self) -> list[str] | None:
         """Names of the classes by label; None: they have none, or others, as samples have."""
         names = self.source.classes
-        return None if names is None or self.fallback else list(names)
+        return None if names is None or self.fallback else list(map(str, names))
 
     def candidates(self, num_images: int) -> list[int]:
         """Places in the data set, of clients and others, to identify reconstructions among.
@@ -385,14 +386,20 @@ class ClientDataModule(AuditDataModule):
         """Height and width of the images."""
         if self.image_size is not None:
             return height_width(self.image_size)
-        source = self.source
-        return (224, 224) if self._is_fallback else source.look(0).upright(self.exif_orientation)
+        look = self._first_look
+        return (224, 224) if self._is_fallback else look.upright(self.exif_orientation)
 
     @cached_property
     def _channels(self) -> Literal[1, 3]:
         if self.channels is not None:
             return self.channels
-        return 1 if is_grey(self.source.look(0).mode) else 3
+        return 1 if is_grey(self._first_look.mode) else 3
+
+    @cached_property
+    def _first_look(self) -> Look:
+        """Of the first picture, by which all are read where an option is null."""
+        with opened_as("the first picture, by which image_size and channels are set"):
+            return first_look(self.source, skips=self.on_corrupt == "skip")
 
     @property
     def _clients(self) -> list[list[int]]:

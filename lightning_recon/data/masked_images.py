@@ -18,7 +18,7 @@ from lightning_recon.data.geometry import Resize, bring_to_size
 from lightning_recon.data.looks import Look, describe_changes
 from lightning_recon.data.masks import MaskSource
 from lightning_recon.data.reading import Reading, deep_values, guess_range, is_deep
-from lightning_recon.data.sources import ImageSource
+from lightning_recon.data.sources import ImageSource, UnusableImageError, unusable
 from lightning_recon.errors import InputError
 
 _NUM_GUESSED = 32
@@ -90,8 +90,12 @@ class MaskedImages:
             place: in the source.
 
         Raises:
-            InputError: it cannot be decoded, or cannot be an image as asked.
+            UnusableImageError: it cannot be decoded, or cannot be an image as asked.
         """
+        with unusable():
+            return self._picture(place)
+
+    def _picture(self, place: int) -> Image.Image:
         picture = self.source.image(place)
         where = self.source.where(place)
         reading = self._deep_reading if is_deep(picture.mode) else self.reading
@@ -118,7 +122,7 @@ class MaskedImages:
         if place not in self._are_readable:
             try:
                 self.picture(place)
-            except InputError as error:
+            except UnusableImageError as error:
                 rank_zero_warn(f"skipped: {error}")
             else:
                 self._are_readable[place] = True

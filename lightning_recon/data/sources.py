@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -120,7 +120,7 @@ class FileSource(ImageSource):
                 picture.load()
                 return picture
         except Exception as error:  # every decoder of Pillow fails in its own way
-            raise unreadable(path.absolute(), error) from error
+            raise _unreadable(path, error) from error
 
     def where(self, index: int) -> str:
         """Path of file ``index``."""
@@ -141,7 +141,7 @@ class FileSource(ImageSource):
             with opened(path) as picture:
                 return Look.at(picture)
         except Exception as error:  # every decoder of Pillow fails in its own way
-            raise unreadable(path.absolute(), error) from error
+            raise _unreadable(path, error) from error
 
     def label(self, index: int) -> int:
         """Class of file ``index``."""
@@ -204,7 +204,7 @@ def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
         with opened(path) as picture:
             return picture.convert(mode)
     except Exception as error:  # every decoder of Pillow fails in its own way
-        raise InputError(f"cannot read the image {path.absolute()}: {error}") from error
+        raise _unreadable(path, error) from error
 
 
 def image_files(folder: Path) -> list[str]:
@@ -259,26 +259,56 @@ def _pictures(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
             )
 
 
-def unreadable(where: object, error: Exception) -> InputError:
-    """Return what is said of a picture of a data set that cannot be decoded.
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"cannot read the image {path.absolute()}: {error}")
 
-    Args:
-        where: it lies.
-        error: of the decoder.
-    """
-    return InputError(
-        f"cannot read the image {where}: {error}; mend or remove it, or set on_corrupt: skip"
-    )
+
+class UnusableImageError(InputError):
+    """A picture of a data set that cannot be decoded, or cannot be an image as asked."""
 
 
 @contextmanager
 def opened_as(purpose: str) -> Iterator[None]:
-    """Within this context an error about a picture says what it was opened for.
+    """Within this context an error about a picture says what it was opened for, and how to go on.
 
     Args:
         purpose: such as "one of the public images".
+
+    Raises:
+        InputError: in place of an :class:`UnusableImageError`.
+    """
+    try:
+        yield
+    except UnusableImageError as error:
+        raise InputError(
+            f"{error}; mend or remove it, or set on_corrupt: skip (opened as {purpose})"
+        ) from error
+
+
+def first_look(source: ImageSource, *, skips: bool) -> Look:
+    """Return what the first picture of a source looks like.
+
+    Args:
+        source: of at least one picture.
+        skips: whether one that cannot be opened gives way to the next.
+
+    Raises:
+        UnusableImageError: if it cannot be opened, or none can.
+    """
+    for place in range(len(source)):
+        with suppress(InputError) if skips and place + 1 < len(source) else unusable():
+            return source.look(place)
+    raise AssertionError("a source holds pictures")
+
+
+@contextmanager
+def unusable() -> Iterator[None]:
+    """Within this context an error says that a picture cannot be used.
+
+    Raises:
+        UnusableImageError: in place of an :class:`InputError`.
     """
     try:
         yield
     except InputError as error:
-        raise InputError(f"{error} (opened as {purpose})") from error
+        raise UnusableImageError(*error.args) from error

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import datasets
 
 from lightning_recon.data.base import ClientDataModule
-from lightning_recon.data.sources import ImageSource, unreadable
+from lightning_recon.data.sources import ImageSource
 from lightning_recon.errors import InputError
 from lightning_recon.pictures import without_ghostscript
 
@@ -124,7 +124,7 @@ class TorchvisionSource(ImageSource):
             with without_ghostscript():  # torchvision opens whatever Pillow can
                 picture = self.dataset[index][0]
         except Exception as error:  # every data set fails in its own way
-            raise unreadable(self.key(index), error) from error
+            raise InputError(f"cannot read the image {self.key(index)}: {error}") from error
         if not isinstance(picture, Image.Image):
             raise InputError(f"{self.name} holds no pictures, but {type(picture).__name__}")
         return picture

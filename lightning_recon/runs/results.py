@@ -194,10 +194,11 @@ def describe_attack(
         num_samples=num_samples,
         sends_buffers=Grant.BUFFERS in attack.oracles,
     )
+    protocol = f"protocol {attack.client.protocol}, {attack.client.mode} mode"
     return {
         "attack": type(attack).__name__,
         "citation": attack.citation,
-        "threat_model": f"{attack.threat_model}; protocol {attack.client.protocol}",
+        "threat_model": f"{attack.threat_model}; {protocol}",
         "oracles": [Grant(grant).value for grant in attack.oracles],
         "target": attack.target.name,
         "defenses": [type(defense).__name__ for defense in attack.defenses],
