@@ -305,6 +305,9 @@ class TestFilters:
         assert epsilon(report, "replace") == pytest.approx(3 * math.log(tail[0] / tail[1]))
         assert report.holds is False
         assert "svt-budget" in codes(report)
+        cheap = linted(call.replace("noise_var=0.3", "noise_var=0.1"), num_parameters=3)
+        assert epsilon(cheap, "replace") < cheap.claim.epsilon  # but the choice costs that too
+        assert cheap.holds is False
         told = linted(call.replace("noise_var=0.3", "epsilon_release=0.9"), num_parameters=3)
         assert told.claim.epsilon == pytest.approx(1.4)
         assert told.holds
@@ -411,6 +414,8 @@ class TestCommand:
             (["--mechanism", "LocalDpMod(1, 1, 1, 1e-5, clip=2)"], "takes no argument clip"),
             (["--mechanism", "LocalDpMod(1, 1"], "is no call"),
             (["--mechanism", "SVTPrivacy()"], "give num_parameters"),
+            (["--mechanism", "SVTPrivacy()", "--delta", "1e-5"], "leave out delta"),
+            (["--mechanism", LOCAL.format(1, 2, 1), "--delta", "1e-6"], "1e-06 beside it"),
             (["--mechanism", "Opacus(1.0, 1.0)"], "give sample_rate"),
             (["--mechanism", CENTRAL, "--clients", "5"], "of only 5 clients"),
             (["--mechanism", "ExcludeVars('(')"], "is no pattern"),
@@ -434,6 +439,9 @@ class TestCommand:
             ("- mechanism: LocalDpMod()\n  round: 3", "there is no key round"),
             ("- rounds: 3", "has a key mechanism"),
             ("mechanism: 3", "mechanism is a call"),
+            ("task_result_filters: 3", "should be a list"),
+            ("task_result_filters: [{filters: [{name: SVTPrivacy, args: 3}]}]", "args of"),
+            ("model: {init_args: {defenses: 3}}", "a list"),
             (
                 "model: {init_args: {defenses: [{class_path: os.system}]}}",
                 "there is no class system",
