@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import dp_accounting
@@ -401,6 +403,17 @@ class TestCommand:
         (report,) = json.loads(capsys.readouterr().out)
         assert report["holds"] is False
         assert report["findings"][0]["code"] == "claim-does-not-hold"
+
+    def test_needs_no_torch(self):
+        code = (
+            "import sys\n"
+            "from lightning_recon.commands.plain import main\n"
+            f"main(['lint', '--mechanism', '{LOCAL.format(1, 2, 1)}'])\n"
+            "print([name for name in ('torch', 'dp_accounting') if name in sys.modules])"
+        )
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+        assert done.stdout.splitlines()[-1] == "[]"
 
     @pytest.mark.parametrize(
         ("words", "told"),
