@@ -430,6 +430,12 @@ class TestCommand:
             (["--mechanism", "SVTPrivacy()", "--delta", "1e-5"], "leave out delta"),
             (["--mechanism", LOCAL.format(1, 2, 1), "--delta", "1e-6"], "1e-06 beside it"),
             (["--mechanism", "Opacus(1.0, 1.0)"], "give sample_rate"),
+            (["--mechanism", "Opacus(1.0, 1.0, 0.1)"], "give the steps"),
+            (
+                ["--mechanism", "Opacus(1, 1, 1, 1)", "--claim", "9", "--level", "client"],
+                "needs dataset_size",
+            ),
+            (["--mechanism", CENTRAL, "--largest-share", "0.05"], "at least 1/10"),
             (["--mechanism", CENTRAL, "--clients", "5"], "of only 5 clients"),
             (["--mechanism", "ExcludeVars('(')"], "is no pattern"),
             (["--mechanism", CENTRAL, "--secure-sum"], "cannot clip single updates"),

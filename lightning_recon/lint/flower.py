@@ -175,6 +175,8 @@ def _central(
             f"{where}: num_sampled_clients is {sampled}, of only {facts.clients} clients"
         )
     share = 1.0 if facts.largest_share is None else facts.largest_share * sampled
+    if share < 1 - 1e-9:
+        raise InputError(f"{where}: of {sampled} weights the largest_share is at least 1/{sampled}")
     delta = facts.delta or DELTA
 
     def figure(level: Level, adjacency: Adjacency, rounds: int) -> Figure:

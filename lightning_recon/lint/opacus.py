@@ -117,7 +117,9 @@ def _steps(args: Mapping[str, Any], facts: Facts, rate: float, where: str) -> in
         return math.ceil(number(args["epochs"], "epochs", where, above=0.0) / rate - 1e-9)
     if args["steps"] is not None:
         return whole(args["steps"], "steps", where)
-    return 1 if facts.steps is None else facts.steps
+    if facts.steps is None:
+        raise InputError(f"{where}: give the steps or the epochs of a round")
+    return facts.steps
 
 
 def _claim(
