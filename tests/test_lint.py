@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import dp_accounting
@@ -305,6 +307,9 @@ class TestFilters:
         assert epsilon(report, "replace") == pytest.approx(3 * math.log(tail[0] / tail[1]))
         assert report.holds is False
         assert "svt-budget" in codes(report)
+        cheap = linted(call.replace("noise_var=0.3", "noise_var=0.1"), num_parameters=3)
+        assert epsilon(cheap, "replace") < cheap.claim.epsilon  # but the choice costs that too
+        assert cheap.holds is False
         told = linted(call.replace("noise_var=0.3", "epsilon_release=0.9"), num_parameters=3)
         assert told.claim.epsilon == pytest.approx(1.4)
         assert told.holds
@@ -399,6 +404,17 @@ class TestCommand:
         assert report["holds"] is False
         assert report["findings"][0]["code"] == "claim-does-not-hold"
 
+    def test_needs_no_torch(self):
+        code = (
+            "import sys\n"
+            "from lightning_recon.commands.plain import main\n"
+            f"main(['lint', '--mechanism', '{LOCAL.format(1, 2, 1)}'])\n"
+            "print([name for name in ('torch', 'dp_accounting') if name in sys.modules])"
+        )
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+        assert done.stdout.splitlines()[-1] == "[]"
+
     @pytest.mark.parametrize(
         ("words", "told"),
         [
@@ -411,7 +427,15 @@ class TestCommand:
             (["--mechanism", "LocalDpMod(1, 1, 1, 1e-5, clip=2)"], "takes no argument clip"),
             (["--mechanism", "LocalDpMod(1, 1"], "is no call"),
             (["--mechanism", "SVTPrivacy()"], "give num_parameters"),
+            (["--mechanism", "SVTPrivacy()", "--delta", "1e-5"], "leave out delta"),
+            (["--mechanism", LOCAL.format(1, 2, 1), "--delta", "1e-6"], "1e-06 beside it"),
             (["--mechanism", "Opacus(1.0, 1.0)"], "give sample_rate"),
+            (["--mechanism", "Opacus(1.0, 1.0, 0.1)"], "give the steps"),
+            (
+                ["--mechanism", "Opacus(1, 1, 1, 1)", "--claim", "9", "--level", "client"],
+                "needs dataset_size",
+            ),
+            (["--mechanism", CENTRAL, "--largest-share", "0.05"], "at least 1/10"),
             (["--mechanism", CENTRAL, "--clients", "5"], "of only 5 clients"),
             (["--mechanism", "ExcludeVars('(')"], "is no pattern"),
             (["--mechanism", CENTRAL, "--secure-sum"], "cannot clip single updates"),
@@ -434,6 +458,9 @@ class TestCommand:
             ("- mechanism: LocalDpMod()\n  round: 3", "there is no key round"),
             ("- rounds: 3", "has a key mechanism"),
             ("mechanism: 3", "mechanism is a call"),
+            ("task_result_filters: 3", "should be a list"),
+            ("task_result_filters: [{filters: [{name: SVTPrivacy, args: 3}]}]", "args of"),
+            ("model: {init_args: {defenses: 3}}", "a list"),
             (
                 "model: {init_args: {defenses: [{class_path: os.system}]}}",
                 "there is no class system",

@@ -31,7 +31,9 @@ def lint(options: Any) -> int:
         name, positional, args = from_call(options.mechanism, "--mechanism")
         entries = [Entry(name, "--mechanism", name, args, positional, {})]
     facts = {name: getattr(options, name) for name in Facts._fields}
-    told = {name: value for name, value in facts.items() if value not in (None, False)}
+    told = {
+        name: value for name, value in facts.items() if value is not None and value is not False
+    }
     entries = [
         entry._replace(
             facts={**entry.facts, **told},

@@ -5,13 +5,13 @@ from typing import Any
 
 from lightning_recon.errors import InputError, instead
 from lightning_recon.lint.facts import (
-    DELTA,
     Channel,
     Claim,
     Facts,
     Figure,
     Finding,
     Level,
+    agreed_delta,
     own_claim,
 )
 from lightning_recon.privacy.sensitivity import Adjacency
@@ -29,10 +29,16 @@ def chain(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
     from lightning_recon.audit.privacy_statement import chain_guarantee, privacy_statement
     from lightning_recon.defenses import bind_chain
 
-    made = [_made(defenses, entry, where) for entry in args["defenses"] or ()]
+    listed = args["defenses"] or []
+    if not isinstance(listed, list):
+        raise InputError(f"{where}: defenses should be a list, not {listed!r}")
+    made = [_made(defenses, entry, where) for entry in listed]
     client = None if args["client"] is None else _made(clients, args["client"], where)
     bind_chain(made, getattr(client, "clip_norm", None))
-    delta = facts.delta or DELTA
+    # a claim of delta 0 is made for any
+    claims = [defense.claimed for defense in made]
+    own = next((claim["delta"] for claim in claims if claim and claim.get("delta")), None)
+    delta = agreed_delta(facts, own, where)
     stated = privacy_statement(made, client, facts.batch_size, facts.rounds, delta)
 
     def figure(level: Level, adjacency: Adjacency, rounds: int) -> Figure:

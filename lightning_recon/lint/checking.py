@@ -133,9 +133,8 @@ def check(entry: Entry) -> Report:
         findings.append(seed_finding(source, channel.draws_from))
     claim = channel.claim
     figures = _figures(channel, facts)
-    held = None if claim is None else _held(channel, claim)
-    if claim is not None and held is not None:
-        findings = [*_claim_findings(claim, held, facts, channel), *findings]
+    if claim is not None:
+        findings = [*_claim_findings(claim, facts, channel, where), *findings]
     broken = any(one.severity == "error" for one in findings)
     return Report(
         entry.title,
@@ -189,13 +188,11 @@ def _figures(channel: Channel, facts: Facts) -> list[Figure]:
     return [figure for figure in found if figure is not None]
 
 
-def _held(channel: Channel, claim: Claim) -> Figure | None:
-    """Return what holds in a claim's own terms."""
-    return channel.figure(claim.level, claim.adjacency, claim.rounds)
-
-
-def _claim_findings(claim: Claim, held: Figure, facts: Facts, channel: Channel) -> list[Finding]:
+def _claim_findings(claim: Claim, facts: Facts, channel: Channel, where: str) -> list[Finding]:
     """Return whether a claim holds, and whether it is one of fewer rounds than are played."""
+    held = channel.figure(claim.level, claim.adjacency, claim.rounds)
+    if held is None:
+        raise InputError(f"{where}: a claim for a whole client needs dataset_size")
     found = []
     if held.epsilon > claim.epsilon * (1 + 1e-6):
         text = (

@@ -138,6 +138,24 @@ class Report(NamedTuple):
         return self.holds is not False and all(one.severity != "error" for one in self.findings)
 
 
+def agreed_delta(facts: Facts, own: float | None, where: str) -> float:
+    """Return the delta of a mechanism, or of the facts where it has none.
+
+    Args:
+        facts: of the federation.
+        own: the mechanism's; null: none.
+        where: it stands, for the message.
+
+    Raises:
+        InputError: if both are given and differ: an epsilon holds at its own delta alone.
+    """
+    if own is not None and facts.delta is not None and facts.delta != own:
+        raise InputError(
+            f"{where}: delta is {own:g} in the mechanism and {facts.delta:g} beside it; give one"
+        )
+    return own or facts.delta or DELTA
+
+
 def own_claim(facts: Facts, delta: float, level: Level, adjacency: Adjacency) -> Claim | None:
     """Return what is claimed beside a mechanism; None: nothing.
 

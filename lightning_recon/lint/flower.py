@@ -20,6 +20,7 @@ from lightning_recon.lint.facts import (
     Finding,
     Level,
     Unprotected,
+    agreed_delta,
     delta_of,
     number,
     own_claim,
@@ -40,14 +41,14 @@ def local_dp(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
     clip = number(args["clipping_norm"], "clipping_norm", where, above=0.0)
     sensitivity = number(args["sensitivity"], "sensitivity", where)
     epsilon = number(args["epsilon"], "epsilon", where, above=0.0)
-    delta = delta_of(args["delta"], where)
+    delta = agreed_delta(facts, delta_of(args["delta"], where), where)
     std = classical_std(epsilon, sensitivity, delta)
     adjacency = facts.adjacency or "replace"
     findings = [*_misfit(clip, sensitivity, epsilon, delta, adjacency)]
 
     def figure(level: Level, adjacency: Adjacency, rounds: int) -> Figure:
         # one clip for the whole update: a record may move it as far as all of them
-        return gaussian_figure(std / clip, level, adjacency, rounds, facts.delta or delta)
+        return gaussian_figure(std / clip, level, adjacency, rounds, delta)
 
     if facts.clients is not None:
         findings.append(
@@ -174,6 +175,8 @@ def _central(
             f"{where}: num_sampled_clients is {sampled}, of only {facts.clients} clients"
         )
     share = 1.0 if facts.largest_share is None else facts.largest_share * sampled
+    if share < 1 - 1e-9:
+        raise InputError(f"{where}: of {sampled} weights the largest_share is at least 1/{sampled}")
     delta = facts.delta or DELTA
 
     def figure(level: Level, adjacency: Adjacency, rounds: int) -> Figure:

@@ -88,6 +88,8 @@ def svt(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
     fraction = number(args["fraction"], "fraction", where, above=0.0, most=1.0)
     epsilon = number(args["epsilon"], "epsilon", where, above=0.0)
     number(args["gamma"], "gamma", where, above=0.0)
+    if facts.delta is not None:
+        raise InputError(f"{where}: SVTPrivacy claims an epsilon at delta 0; leave out delta")
     if facts.num_parameters is None:
         raise InputError(
             f"{where}: SVTPrivacy spends by the number of entries; give num_parameters, or --model"
@@ -114,9 +116,12 @@ def svt(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
     if not 0 < query < epsilon:
         raise InputError(f"{where}: threshold and query should be parts of epsilon, {epsilon:g}")
     most = release + epsilon - query + query * facts.num_parameters / count
+    terms = (facts.level or "client", facts.adjacency or "replace")
+    claim = own_claim(facts, 0.0, *terms) or Claim(claimed, 0.0, *terms, 1, whose)
+    is_proven = most * claim.rounds <= claim.epsilon * (1 + 1e-9)
     findings = [
         Finding(
-            "warning",
+            "note" if is_proven else "error",
             "svt-budget",
             f"epsilon {epsilon:g} pays for the choice alone: the values of {count:,} entries cost "
             f"{release:.4g} a round beside it",
@@ -125,14 +130,12 @@ def svt(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
     if count < facts.num_parameters:
         findings.append(
             Finding(
-                "error",
+                "note" if is_proven else "error",
                 "svt-acceptance",
                 f"the filter accepts entries past the {count:,} that its proof counts; what is "
                 f"proven is {most:.4g} a round",
             )
         )
-    terms = (facts.level or "client", facts.adjacency or "replace")
-    claim = own_claim(facts, 0.0, *terms) or Claim(claimed, 0.0, *terms, 1, whose)
     return Channel(
         figure,
         "the server, and all others, but for the choice of entries",

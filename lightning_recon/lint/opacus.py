@@ -11,13 +11,13 @@ from typing import Any
 
 from lightning_recon.errors import InputError, instead
 from lightning_recon.lint.facts import (
-    DELTA,
     Channel,
     Claim,
     Facts,
     Figure,
     Finding,
     Level,
+    agreed_delta,
     delta_of,
     number,
     own_claim,
@@ -44,7 +44,8 @@ def dp_sgd(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
     rate = _rate(args, facts, where)
     epochs = args["epochs"]
     steps = _steps(args, facts, rate, where)
-    delta = facts.delta or (DELTA if args["delta"] is None else delta_of(args["delta"], where))
+    own = None if args["delta"] is None else delta_of(args["delta"], where)
+    delta = agreed_delta(facts, own, where)
     is_poisson = bool(args["poisson_sampling"])
     passes = math.ceil(steps * rate - 1e-9) if epochs is None else math.ceil(epochs)
 
@@ -116,7 +117,9 @@ def _steps(args: Mapping[str, Any], facts: Facts, rate: float, where: str) -> in
         return math.ceil(number(args["epochs"], "epochs", where, above=0.0) / rate - 1e-9)
     if args["steps"] is not None:
         return whole(args["steps"], "steps", where)
-    return 1 if facts.steps is None else facts.steps
+    if facts.steps is None:
+        raise InputError(f"{where}: give the steps or the epochs of a round")
+    return facts.steps
 
 
 def _claim(

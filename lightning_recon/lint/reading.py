@@ -128,10 +128,21 @@ def _entry(content: Any, where: str) -> Entry:
 
 def _filters(content: Mapping[str, Any], where: str) -> Iterator[Entry]:
     """Yield the filters that a FLARE configuration puts behind tasks."""
-    for group in content.get("task_result_filters") or ():
-        for one in group.get("filters") or ():
+    for group in _listed(content, "task_result_filters", where):
+        for one in _listed(group, "filters", where):
             name = str(one.get("path") or one.get("name") or "").rpartition(".")[2]
-            yield Entry(name, where, name, one.get("args") or {}, (), {})
+            args = one.get("args") or {}
+            if not isinstance(args, dict):
+                raise InputError(f"{where}: args of {name} are no keys with values, but {args!r}")
+            yield Entry(name, where, name, args, (), {})
+
+
+def _listed(content: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
+    """Return the mappings that a key lists."""
+    listed = content.get(key) or []
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        raise InputError(f"{where}: {key} should be a list of keys with values, not {listed!r}")
+    return listed
 
 
 def _run(content: Mapping[str, Any], where: str) -> Iterator[Entry]:
@@ -141,8 +152,9 @@ def _run(content: Mapping[str, Any], where: str) -> Iterator[Entry]:
     if not isinstance(arguments, dict):
         return
     data = content.get("data")
-    named = (data.get("init_args") or {}) if isinstance(data, dict) else {}
-    facts = {"batch_size": named["batch_size"]} if named.get("batch_size") else {}
+    named = data.get("init_args") if isinstance(data, dict) else None
+    size = named.get("batch_size") if isinstance(named, dict) else None
+    facts = {"batch_size": size} if size else {}
     args = {"defenses": arguments.get("defenses"), "client": arguments.get("client")}
     yield Entry(Path(where).stem, where, "Chain", args, (), facts)
 

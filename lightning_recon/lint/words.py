@@ -31,7 +31,7 @@ def _text(report: Report) -> str:
     lines += [f"  true: {line}" for line in _told(report.figures)]
     lines.append(f"  right one of 1000 candidates: with a probability of at most {report.rero:.4g}")
     lines.append(f"  bits an image that one round gives its reader: {_bits(report.bits_per_image)}")
-    lines.append(f"  best reconstruction, for orientation: {report.best_psnr}")
+    lines.append(f"  best reconstruction measured, for orientation: {report.best_psnr}")
     lines += [f"  {_SIGNS[one.severity]} {one.code}: {one.text}" for one in report.findings]
     return "\n".join(lines)
 
