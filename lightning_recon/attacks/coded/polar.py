@@ -75,6 +75,8 @@ class PolarCode:
         Args:
             log_ratio: B N: the logarithm of the likelihood of +1 over that of -1.
         """
+        if not len(log_ratio):
+            return log_ratio.new_zeros(0, self.num_bits, dtype=torch.uint8)
         size = max(1, _BATCH_SYMBOLS // self.num_symbols)
         return torch.cat([self._decode(part) for part in log_ratio.split(size)])
 
@@ -112,7 +114,7 @@ def _transform(word: Tensor) -> Tensor:
     """Multiply B N bits by the Kronecker power modulo 2, in place; it is its own inverse."""
     half = 1
     while half < word.shape[1]:
-        pairs = word.view(len(word), -1, 2, half)
+        pairs = word.view(len(word), word.shape[1] // (2 * half), 2, half)
         pairs[:, :, 0] ^= pairs[:, :, 1]
         half *= 2
     return word
