@@ -121,7 +121,7 @@ class TestCompression:
     def test_exact_where_it_fits_and_better_with_more_bytes(self, public, channels):
         pixels = (255 * public[0, :channels]).byte().permute(1, 2, 0).numpy()
         errors = []
-        for num_bytes in (4096, 700, 120):
+        for num_bytes in (4096, 350, 100):
             data = compress(pixels, num_bytes)
             assert len(data) == num_bytes
             found = decompress(data, pixels.shape)

@@ -29,7 +29,7 @@ from lightning_recon.attacks.analytic import AnalyticAttack
 from lightning_recon.attacks.coded.code import DigitalCode
 from lightning_recon.attacks.spectral.attack import SpectralLDPAttack
 from lightning_recon.attacks.spectral.payload import SpectralPayload, half_signs
-from lightning_recon.attacks.spectral.receiver import find_rows
+from lightning_recon.attacks.spectral.receiver import find_rows, read_signs
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
@@ -202,7 +202,8 @@ class CodedLDPAttack(AnalyticAttack):
         """Find the rows that were hit, and decode them."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             rate = self.linear.false_positive_rate
-            received = find_rows(observation, rate, keeps_sums=self.is_digital)
+            received = read_signs(observation) if self.is_digital else None
+            received = received or find_rows(observation, rate, keeps_sums=self.is_digital)
             notes = received.notes | {"is_digital": float(self.is_digital)}
             if not self.is_digital:
                 images = self.linear.decoder.decode(received.channel)
