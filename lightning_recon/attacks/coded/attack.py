@@ -213,10 +213,10 @@ class CodedLDPAttack(AnalyticAttack):
                 received.received, received.amplitude, received.noise_std**2
             )
             is_right = [image is not None for image in found]
-            images = [image for image in found if image is not None]
+            right = [image for image in found if image is not None]
             none = received.received.new_zeros(0, *self.known_shape)
             return Reconstruction(
-                images=torch.stack(images) if images else none,
+                images=torch.stack(right) if right else none,
                 labels=None,
                 score=misfit[torch.tensor(is_right, dtype=torch.bool, device=misfit.device)],
                 notes=notes

@@ -47,7 +47,7 @@ class PolarCode:
         is_kept = np.exp(log_error[order]).cumsum() <= block_error
         self.is_information = torch.zeros(2**exponent, dtype=torch.bool)
         self.is_information[torch.from_numpy(order[is_kept])] = True
-        self._before = [0, *self.is_information.cumsum(0).tolist()]
+        self._before: list[int] = [0, *self.is_information.cumsum(0).tolist()]
 
     @property
     def num_symbols(self) -> int:
@@ -78,7 +78,7 @@ class PolarCode:
         if not len(log_ratio):
             return log_ratio.new_zeros(0, self.num_bits, dtype=torch.uint8)
         size = max(1, _BATCH_SYMBOLS // self.num_symbols)
-        return torch.cat([self._decode(part) for part in log_ratio.split(size)])
+        return torch.cat([self._decode(part) for part in torch.split(log_ratio, size)])
 
     def _decode(self, log_ratio: Tensor) -> Tensor:
         found: list[Tensor] = [log_ratio.new_zeros(len(log_ratio), 0, dtype=torch.uint8)]
