@@ -11,8 +11,9 @@ loses nothing for long blocks (Shannon, Bell System Technical Journal 27, 1948, 
   a row has as many columns as the code has symbols.
 - A checksum tells which images came through; the others are not put out.
 - The code is made for the noise that the server knows; where few bits come through (the server
-  sends its public images by both ways and compares), or where the client clips every sample
-  (DP-SGD: rows cannot be kept apart), it is the spectral attack's linear code that is sent.
+  sends its public images by both ways and compares), where the target is so sure of labels that
+  samples' shares differ, or where the client clips every sample (DP-SGD: rows cannot be kept
+  apart), it is the spectral attack's linear code that is sent.
 - The payload is any stateless forward pass: it sees the batch, computes on bytes and uses
   ``no_grad``.  It is no composition of layers of ``torch.nn``, and needs Pillow where the client
   computes.
@@ -27,12 +28,13 @@ from torch import Tensor
 from lightning_recon.attacks.analytic import AnalyticAttack
 from lightning_recon.attacks.coded.code import DigitalCode
 from lightning_recon.attacks.spectral.attack import SpectralLDPAttack
-from lightning_recon.attacks.spectral.payload import SpectralPayload
-from lightning_recon.attacks.spectral.receiver import find_rows
+from lightning_recon.attacks.spectral.payload import SpectralPayload, half_signs
+from lightning_recon.attacks.spectral.receiver import find_rows, read_signs
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
+from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.priors.shrinkage import MIN_IMAGES
 from lightning_recon.targets import Target
@@ -41,6 +43,7 @@ NUM_COMPARED = 12  # public images that both codes are tried on
 SURE_DB = 6.0  # over Wiener's filter, more than local shrinkage gains
 MIN_RATE = 1.0  # bits a pixel, from which bits are sent where there are no public images
 ROWS_A_SAMPLE = 4
+MIN_WEAKEST = 1e-3  # of a row's gradient
 
 
 class CodedLDPAttack(AnalyticAttack):
@@ -58,8 +61,8 @@ class CodedLDPAttack(AnalyticAttack):
         false_positive_rate: probability that noise alone makes any row count as hit.
         shrinkage_steps: training steps of the linear code's decoder.
         block_error: bound of the probability that an image is lost to noise.
-        margin: of the digital code, in decibels: how much weaker a sample's row may be than its
-            share of the clipping norm.
+        margin: of the digital code, in decibels, beside what the target's answers to public images
+            make of the samples' shares.
         seed: of all randomness.
 
     Raises:
@@ -93,8 +96,8 @@ class CodedLDPAttack(AnalyticAttack):
         super().__init__(target, client, defenses, seed)
         if not 0 < block_error < 1 or not 0 <= margin < math.inf:
             raise InputError(
-                "CodedLDPAttack: block_error must lie between 0 and 1 and margin be at least 0, not "
-                f"{block_error} and {margin}"
+                "CodedLDPAttack: block_error must lie between 0 and 1 and margin be at least 0, "
+                f"not {block_error} and {margin}"
             )
         if shrinkage_steps < 0:
             raise InputError(
@@ -135,11 +138,27 @@ class CodedLDPAttack(AnalyticAttack):
         linear.bind(self.spec)
         linear.learn_public(images)
         shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+        margin = self.margin + self._weakness(images[:NUM_COMPARED])
         self.digital = DigitalCode(
-            shape, linear.noise_std**2, linear.budget.code, self.block_error, self.margin
+            shape, linear.noise_std**2, linear.budget.code, self.block_error, margin
         )
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             self.is_digital = not self.channel.clips_samples and self._is_better(images)
+
+    def _weakness(self, images: Tensor) -> float:
+        """Return by how many decibels a sample's share may fall short: of its row's gradient.
+
+        That is 1 - q or -1 - q by the half of its label, q what the target believes of the halves.
+        """
+        if not len(images):
+            return 0.0
+        training = self.client.mode == "train"
+        with torch.no_grad(), left_as_found(self.target, training=training, keeps_buffers=True):
+            probability = self.target(images).double().softmax(1)
+        belief = (probability @ half_signs(probability.shape[1]).to(probability)).abs()
+        typical = (1 + belief.square()).mean().sqrt()
+        weakest = (1 - belief.max()).clamp_min(MIN_WEAKEST)
+        return 20 * math.log10(float(typical / weakest))
 
     def _is_better(self, images: Tensor) -> bool:
         """Return whether the digital code shows public images better; fit the linear decoder."""
@@ -183,7 +202,8 @@ class CodedLDPAttack(AnalyticAttack):
         """Find the rows that were hit, and decode them."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             rate = self.linear.false_positive_rate
-            received = find_rows(observation, rate, keeps_sums=self.is_digital)
+            received = read_signs(observation) if self.is_digital else None
+            received = received or find_rows(observation, rate, keeps_sums=self.is_digital)
             notes = received.notes | {"is_digital": float(self.is_digital)}
             if not self.is_digital:
                 images = self.linear.decoder.decode(received.channel)
@@ -193,10 +213,10 @@ class CodedLDPAttack(AnalyticAttack):
                 received.received, received.amplitude, received.noise_std**2
             )
             is_right = [image is not None for image in found]
-            images = [image for image in found if image is not None]
+            right = [image for image in found if image is not None]
             none = received.received.new_zeros(0, *self.known_shape)
             return Reconstruction(
-                images=torch.stack(images) if images else none,
+                images=torch.stack(right) if right else none,
                 labels=None,
                 score=misfit[torch.tensor(is_right, dtype=torch.bool, device=misfit.device)],
                 notes=notes

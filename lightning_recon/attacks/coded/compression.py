@@ -72,7 +72,8 @@ def _lossy(pixels: Pixels, room: int) -> Iterator[tuple[int, bytes]]:
     header = len(_header(_JPEG_2000, pixels.shape))
     for spare in (0, 64):  # the format aims at a size, and may miss it
         if room + header > spare:
-            body = _save(pixels, "JPEG2000", **_rate(pixels.size, room + header - spare))[header:]
+            options = _rate(pixels.shape, room + header - spare)
+            body = _save(pixels, "JPEG2000", **options)[header:]
             if len(body) <= room:
                 yield _JPEG_2000, body
                 break
@@ -109,7 +110,7 @@ def _header(kind: int, shape: tuple[int, ...]) -> bytes:
     """Return how every picture of a shape begins, lengths apart."""
     grey = np.full(shape, 128, dtype=np.uint8)
     if kind == _JPEG_2000:
-        whole = _save(grey, "JPEG2000", **_rate(grey.size, max(grey.size // 8, 256)))
+        whole = _save(grey, "JPEG2000", **_rate(shape, max(grey.size // 8, 256)))
         return whole[: whole.index(_START_OF_TILE)]
     whole = _save(grey, "AVIF", quality=50, speed=6)
     return whole[: whole.index(_MEDIA_DATA) + len(_MEDIA_DATA)]
@@ -132,13 +133,14 @@ def _avif(head: bytes, body: bytes) -> bytes:
     )
 
 
-def _rate(num_values: int, num_bytes: int) -> dict[str, Any]:
+def _rate(shape: tuple[int, ...], num_bytes: int) -> dict[str, Any]:
     """Return the options of JPEG 2000 for a size."""
     return {
         "irreversible": True,
+        "mct": int(shape[2] == 3),  # luminance and chrominances: 2 to 10 dB
         "no_jp2": True,
         "quality_mode": "rates",
-        "quality_layers": [num_values / num_bytes],
+        "quality_layers": [math.prod(shape) / num_bytes],
     }
 
 

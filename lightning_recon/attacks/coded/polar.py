@@ -47,7 +47,7 @@ class PolarCode:
         is_kept = np.exp(log_error[order]).cumsum() <= block_error
         self.is_information = torch.zeros(2**exponent, dtype=torch.bool)
         self.is_information[torch.from_numpy(order[is_kept])] = True
-        self._before = [0, *self.is_information.cumsum(0).tolist()]
+        self._before: list[int] = [0, *self.is_information.cumsum(0).tolist()]
 
     @property
     def num_symbols(self) -> int:
@@ -75,8 +75,10 @@ class PolarCode:
         Args:
             log_ratio: B N: the logarithm of the likelihood of +1 over that of -1.
         """
+        if not len(log_ratio):
+            return log_ratio.new_zeros(0, self.num_bits, dtype=torch.uint8)
         size = max(1, _BATCH_SYMBOLS // self.num_symbols)
-        return torch.cat([self._decode(part) for part in log_ratio.split(size)])
+        return torch.cat([self._decode(part) for part in torch.split(log_ratio, size)])
 
     def _decode(self, log_ratio: Tensor) -> Tensor:
         found: list[Tensor] = [log_ratio.new_zeros(len(log_ratio), 0, dtype=torch.uint8)]
@@ -112,7 +114,7 @@ def _transform(word: Tensor) -> Tensor:
     """Multiply B N bits by the Kronecker power modulo 2, in place; it is its own inverse."""
     half = 1
     while half < word.shape[1]:
-        pairs = word.view(len(word), -1, 2, half)
+        pairs = word.view(len(word), word.shape[1] // (2 * half), 2, half)
         pairs[:, :, 0] ^= pairs[:, :, 1]
         half *= 2
     return word

@@ -189,9 +189,7 @@ class SpectralLDPAttack(OptimizationAttack):
                 f"SpectralLDPAttack: {num_samples} samples need at least {least} rows, "
                 f"not {self.num_bins}; raise num_bins"
             )
-        return SpectralPayload(
-            model, self.code, self.num_bins, self.gain, self.budget, self.copies
-        )
+        return SpectralPayload(model, self.code, self.num_bins, self.gain, self.budget, self.copies)
 
     # --- decoding ------------------------------------------------------------------------------
 

@@ -47,6 +47,13 @@ class Budget(NamedTuple):
         return self.energy - self.sign_size**2
 
 
+def half_signs(num_classes: int) -> Tensor:
+    """Return +1 for one half of the classes, even ones, and -1 for the other."""
+    sign = torch.ones(num_classes)
+    sign[1::2] = -1
+    return sign
+
+
 class SpectralPayload(nn.Module):
     """The model, and rows that change none of its logits.
 
@@ -85,9 +92,7 @@ class SpectralPayload(nn.Module):
         self.register_buffer(
             "thresholds", (code.log_norm_mean + spread * quantile.logit()).to(like)
         )
-        sign = torch.ones(model.num_classes)
-        sign[1::2] = -1
-        self.register_buffer("class_sign", sign.to(like))
+        self.register_buffer("class_sign", half_signs(model.num_classes).to(like))
         num_columns = 1 + code.num_columns
         num_head = min(num_columns, NUM_HEAD_COLUMNS)
         self.head = nn.Parameter(like.new_zeros(num_bins, num_head))

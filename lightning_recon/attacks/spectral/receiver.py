@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from scipy.stats import chi2
-from torch import Tensor, cat
+from torch import Tensor, arange, cat
 
 from lightning_recon.attacks.spectral.payload import SpectralPayload
 from lightning_recon.attacks.spectral.rows import unmix
@@ -35,6 +35,32 @@ class Received(NamedTuple):
     def channel(self) -> Channel:
         """What the decoder needs."""
         return self.received, self.amplitude, self.log_norm, self.noise_std**2
+
+
+def read_signs(observation: Observation) -> Received | None:
+    """Read all rows of an update whose numbers have one size (signSGD), which tells of no row.
+
+    Args:
+        observation: with a :class:`SpectralPayload`.
+
+    Returns:
+        Every row, or None if the numbers differ in size.
+    """
+    head = observation.update["head"]
+    payload = observation.payload
+    assert isinstance(payload, SpectralPayload)
+    size = float(head[0, 0].abs())
+    if size == 0 or not bool((head.abs() == size).all()):
+        return None
+    every = arange(len(head), device=head.device)
+    received = cat([head, read_rows(observation.update["rows"], every)], dim=1)
+    return Received(
+        received=received[:, 1:],
+        amplitude=received[:, 0] * (received.shape[1] - 1) ** 0.5,
+        log_norm=payload.row_log_norm(every),
+        noise_std=0.0,
+        notes={"rows_read": len(head), "columns": received.shape[1]},
+    )
 
 
 def find_rows(
