@@ -1,6 +1,7 @@
 """The parsers of the commands that run no Trainer, and the help of them all."""
 
 import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,42 +40,53 @@ def add_commands(subcommands: Any) -> None:
     for name, summary in LIGHT.items():
         description = _COMPLETION if name == "completion" else summary
         parser = Parser(description=description)
-        if name == "audit":
-            _add_audit(parser)
-        elif name == "lint":
-            _add_lint(parser)
-        elif name == "import":
-            _add_import(parser)
-        elif name == "sweep":  # for completion: runs.sweep parses, and helps, itself
-            parser.add_argument("--config", type=Path)
-            parser.add_argument("--resume", type=Path)
-            parser.add_argument("--dry-run", action="store_true")
-            parser.add_argument("--trainer.devices")
-        elif name == "estimate":
-            _add_estimate(parser)
-        elif name == "compare":
-            parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=_RUN_HELP)
-            parser.add_argument(
-                "--output",
-                type=Path,
-                default=Path("comparison.html"),
-                help="the page to write, by default comparison.html",
-            )
-        elif name == "report":
-            parser.add_argument("run", type=Path, metavar="RUN", help=_RUN_HELP)
-        elif name == "doctor":
-            parser.add_argument(
-                "--configs",
-                type=Path,
-                default=shipped("configs"),
-                help="folder with the configurations whose data and checkpoints are looked for",
-            )
-        elif name == "completion":
-            parser.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="the shell")
-        else:
-            parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+        _OPTIONS.get(name, _add_list)(parser)
         subcommands.add_subcommand(name, parser, help=summary)
         parser.prog = f"{_PROG} {name}"
+
+
+def _add_list(parser: Parser) -> None:
+    """Add the option of a list of classes."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def _add_sweep(parser: Parser) -> None:
+    """Add what completion knows of ``sweep``: runs.sweep parses, and helps, itself."""
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--trainer.devices")
+
+
+def _add_compare(parser: Parser) -> None:
+    """Add the options of ``compare``."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=_RUN_HELP)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("comparison.html"),
+        help="the page to write, by default comparison.html",
+    )
+
+
+def _add_report(parser: Parser) -> None:
+    """Add the options of ``report``."""
+    parser.add_argument("run", type=Path, metavar="RUN", help=_RUN_HELP)
+
+
+def _add_doctor(parser: Parser) -> None:
+    """Add the options of ``doctor``."""
+    parser.add_argument(
+        "--configs",
+        type=Path,
+        default=shipped("configs"),
+        help="folder with the configurations whose data and checkpoints are looked for",
+    )
+
+
+def _add_completion(parser: Parser) -> None:
+    """Add the options of ``completion``."""
+    parser.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="the shell")
 
 
 def _add_estimate(parser: Parser) -> None:
@@ -230,3 +242,17 @@ def light_parser() -> Parser:
         subcommands.add_subcommand(name, Parser(), help=summary)
     add_commands(subcommands)
     return parser
+
+
+_OPTIONS: Mapping[str, Callable[[Parser], None]] = {
+    "audit": _add_audit,
+    "compare": _add_compare,
+    "completion": _add_completion,
+    "doctor": _add_doctor,
+    "estimate": _add_estimate,
+    "import": _add_import,
+    "lint": _add_lint,
+    "report": _add_report,
+    "sweep": _add_sweep,
+}
+"""By command; the others list classes."""
