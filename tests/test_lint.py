@@ -18,6 +18,7 @@ from test_privacy import integrated_delta
 from lightning_recon.commands.plain import main
 from lightning_recon.lint.checking import MECHANISMS, check
 from lightning_recon.lint.reading import Entry, from_call, from_file
+from lightning_recon.privacy.accounting import pld_epsilon
 
 ROOT = Path(__file__).parents[1]
 NETS = """
@@ -266,6 +267,14 @@ class TestOpacus:
         replaced = epsilon(report, "replace", "record")
         assert sampled_delta(replaced, 0.3, 1.0, -1) == pytest.approx(1e-5, rel=0.02)
         assert report.is_sound
+
+    @pytest.mark.parametrize(
+        ("noise_multiplier", "rate", "steps", "told"),
+        [(1.123046875, 1 / 891, 44550, 0.98352), (0.8, 0.02, 200, 3.26444)],
+    )
+    def test_another_accountant(self, noise_multiplier, rate, steps, told):
+        # of Opacus 1.6, PRVAccountant at eps_error=.001
+        assert pld_epsilon(noise_multiplier, 1e-5, steps, rate) == pytest.approx(told, abs=2e-3)
 
     def test_gdp_claims_too_little(self):
         call = OPACUS.format(0.1, ", accountant='gdp'").replace("=1.0, max", "=0.6, max")

@@ -23,7 +23,7 @@ from lightning_recon.privacy.gaussian import gaussian_epsilon
 from lightning_recon.privacy.sensitivity import Adjacency, client_sensitivity
 
 _GRID = 10_000  # points of the discretised loss up to the unsampled epsilon
-_FINEST = 2e-6  # of that epsilon: no figure changes by 1e-5 of itself below, and time grows
+_FINEST = 1e-5  # of the loss: finer ones take long, and change an epsilon by some 1e-5 of itself
 _MAX_INTERVAL = 500.0  # the library takes exp of it
 # Rényi orders: optimal is 1 + sqrt(2 ln(1/delta)) s/D, which is near 1 where noise is small
 _ORDERS = [1 + 10 ** (k / 8) for k in range(-48, 0)] + [2 + k / 8 for k in range(80)]
@@ -79,8 +79,8 @@ def pld_epsilon(
     _check(noise_multiplier, num_rounds, sampling_rate)
     sensitivity = client_sensitivity(1.0, adjacency)
     unsampled = gaussian_epsilon(sensitivity, noise_multiplier, delta, num_rounds)
-    share = max(sampling_rate / (_GRID * math.sqrt(num_rounds)), _FINEST)
-    interval = max(unsampled, 1e-3) * share
+    interval = max(unsampled, 1e-3) * sampling_rate / (_GRID * math.sqrt(num_rounds))
+    interval = max(interval, _FINEST * min(1.0, unsampled))
     if interval > _MAX_INTERVAL:
         raise InputError(
             f"an epsilon of about {unsampled:.1g} is too large for a privacy-loss distribution; "
