@@ -43,7 +43,7 @@ def test_names_of_configurations(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """What a wheel holds, unpacked."""
-    pytest.importorskip("setuptools")
+    pytest.importorskip("setuptools", minversion="70.1")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for name in ("lightning_recon", "configs", "requirements"):

@@ -186,8 +186,13 @@ class TestFolders:
 
 
 class TestSignals:
-    @pytest.mark.parametrize("command", ["test", "predict", "fit", "sweep"])
-    @pytest.mark.parametrize("how", [signal.SIGTERM, KeyboardInterrupt])
+    @pytest.mark.parametrize(
+        ("command", "how"),
+        [
+            *((command, signal.SIGTERM) for command in ("test", "predict", "fit", "sweep")),
+            ("fit", KeyboardInterrupt),
+        ],
+    )
     def test_stopped_within_the_second_client(self, command, how, monkeypatch, capsys, whole):
         def act():
             if how is KeyboardInterrupt:

@@ -22,6 +22,7 @@ _OPTIONAL = {
     "ruff": "the checks",
     "mypy": "the checks",
     "import-linter": "the checks",
+    "setuptools": "the tests",
     "pytest-xdist": "the tests",
     "shtab": "completion at the Tab key",
     "segment-anything": "masks by Segment Anything",
