@@ -11,6 +11,8 @@ import lightning_recon
 
 ROOT = Path(lightning_recon.__file__).parents[1]
 NAMES = ("[red]", "[foo]", "<b>", "größe", "日本")
+
+
 def test_names_are_printed_as_they_are_in_a_c_locale(tmp_path):
     word = "[red]größe[foo]<b>"
     for number, label in enumerate(NAMES):
