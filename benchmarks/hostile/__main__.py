@@ -205,7 +205,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs/reliability.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = ["| tried | cases | ran | refused in a line | faults |", "|---|---|---|---|---|"]
     started, home = time.monotonic(), Path.cwd()
     for name in options.parts:
         cases, what = PARTS[name]
@@ -220,25 +219,29 @@ def main() -> None:
             finally:
                 os.chdir(home)
         counts = " | ".join(f"{tally[kind]:,}" for kind in ("ran", "refused", "fault"))
-        lines.append(f"| {what} | {tally.total():,} | {counts} |")
-        print(lines[-1], flush=True)
+        row = f"| {what} | {tally.total():,} | {counts} |"
+        print(row, flush=True)
+        write_row(options.output, what, row, options.seed)
     print(f"{time.monotonic() - started:.0f} s")
-    write_section(options.output, lines, options.seed)
 
 
-def write_section(path: Path, lines: list[str], seed: int) -> None:
-    """Put the table between its marks; the rest of the page stays."""
+def write_row(path: Path, what: str, row: str, seed: int) -> None:
+    """Put a row into the table between the marks; other parts' rows, and the rest, stay."""
     text = path.read_text(encoding="utf-8") if path.is_file() else "# Reliability\n"
+    before, mark, rest = text.partition(BEGIN)
+    old, _, after = rest.partition(END) if mark else ("", "", "\n")
+    known = [f"| {name} |" for _, name in PARTS.values()]
+    rows = [line for line in old.splitlines() if any(name in line for name in known)]
+    rows = [line for line in rows if f"| {what} |" not in line]
     section = "\n".join(
         [
             *(BEGIN, "## Hostile and careless input", ""),
             f"`python -m benchmarks.hostile`, seed {seed}.  A fault is a traceback, a hang, code",
             "that ran, or a change that nobody noticed.  What can be used is right to run.",
-            *("", *lines, END),
+            *("", "| tried | cases | ran | refused in a line | faults |", "|---|---|---|---|---|"),
+            *(*rows, row, END),
         ]
     )
-    before, mark, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2] if mark else "\n"
     write_atomically(path, f"{before.rstrip()}\n\n{section}{after}")
 
 

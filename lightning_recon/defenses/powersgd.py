@@ -12,8 +12,9 @@ from lightning_recon.updates import Update
 
 def orthonormal(matrix: Tensor) -> Tensor:
     """Return an orthonormal basis of a tall matrix's columns."""
-    basis: Tensor = torch.linalg.qr(matrix).Q
-    return basis
+    is_half = matrix.dtype in (torch.float16, torch.bfloat16)  # of which there is no QR on the CPU
+    basis: Tensor = torch.linalg.qr(matrix.float() if is_half else matrix).Q
+    return basis.to(matrix.dtype)
 
 
 class PowerSGD(Defense):
