@@ -170,6 +170,8 @@ class TestNoise:
     def test_what_is_known_of_a_defense_helps(self, defense):
         knowing, images = attacked(defenses=[defense], adaptive=True, iterations=10)
         naive, _ = attacked(defenses=[defense], iterations=10)
+        whole = sum(parameter.numel() for parameter in lenet().parameters())
+        assert knowing.notes["equations"] == naive.notes["equations"] == whole
         assert psnr(knowing.images, images).mean() > psnr(naive.images, images).mean() + 1
 
     @pytest.mark.parametrize("defense", [QSGD(5), GaussianNoise(0.2), LaplaceNoise(0.1)])

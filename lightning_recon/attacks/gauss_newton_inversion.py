@@ -125,9 +125,10 @@ def _precisely(device: torch.device) -> Iterator[None]:
 class GaussNewtonInversion(OptimizationAttack):
     """Solves the observed update for the images by damped Gauss-Newton steps.
 
-    Networks without kinks (sigmoid, tanh, GELU, SiLU, average pools) are read to the last digit
-    where the update is exact and determines the images; ReLUs and max-pools make the gradient
-    jump, and the steps stall.  Notes tell the number of equations and unknowns, and the rank.
+    Convolutional networks without kinks (sigmoid, SiLU, average pools) are read to about the last
+    digit where the update is exact and determines the images.  ReLUs and max-pools make the
+    gradient jump, and the steps stall; on vision transformers they stalled as well.  Notes tell the
+    number of equations and unknowns, and the rank.
 
     Args:
         target: the model that the federation trains; it can be differentiated twice.

@@ -38,7 +38,10 @@ class Equations:
         self.is_noisy = chain_variance(chain, evidence.observed, evidence.observed) is not None
         self.variance = 1.0 if self.is_noisy else EXACT
         self.weights = self._weights(evidence.observed)
-        self.number = sum(int((part != 0).sum()) for part in self.weights.values())
+        self.number = sum(
+            part.numel() if self.is_noisy else int((self.weights[name] != 0).sum())
+            for name, part in evidence.observed.items()
+        )
 
     def weigh(self, images: Tensor) -> None:
         """Take the variances of noise that depends on the update from that of these images.
