@@ -7,7 +7,7 @@ import pytest
 import torch
 from attack_helpers import bind
 
-from lightning_recon.attacks import CodedLDPAttack
+from lightning_recon.attacks import CodedLDPAttack, SpectralLDPAttack
 from lightning_recon.attacks.coded.code import DigitalCode
 from lightning_recon.attacks.coded.compression import compress, decompress
 from lightning_recon.attacks.coded.polar import PolarCode, binary_capacity, bit_log_errors
@@ -158,9 +158,18 @@ class TestAttack:
         found = attack.reconstruct(observation)
         assert torch.equal(found.images, attack.linear.reconstruct(observation).images)
 
-    def test_a_client_that_clips_samples_gets_the_linear_code(self, public):
+    def test_a_client_that_clips_samples_gets_the_linear_code(self, public, batch):
         noise = DPSGDNoise(CLIP, num_samples=8, noise_multiplier=1e-3)
-        assert not make_attack(public, 0, client=DPSGD(CLIP), defenses=[noise]).is_digital
+        settings = {"client": DPSGD(CLIP), "defenses": [noise], "num_samples": 8}
+        attack = make_attack(public, 0, shrinkage_steps=5, **settings)
+        assert not attack.is_digital
+        spectral = SpectralLDPAttack(
+            ConvNet(num_classes=20, width=8), num_bins=128, shrinkage_steps=5, **settings
+        )
+        bind(spectral, public, 8)
+        found = attack.reconstruct(attack.federation.play(batch, 0)).images
+        expected = spectral.initialize(spectral.federation.play(batch, 0))[0]
+        assert torch.equal(found, expected)
 
     def test_a_sure_target_gets_the_linear_code(self, public):
         attack = CodedLDPAttack(

@@ -143,7 +143,7 @@ class CodedLDPAttack(AnalyticAttack):
             shape, linear.noise_std**2, linear.budget.code, self.block_error, margin
         )
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            self.is_digital = not self.channel.clips_samples and self._is_better(images)
+            self.is_digital = self._chooses_bits(images)
 
     def _weakness(self, images: Tensor) -> float:
         """Return by how many decibels a sample's share may fall short: of its row's gradient.
@@ -160,22 +160,24 @@ class CodedLDPAttack(AnalyticAttack):
         weakest = (1 - belief.max()).clamp_min(MIN_WEAKEST)
         return 20 * math.log10(float(typical / weakest))
 
-    def _is_better(self, images: Tensor) -> bool:
-        """Return whether the digital code shows public images better; fit the linear decoder."""
+    def _chooses_bits(self, images: Tensor) -> bool:
+        """Return whether the digital code is sent; if it may not be, fit the linear decoder."""
         few = images[:NUM_COMPARED]
-        if not len(few):
+        if self.channel.clips_samples:
+            wanted = 0.0
+        elif not len(few):
             return self.digital.polar.num_bits >= MIN_RATE * images.shape[2:].numel()
-        shown = [self.digital.decompress(self.digital.compress(image)) for image in few]
-        digital = [
-            0.0 if found is None else _psnr(found.to(image), image)
-            for found, image in zip(shown, few, strict=True)
-        ]
-        wanted = sum(digital) / len(digital)
-        if wanted > self._rehearsed_psnr(few) + SURE_DB:
-            return True
+        else:
+            shown = [self.digital.decompress(self.digital.compress(image)) for image in few]
+            wanted = sum(
+                0.0 if found is None else _psnr(found.to(image), image)
+                for found, image in zip(shown, few, strict=True)
+            ) / len(few)
+            if wanted > self._rehearsed_psnr(few) + SURE_DB:
+                return True
         if self.shrinkage_steps and len(images) >= MIN_IMAGES:
             self.linear.decoder.fit(images, self.shrinkage_steps)
-        return wanted > self._rehearsed_psnr(few)
+        return wanted > 0 and wanted > self._rehearsed_psnr(few)
 
     def _rehearsed_psnr(self, images: Tensor) -> float:
         decoder = self.linear.decoder
