@@ -273,7 +273,7 @@ def main() -> None:
             everything += found
     wrong, total = (sum(one.get(key, 0) for one in everything) for key in ("wrong", "certified"))
     print(
-        f"\nwrong: {wrong} of {total} certified, upper 95 % limit {upper_limit(wrong, total):.2g}"
+        f"\nwrong: {wrong} of {total} certified, one-sided upper 95 % limit {upper_limit(wrong, total):.2g}"
     )
 
 
