@@ -272,9 +272,8 @@ def main() -> None:
             report(case, found)
             everything += found
     wrong, total = (sum(one.get(key, 0) for one in everything) for key in ("wrong", "certified"))
-    print(
-        f"\nwrong: {wrong} of {total} certified, one-sided upper 95 % limit {upper_limit(wrong, total):.2g}"
-    )
+    limit = upper_limit(wrong, total)
+    print(f"\nwrong: {wrong} of {total} certified, one-sided upper 95 % limit {limit:.2g}")
 
 
 if __name__ == "__main__":
