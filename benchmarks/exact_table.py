@@ -231,6 +231,7 @@ def main() -> None:
     parts = ("peeling", "soliton", "networks", "channels", "count")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--sizes", type=int, nargs="+", help="batch sizes; default: all")
     parser.add_argument("--count", type=int, default=3000, help="certified images of part count")
     parser.add_argument("--cache", type=Path, help="file that keeps what is done, a line a client")
     arguments = parser.parse_args()
@@ -265,13 +266,14 @@ def main() -> None:
             everything += found
             continue
         for case in tables[part]:
+            if arguments.sizes and case.size not in arguments.sizes:
+                continue
             found = [once(part, case, number) for number in range(arguments.clients)]
             report(case, found)
             everything += found
     wrong, total = (sum(one.get(key, 0) for one in everything) for key in ("wrong", "certified"))
-    print(
-        f"\nwrong: {wrong} of {total} certified, upper 95 % limit {upper_limit(wrong, total):.2g}"
-    )
+    limit = upper_limit(wrong, total)
+    print(f"\nwrong: {wrong} of {total} certified, one-sided upper 95 % limit {limit:.2g}")
 
 
 if __name__ == "__main__":

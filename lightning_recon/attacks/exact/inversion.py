@@ -10,7 +10,8 @@ that needs no truth (:mod:`.certificate`).  Every image is marked: certified, li
 What :class:`~lightning_recon.attacks.LinearLayerInversion` returns is among the guesses.
 
 What differs: the certificate is a test of hypotheses on the span of the whole gradient, not the
-vanishing of single rows; float32 suffices, for errors do not add up.
+vanishing of single rows; float32 suffices, for errors do not add up.  SPEAR's own candidates, from
+the sparsity of combined rows, are not among those that are tried.
 """
 
 from collections.abc import Sequence
