@@ -238,7 +238,7 @@ def attempt(config: Mapping[str, Any], plays: bool = True) -> Outcome:
         found = input_error_in(error)
         if found is not None or isinstance(error, ArgumentError):
             said = " ".join(str(found or explain(str(error))).split())
-            return Outcome("fault" if "Namespace(" in said else "refused", said)
+            return Outcome("refused", said)
         return Outcome("fault", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
     return Outcome("ran", "")
 
