@@ -19,6 +19,7 @@ from lightning_recon.files import expanded
 _REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 _OPTIONAL = {
     "pytest": "the tests",
+    "hypothesis": "the tests",
     "ruff": "the checks",
     "mypy": "the checks",
     "shtab": "completion at the Tab key",
