@@ -24,6 +24,7 @@ from lightning_recon.attacks import Attack
 from lightning_recon.errors import input_error_in
 from lightning_recon.runs.allowed import _options_of, check_named
 from lightning_recon.runs.callback import Audit
+from lightning_recon.runs.refusals import explain
 from lightning_recon.runs.sweep import cell_parser
 
 VALUES: tuple[Any, ...] = (-1, 0, 2**31, 2**63, math.nan, math.inf, "x", None)
@@ -236,7 +237,8 @@ def attempt(config: Mapping[str, Any], plays: bool = True) -> Outcome:
     except Exception as error:
         found = input_error_in(error)
         if found is not None or isinstance(error, ArgumentError):
-            return Outcome("refused", " ".join(str(found or error).split()))
+            said = " ".join(str(found or explain(str(error))).split())
+            return Outcome("refused", said)
         return Outcome("fault", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
     return Outcome("ran", "")
 

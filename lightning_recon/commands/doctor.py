@@ -19,6 +19,7 @@ from lightning_recon.files import expanded
 
 _OPTIONAL = {
     "pytest": "the tests",
+    "hypothesis": "the tests",
     "ruff": "the checks",
     "mypy": "the checks",
     "import-linter": "the checks",
