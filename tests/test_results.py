@@ -67,7 +67,7 @@ def test_a_command_line_begins_with_the_path_of_own_classes(monkeypatch):
     assert command_line() == "python cli.py test --config 'a b.yaml'"
     monkeypatch.setenv("PYTHONPATH", "mine:/other one")
     assert command_line() == "PYTHONPATH='mine:/other one' python cli.py test --config 'a b.yaml'"
-    assert command_line(["cli.py", "fit"]) == "PYTHONPATH='mine:/other one' python cli.py fit"
+    assert command_line(["fit"]) == "PYTHONPATH='mine:/other one' python cli.py fit"
 
 
 @pytest.mark.parametrize("command", ["test", "fit"])

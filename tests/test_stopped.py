@@ -119,7 +119,7 @@ def whole(tmp_path_factory):
 
 
 def folder_of(command):
-    return LOGS / "sweep_sweep/version_0" if command == "sweep" else RUN
+    return LOGS / "sweep/version_0" if command == "sweep" else RUN
 
 
 class TestFolders:
@@ -175,7 +175,7 @@ class TestFolders:
         at_iteration(monkeypatch, 6, lambda: run(monkeypatch, "sweep"))
         assert run(monkeypatch, "sweep") == 0
         for number in range(2):
-            assert figures(LOGS / f"sweep_sweep/version_{number}") == whole["sweep"]
+            assert figures(LOGS / f"sweep/version_{number}") == whole["sweep"]
 
     def test_what_a_killed_process_left_is_removed(self):
         Path("run/checkpoints").mkdir(parents=True)

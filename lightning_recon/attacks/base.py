@@ -9,7 +9,7 @@ alone, and the truth comes back only where the audit matches the reconstruction 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pytorch_lightning import LightningModule
@@ -160,6 +160,11 @@ class Attack(LightningModule, ABC):
     def channel(self) -> Channel:
         """What of the defenses is granted before the payload is made."""
         return self.federation.channel.granted([Grant(grant) for grant in self.oracles])
+
+    @property
+    def mode(self) -> Literal["train", "eval"]:
+        """In which clients compute: who writes their code knows it, and results print it."""
+        return self.client.mode
 
     # --- one client ----------------------------------------------------------------------------
 

@@ -104,7 +104,7 @@ class SolitonBiases(AnalyticAttack):
                 samples of a batch.
         """
         first = first_linear(model, self.known_shape)
-        check_alone(model, self.client, type(self).__name__)
+        check_alone(model, self.mode, type(self).__name__)
         payload = copy.deepcopy(model)
         layer = payload.get_submodule(first.prefix.removesuffix("."))
         assert isinstance(layer, nn.Linear)

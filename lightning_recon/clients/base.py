@@ -52,7 +52,7 @@ class Client(ABC):
         if mode not in ("train", "eval"):
             raise InputError(f"{name}: mode must be train or eval, not {mode!r}")
         self.label_smoothing = label_smoothing
-        self.mode = mode
+        self.mode: Literal["train", "eval"] = mode
 
     @property
     def gradient_scale(self) -> float:

@@ -42,6 +42,7 @@ def claimed(roots: Sequence[Path]) -> Iterator[str]:
     Raises:
         OSError: if a folder cannot be made.
     """
+    missing = [path for root in roots for path in (root, *root.parents) if not path.exists()]
     numbers = [_number(path) for root in roots for path in root.glob("version_*")]
     number = max(numbers, default=-1) + 1
     while not _make_all(folders := [root / f"version_{number}" for root in roots]):
@@ -52,6 +53,9 @@ def claimed(roots: Sequence[Path]) -> Iterator[str]:
     finally:
         for folder in folders:
             _take_back(folder)
+        for path in missing:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
 
 
 @contextmanager

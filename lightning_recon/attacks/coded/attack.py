@@ -152,7 +152,7 @@ class CodedLDPAttack(AnalyticAttack):
         """
         if not len(images):
             return 0.0
-        training = self.client.mode == "train"
+        training = self.mode == "train"
         with torch.no_grad(), left_as_found(self.target, training=training, keeps_buffers=True):
             probability = self.target(images).double().softmax(1)
         belief = (probability @ half_signs(probability.shape[1]).to(probability)).abs()

@@ -60,7 +60,7 @@ class ExactInversion(AnalyticAttack):
                 samples of a batch.
         """
         first_linear(model, self.known_shape)
-        check_alone(model, self.client, type(self).__name__)
+        check_alone(model, self.mode, type(self).__name__)
         return model
 
     def reconstruct(self, observation: Observation) -> Reconstruction:

@@ -15,24 +15,23 @@ from lightning_recon.attacks.linear_layer import (
     first_linear,
     read_candidates,
 )
-from lightning_recon.clients import Client
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Mark, Observation, Reconstruction
 from lightning_recon.randomness import make_generator
 
 
-def check_alone(model: nn.Module, client: Client, name: str) -> None:
+def check_alone(model: nn.Module, mode: str, name: str) -> None:
     """Make sure that what a sample adds to the gradient does not depend on the others.
 
     Args:
         model: the payload.
-        client: the protocol that is known.
+        mode: in which clients compute, ``train`` or ``eval``.
         name: of the attack, for the message.
 
     Raises:
         InputError: if it does, or depends on chance.
     """
-    if client.mode != "train":
+    if mode != "train":
         return
     for module in model.modules():
         is_random = isinstance(module, _DropoutNd) and module.p > 0
