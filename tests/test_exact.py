@@ -20,6 +20,7 @@ from lightning_recon.errors import InputError
 from lightning_recon.observation import Mark, Reconstruction
 from lightning_recon.report.findings import findings
 from lightning_recon.report.predicted import read_marks
+from lightning_recon.report.terminal import print_summary
 from lightning_recon.runs.callback import _marked
 from lightning_recon.targets import MLP, ConvNet, LeNet, ModuleTarget
 from lightning_recon.updates import DataSpec, PrivateBatch
@@ -273,3 +274,17 @@ def test_pages_warn_of_certificates(notes, said):
         text for text in found if said and text.startswith(said)
     ]
     assert bool(said) == any("certified" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ({"certified": 3.0, "certified_wrong": 1.0}, "3 images; by the truth 1 of them are wrong"),
+        ({"certified": 1.0}, "1 image"),
+        ({"certified": 0.0}, None),
+    ],
+)
+def test_the_terminal_tells_what_is_proven(notes, said, tmp_path, capsys):
+    print_summary(Results(notes=[{"client": 0, **notes}]), tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("proven")]
+    assert lines == ([] if said is None else [f"proven   {said}"])

@@ -27,6 +27,10 @@ def print_summary(results: Results, folder: Path) -> None:
         images = count(results.num_reconstructions or 0, "reconstruction")
         clients = count(results.num_clients or 0, "client")
         console.print(f"{results.experiment}: {images} of {clients}; no truth to score them by")
+    if certified := results.noted("certified"):
+        wrong = results.noted("certified_wrong")
+        checked = "" if wrong is None else f"; by the truth {wrong:,} of them are wrong"
+        console.print(f"proven   {count(certified, 'image')}{checked}", highlight=False)
     print_findings(console, findings(results))
     console.print(f"data     {number(results.data.description)}", highlight=False)
     console.print(f"privacy  {number(results.privacy.statement)}", highlight=False)
