@@ -13,7 +13,7 @@ from lightning_recon.captures import CaptureWriter, Reply, write_truth
 from lightning_recon.commands import plain
 from lightning_recon.errors import InputError
 from lightning_recon.targets import MLP, LeNet, ModuleTarget
-from lightning_recon.verdict import Auditor, Setting
+from lightning_recon.verdict import Auditor, Setting, scan
 from lightning_recon.verdict.confidence import SURE, confidence
 from lightning_recon.verdict.evidence import NAMES, margin, shuffled
 from lightning_recon.verdict.numbers import read_numbers
@@ -322,6 +322,29 @@ def test_the_plan_follows_the_architecture(images, public):
     assert plan(lenet, 1)[0] == "RGAP"
     assert "RGAP" not in plan(lenet, 2)
     assert plan(lenet, 2)[-1] == "InvertingGradients"
+
+
+@pytest.mark.parametrize(
+    ("steps", "found", "said"),
+    [
+        (1, (None, None), "none fits clearly better than a single step"),
+        (5, (0.1, 5), "5 steps at learning rate 0.1 fit best"),
+    ],
+)
+def test_how_a_client_trained_is_told_by_the_fit(images, public, monkeypatch, steps, found, said):
+    monkeypatch.setattr(scan, "RATES", (0.1,))
+    monkeypatch.setattr(scan, "STEPS", (1, 5))
+    torch.manual_seed(0)
+    net = mlp()
+    before = {name: value.detach().clone() for name, value in net.state_dict().items()}
+    after = trained(net, images[:2], torch.tensor([1, 2]), steps)
+    reply = Reply(1, "c", after, before, {"kind": "weights", "batch_size": 2})
+    auditor = Auditor(net, 10, Setting(SHAPE, public, "thorough"))
+    sent = read_reply(reply, auditor.target, SHAPE)
+    training = auditor.training(reply, sent)
+    scanned = scan.scan(auditor.target, sent, training, auditor.setting)
+    assert (scanned.training.learning_rate, scanned.training.steps) == found
+    assert said in scanned.text
 
 
 class TestMode:
