@@ -75,11 +75,11 @@ SCENES = (
     Scene("tutorials' CNN, 1 image", lambda: normalised(QuickstartNet), 1),
     Scene("tutorials' CNN, 4 images", lambda: normalised(QuickstartNet), 4),
     Scene("tutorials' CNN, 4 images, 5 steps", lambda: normalised(QuickstartNet), 4, 5),
-    Scene("ROG's LeNet, 4 images, QSGD 16", lambda: ROGLeNet(10), 4, 1, lambda: [QSGD(16)]),
+    Scene("ROG's LeNet, 4 images, QSGD 16", lambda: ROGLeNet(10, SHAPE[1]), 4, 1, lambda: [QSGD(16)]),
     Scene("strided CNN, 4 images, top 10 %", lambda: ModuleTarget(TwoStrides, num_classes=10), 4, 1,
           lambda: [TopK(0.9)]),
-    Scene("DLG's LeNet (sigmoid), 1 image", lambda: LeNet(10), 1),
-    Scene("DLG's LeNet (sigmoid), 4 images", lambda: LeNet(10), 4),
+    Scene("DLG's LeNet (sigmoid), 1 image", lambda: LeNet(10, SHAPE[1]), 1),
+    Scene("DLG's LeNet (sigmoid), 4 images", lambda: LeNet(10, SHAPE[1]), 4),
     Scene("ConvNet 16 (pooled features), 1 image", lambda: ConvNet(10, width=16), 1),
 )  # fmt: skip
 
