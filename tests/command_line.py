@@ -5,6 +5,24 @@ import sys
 from pathlib import Path
 
 CLI = Path(__file__).parents[1] / "cli.py"
+TINY_RUN = {
+    "model": {
+        "class_path": "InvertingGradients",
+        "init_args": {
+            "iterations": 4,
+            "target": {
+                "class_path": "LeNet",
+                "init_args": {"num_classes": 20, "image_size": 16},
+            },
+        },
+    },
+    "data": {
+        "class_path": "SampleImagesDataModule",
+        "init_args": {"batch_size": 1, "num_clients": 3, "image_size": 16, "num_public": 2},
+    },
+    "audit": {"null_controls": False},
+}
+"""A configuration: three clients of one small image, four iterations each."""
 
 
 def run_cli(*args: str) -> subprocess.CompletedProcess[str]:

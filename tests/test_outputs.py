@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command_line import TINY_RUN
 from pytorch_lightning.loggers import Logger, MLFlowLogger
 
 from lightning_recon.attacks import InvertingGradients
@@ -16,30 +17,13 @@ from lightning_recon.commands.lightning import main
 from lightning_recon.report import board
 
 ROOT = Path(__file__).parents[1]
-TINY = {
-    "model": {
-        "class_path": "InvertingGradients",
-        "init_args": {
-            "iterations": 4,
-            "target": {
-                "class_path": "LeNet",
-                "init_args": {"num_classes": 20, "image_size": 16},
-            },
-        },
-    },
-    "data": {
-        "class_path": "SampleImagesDataModule",
-        "init_args": {"batch_size": 1, "num_clients": 3, "image_size": 16, "num_public": 2},
-    },
-    "audit": {"null_controls": False},
-}
 RUN = Path("lightning_logs/version_0")
 
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
+    Path("tiny.yaml").write_text(yaml.safe_dump(TINY_RUN))
 
 
 def run(command, *options):

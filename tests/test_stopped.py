@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from command_line import CLI
+from command_line import CLI, TINY_RUN
 
 from lightning_recon.attacks import InvertingGradients
 from lightning_recon.audit import records
@@ -26,23 +26,7 @@ from lightning_recon.federation import Federation
 from lightning_recon.runs import callback, requeue
 from lightning_recon.runs.claiming import claimed, held
 
-TINY = {
-    "model": {
-        "class_path": "InvertingGradients",
-        "init_args": {
-            "iterations": 4,
-            "target": {
-                "class_path": "LeNet",
-                "init_args": {"num_classes": 20, "image_size": 16},
-            },
-        },
-    },
-    "data": {
-        "class_path": "SampleImagesDataModule",
-        "init_args": {"batch_size": 1, "num_clients": 3, "image_size": 16, "num_public": 2},
-    },
-    "audit": {"null_controls": False, "num_candidates": 0},
-}
+TINY = {**TINY_RUN, "audit": {"null_controls": False, "num_candidates": 0}}
 SWEEP = {
     "base": "tiny.yaml",
     "axes": {"seed": {"key": "seed_everything", "values": [0, 1]}},

@@ -177,7 +177,7 @@ def damaged_json(content: dict[str, Any], seed: int, count: int) -> Iterator[tup
     )
     for _ in range(count):
         changed = json.loads(json.dumps(content))
-        holder, key = chance.choice(list(_values(changed)))
+        holder, key = chance.choice(list(places(changed)))
         other = chance.choice((*others, ...))
         if other is ... and isinstance(holder, dict):
             del holder[key]
@@ -192,12 +192,13 @@ def damaged_json(content: dict[str, Any], seed: int, count: int) -> Iterator[tup
     yield "twice", text.replace("{", '{"schema_version": 1, "schema_version": 1,', 1)
 
 
-def _values(content: Any) -> Iterator[tuple[Any, Any]]:
+def places(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every place within nested lists and dictionaries: what holds it, and its key."""
     entries = content.items() if isinstance(content, dict) else enumerate(content)
     for key, value in list(entries):
         yield content, key
         if isinstance(value, dict | list):
-            yield from _values(value)
+            yield from places(value)
 
 
 def save_picture(path: Path, content: bytes) -> None:

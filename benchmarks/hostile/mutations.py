@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.hostile.inputs import places
 from benchmarks.hostile.numbers import VALUES, Case
 
 WORDS: tuple[Any, ...] = (
@@ -49,7 +50,7 @@ def mutated(folder: Path, seed: int, count: int) -> Iterator[Case]:
         data = content["data"].setdefault("init_args", {})
         data |= {**SMALL, "on_missing": "samples"}
         data.pop("indices", None)
-        holder, key = chance.choice(list(_places(content)))
+        holder, key = chance.choice(list(places(content)))
         kind = chance.choice(("value", "value", "value", "gone", "renamed", "copied"))
         word = copy.deepcopy(chance.choice(WORDS))
         if kind == "value":
@@ -62,11 +63,3 @@ def mutated(folder: Path, seed: int, count: int) -> Iterator[Case]:
         else:
             holder.append(word)
         yield Case(f"{number} {path.stem}: {kind} {key} {str(word)[:30]}", content)
-
-
-def _places(content: Any) -> Iterator[tuple[Any, Any]]:
-    entries = content.items() if isinstance(content, dict) else enumerate(content)
-    for key, value in list(entries):
-        yield content, key
-        if isinstance(value, dict | list):
-            yield from _places(value)

@@ -128,7 +128,8 @@ class Audit(Callback):
 
     # --- one client ----------------------------------------------------------------------------
 
-    def _begin(self, trainer: Trainer) -> None:
+    def _begin(self, trainer: Trainer) -> list[ClientRecord]:
+        """Look at the run's folder, and return the records that it holds."""
         # the folder is asked for on every process at once, since Lightning broadcasts it
         self._folder = run_folder(trainer)
         self._started = self._client_started = time.monotonic()
@@ -136,8 +137,8 @@ class Audit(Callback):
         is_fit = trainer.state.fn == TrainerFn.FITTING
         is_resumed = data.completed or (is_fit and trainer.ckpt_path is not None)
         # all processes ask before any begins: one alone could meet the records of this run
-        elapsed = max((one.elapsed for one in read_records(self._folder)), default=-1.0)
-        elapsed = max(_gather(elapsed))
+        records = read_records(self._folder)
+        elapsed = max(_gather(max((one.elapsed for one in records), default=-1.0)))
         if not is_fit:  # a checkpoint is a fit's, with which this run does not go on
             self._seconds_before = max(0.0, elapsed)
         if not is_resumed and elapsed >= 0:
@@ -148,6 +149,7 @@ class Audit(Callback):
         if isinstance(data, ClientDataModule):
             self._auditor = self.auditor(data)
         self._origin = origin_of(configuration_of(trainer, self._folder), data)
+        return records
 
     def auditor(self, data: ClientDataModule) -> Auditor:
         """Return the auditor of some data, with this audit's settings."""
@@ -202,8 +204,7 @@ class Audit(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where the outputs go; write again what a resumed run had scored."""
-        self._begin(trainer)
-        known = {record.client for record in read_records(self._folder)}
+        known = {record.client for record in self._begin(trainer)}
         for record in self._fitted:
             if record.client not in known:  # in a folder of its own they are there
                 append_record(self._folder, trainer.global_rank, record, self._origin)

@@ -76,9 +76,8 @@ def write_config(trainer: Trainer, folder: Path) -> None:
         trainer: of the run.
         folder: its own.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, RunConfig):
-            callback.write(trainer, folder)
+    if (config := _of(trainer)) is not None:
+        config.write(trainer, folder)
 
 
 def configuration_of(trainer: Trainer, folder: Path) -> str:
@@ -88,7 +87,10 @@ def configuration_of(trainer: Trainer, folder: Path) -> str:
         trainer: of the run.
         folder: its own.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, RunConfig):
-            return configuration_hash(callback.text(folder))
-    return ""
+    config = _of(trainer)
+    return "" if config is None else configuration_hash(config.text(folder))
+
+
+def _of(trainer: Trainer) -> RunConfig | None:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((one for one in callbacks if isinstance(one, RunConfig)), None)

@@ -237,5 +237,5 @@ class CodedLDPAttack(AnalyticAttack):
         return size / 2 * math.log2(1 + ratio / size)
 
 
-def _psnr(image: Tensor, truth: Tensor) -> float:
-    return float(psnr(image[None].float(), truth[None].float()))
+def _psnr(image: Tensor, public: Tensor) -> float:
+    return float(psnr(image[None].float(), public[None].float()))
