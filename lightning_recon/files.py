@@ -37,6 +37,18 @@ def expanded(path: str) -> Path:
         raise InputError(f"there is no such user in the path {path}") from error
 
 
+def meant(path: str) -> str:
+    """Return a path as it stands, but absolute where it holds ``~`` or a variable.
+
+    Args:
+        path: as a person wrote it.
+
+    Raises:
+        InputError: see :func:`expanded`.
+    """
+    return str(expanded(path)) if path.startswith("~") or "$" in path else path
+
+
 def run_folder(trainer: Any) -> Path:
     """Return the one folder of a run's outputs, be it logged by whom it may.
 

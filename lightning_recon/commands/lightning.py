@@ -26,12 +26,14 @@ from lightning_recon.commands.names import LIGHTNING
 from lightning_recon.data import AuditDataModule
 from lightning_recon.documents import read_text, read_yaml
 from lightning_recon.errors import InputError, program
+from lightning_recon.files import expanded
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
 from lightning_recon.runs.claiming import Holding, is_first_process
 from lightning_recon.runs.making import RunParser, making
 from lightning_recon.runs.places import (
     check_devices,
+    expand_places,
     place_checkpoints,
     place_loggers,
     placed,
@@ -125,6 +127,7 @@ class _CheckedCLI(LightningCLI):
         with explained(words):
             self.config = parser.parse_args(replacing_lists(with_save_dir(words)))
         config = self.config.get(self.config.get("subcommand") or "", self.config)
+        expand_places(config.trainer)
         seed = config.get("seed_everything")
         if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
             raise InputError(f"seed_everything must lie between 0 and {2**32 - 1}, not {seed}")
@@ -304,7 +307,7 @@ def _check_checkpoint(path: Any, key: str, kind: str) -> None:
             f"--ckpt_path {path}: a run begins in a new folder, which holds none; give the file, "
             "such as lightning_logs/version_0/checkpoints/last.ckpt"
         )
-    path = Path(str(path)).absolute()
+    path = expanded(str(path))
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; see --ckpt_path")
     if not _is_whole(path, key):

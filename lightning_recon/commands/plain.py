@@ -4,6 +4,8 @@ What a command needs is imported inside it: neither ``--help`` nor a typing erro
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
@@ -11,6 +13,7 @@ from lightning_recon.commands.bad_input import report_bad_input
 from lightning_recon.commands.names import LIGHT, LIGHTNING, LISTS
 from lightning_recon.commands.parsers import light_parser
 from lightning_recon.errors import InputError, instead
+from lightning_recon.files import meant
 
 
 def main(args: Sequence[str]) -> int:
@@ -26,7 +29,10 @@ def main(args: Sequence[str]) -> int:
     with report_bad_input() as outcome:
         _check_command(args)
         config = light_parser().parse_args(list(args))
-        outcome.exit_code = _run(config.subcommand, config[config.subcommand])
+        options = config[config.subcommand]
+        for name, value in options.items():
+            options[name] = _meant(value)
+        outcome.exit_code = _run(config.subcommand, options)
     return outcome.exit_code
 
 
@@ -41,6 +47,13 @@ def _check_command(args: Sequence[str]) -> None:
         raise InputError(f"the command comes first, before {args[0]}: one of {', '.join(known)}")
     hint = instead(args[0], known) or f"; there are {', '.join(known)}"
     raise InputError(f"there is no command {args[0]}{hint}")
+
+
+def _meant(value: Any) -> Any:
+    """Return an option with ``~`` replaced in its paths: the shell leaves it after ``--x=``."""
+    if isinstance(value, list):
+        return [_meant(one) for one in value]
+    return Path(meant(str(value))) if isinstance(value, Path) else value
 
 
 def _run(command: str, options: Namespace) -> int:

@@ -15,6 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
+from lightning_recon.files import expanded
 from lightning_recon.functional import perceptual
 from lightning_recon.metrics.base import Frozen, PerImageMetric
 from lightning_recon.targets.base import load_weights
@@ -51,8 +52,8 @@ class Backbone(nn.Module):
         super().__init__()
         if net not in _NETS:
             raise InputError(f"{metric} has no net {net!r}; choose one of {', '.join(_NETS)}")
-        if not Path(weights).is_file():
-            raise InputError(f"{metric} finds {_missing(net, Path(weights))}")
+        if not expanded(weights).is_file():
+            raise InputError(f"{metric} finds {_missing(net, expanded(weights))}")
         self.net = net
         self.pool = pool
         with torch.device("meta"):  # neither memory nor time for weights that are replaced

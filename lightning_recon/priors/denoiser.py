@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.errors import InputError
+from lightning_recon.files import expanded
 from lightning_recon.priors.base import Prior
 from lightning_recon.targets.base import load_weights
 
@@ -99,7 +100,7 @@ def _size_in(weights: str) -> tuple[int, int, bool]:
     The published ones where it cannot be told; loading the file then says what is wrong with it.
     """
     try:
-        state = torch.load(weights, weights_only=True, map_location="meta")
+        state = torch.load(expanded(weights), weights_only=True, map_location="meta")
         tensors = state.get("state_dict", state).values()
         kernels = [tensor.shape for tensor in tensors if tensor.ndim == 4]
         return len(kernels), kernels[0][0], any(tensor.ndim == 1 for tensor in tensors)

@@ -21,6 +21,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
 
 from lightning_recon.errors import InputError
+from lightning_recon.files import meant
 from lightning_recon.runs.checkpoints import WholeCheckpoints
 from lightning_recon.runs.claiming import claimed, held, is_first_process
 
@@ -45,6 +46,24 @@ def with_save_dir(words: Sequence[str]) -> list[str]:
     if name not in ("CSVLogger", "TensorBoardLogger") or found.save_dir is not None:
         return list(words)
     return [*words, "--trainer.logger.save_dir", found.root]
+
+
+def expand_places(trainer: Namespace) -> None:
+    """Replace ``~`` and variables in where a run writes: Lightning does so in some places only.
+
+    Args:
+        trainer: the trainer's options, as they are parsed.
+
+    Raises:
+        InputError: a variable is not set, or there is no such user.
+    """
+    found = trainer.get("logger")
+    loggers = found if isinstance(found, list) else [found]
+    made = [one for one in loggers if isinstance(one, Namespace) and "init_args" in one]
+    named = [(trainer, "default_root_dir"), *((one.init_args, "save_dir") for one in made)]
+    for options, name in named:
+        if value := options.get(name):
+            options[name] = meant(str(value))
 
 
 def place_loggers(trainer: Namespace) -> None:

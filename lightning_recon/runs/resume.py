@@ -18,6 +18,7 @@ from lightning_recon.audit.records import SAME, Origin, hash_of
 from lightning_recon.data import AuditDataModule
 from lightning_recon.documents import MAX_YAML_BYTES, read_text
 from lightning_recon.errors import InputError
+from lightning_recon.files import expanded
 from lightning_recon.runs.command import command_line
 
 RESUMED = ("test", "predict")
@@ -56,7 +57,7 @@ def folder_to_resume(args: Sequence[str]) -> Path | None:
         raise InputError(
             "--resume is for test and predict; fit goes on with --ckpt_path CHECKPOINT"
         )
-    folder = Path(name).absolute()
+    folder = expanded(name)
     if not folder.is_dir():
         raise InputError(f"--resume: no folder {folder}; give one such as lightning_logs/version_0")
     config = folder / "config.yaml"
@@ -79,7 +80,7 @@ def folder_of_fit(checkpoint: Any) -> Path | None:
     Args:
         checkpoint: its path, or one of Lightning's words for one.
     """
-    path = Path(str(checkpoint)).absolute()
+    path = expanded(str(checkpoint))
     config = path.parents[1] / "config.yaml" if len(path.parents) > 1 else path
     if checkpoint is None or path.parent.name != "checkpoints" or not config.is_file():
         return None

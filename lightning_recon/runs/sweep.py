@@ -36,7 +36,7 @@ from lightning_recon.data.sharing import ClientLoader, share_clients
 from lightning_recon.documents import read_yaml as read_stored_yaml
 from lightning_recon.errors import InputError, input_error_in, instead, program
 from lightning_recon.federation import Federation
-from lightning_recon.files import write_atomically, write_csv, write_json
+from lightning_recon.files import expanded, write_atomically, write_csv, write_json
 from lightning_recon.observation import Observation
 from lightning_recon.report import write_sweep_report
 from lightning_recon.report.plot import write_sweep_figure
@@ -428,7 +428,7 @@ def main(args: Sequence[str]) -> int:
     finder.add_argument("--config")
     found = finder.parse_known_args(list(args))[0].config
     if found:  # what the file says stands behind what the command line says
-        section = read_yaml(Path(found)).get("trainer")
+        section = read_yaml(expanded(found)).get("trainer")
         values = dict(section) if isinstance(section, Mapping) else {}
         options = inspect.signature(Trainer).parameters
         for name in values:
@@ -450,5 +450,11 @@ def main(args: Sequence[str]) -> int:
     check_devices(trainer)
     device = trainer.strategy.root_device.type  # what "auto" has come to
     options["accelerator"] = {"cuda": "gpu"}.get(device, device)
-    run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run, options=options)
+    run_sweep(
+        expanded(str(config.config)),
+        trainer,
+        None if config.resume is None else expanded(str(config.resume)),
+        is_dry_run=config.dry_run,
+        options=options,
+    )
     return 0

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_recon.captures.loading import load_torch
 from lightning_recon.errors import InputError
+from lightning_recon.files import expanded
 from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.randomness import derive_seed
 from lightning_recon.targets.names import misfit, under_wanted_names, unwrapped, weights_in
@@ -128,7 +128,8 @@ def load_weights(model: nn.Module, path: str | None, rename: Callable[[str], str
 
     Args:
         model: what is filled.
-        path: the file; null: the model stays as it is.
+        path: the file, with ``~`` or variables as people write them; null: the model stays as it
+            is.
         rename: turns a name in the file into the model's own.
 
     Raises:
@@ -136,7 +137,7 @@ def load_weights(model: nn.Module, path: str | None, rename: Callable[[str], str
     """
     if path is None:
         return
-    file = Path(path)
+    file = expanded(path)
     state = load_torch(file, "weights file")
     found = weights_in(state)
     if found is None:
