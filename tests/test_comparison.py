@@ -1,4 +1,5 @@
 import copy
+import math
 import os
 import re
 import xml.etree.ElementTree as ElementTree
@@ -296,3 +297,13 @@ def test_the_page_in_a_browser(tmp_path, runs, browser, width, dark):
     )
     assert values == sorted(values, reverse=True)
     assert len(values) == 12
+
+
+def test_runs_without_a_finite_score_in_common(tmp_path):
+    folders = []
+    for name in "ab":
+        rows = make_rows(4)
+        for row in rows:
+            row["psnr"] = math.nan
+        folders.append(write_run(tmp_path / name, rows, make_results(rows, experiment=name)))
+    assert "The runs share no finite score." in _page(folders, tmp_path / "page.html").text

@@ -1,6 +1,7 @@
 """Lightning's everyday switches: outputs in one folder, whoever logs; a partial run says so."""
 
 import csv
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -196,9 +197,18 @@ def test_mlflow_gets_pictures_by_its_client(monkeypatch):
     assert calls == [("r1", (16, 16), "pictures/client_5_truth_above_reconstruction", 40)]
 
 
-@pytest.mark.parametrize(
-    ("name", "package"), [("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow")]
-)
+LOGGERS = [("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow")]
+
+
+@pytest.mark.parametrize(("name", "package"), LOGGERS)
+def test_a_logger_that_is_missing_leaves_nothing(name, package):
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    assert run("test", "--trainer.logger", name) == 2
+    assert here() == set()
+
+
+@pytest.mark.parametrize(("name", "package"), LOGGERS)
 def test_the_loggers_that_are_installed(name, package, monkeypatch):
     pytest.importorskip(package)
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -336,6 +336,7 @@ class _Axis:
         self, values: Sequence[float], start: float, stop: float, *, is_log: bool = False
     ) -> None:
         self.is_log, self.start, self.stop = is_log, start, stop
+        values = values or [1.0]  # of runs that have no finite score, an empty chart
         low, high = (math.log10(v) if is_log else v for v in (min(values), max(values)))
         if high - low < 1e-9:
             low, high = low - 0.5, high + 0.5

@@ -232,8 +232,8 @@ def at_or_above(columns: Mapping[str, tuple[Sequence[float], int]], note: str = 
     series = []
     for label, (column, number) in columns.items():
         values = sorted(value for value in column if math.isfinite(value))
-        total = len(values)
-        points = [(value, 100 * (total - i) / total) for i, value in enumerate(values)]
+        share_of_one = 100 / max(1, len(column))  # of all: one without a score is below any
+        points = [(value, share_of_one * (len(values) - i)) for i, value in enumerate(values)]
         if points:
             places, shares = zip(*_thinned(points), strict=True)
             series.append(Series(label, places, shares, number=number))

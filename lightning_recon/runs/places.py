@@ -78,6 +78,9 @@ def place_loggers(trainer: Namespace) -> None:
         if not isinstance(logger, Namespace) or "init_args" not in logger:
             continue
         name, options = logger.class_path.rpartition(".")[2], logger.init_args
+        package = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}.get(name)
+        if package is None or find_spec(package) is None:
+            continue  # making it says what is missing, and no empty folder is left
         if name == "WandbLogger" and options.get("save_dir") == ".":
             options.save_dir = str(root)
             root.mkdir(parents=True, exist_ok=True)  # else it takes the system's temporary folder
