@@ -68,7 +68,7 @@ Found = tuple[str, str, list[str]]
 
 def folder_of(name: str) -> Path:
     """Return where the runs of a command lie, in the working folder."""
-    return Path("lightning_logs", "sweep_sweep" if name == "sweep" else "")
+    return Path("lightning_logs", "sweep" if name == "sweep" else "")
 
 
 def words_of(name: str) -> list[str]:
@@ -211,6 +211,8 @@ class Trials:
                     raise SystemExit(f"{name} ends with {code}: {Path('out').read_text()}")
                 self.seconds[name] = time.monotonic() - began
             self.whole[name] = figures(folder_of(name) / "version_0")
+            if not self.whole[name]:
+                raise SystemExit(f"{name} left no records: there is nothing to compare")
             self.calls[name] = int((self.home / "count").read_text())
 
     def count(self) -> None:
