@@ -1,6 +1,7 @@
 """Paths as people write them, and files that no reader, or other process, meets half of."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -70,6 +71,22 @@ def spoiled(path: Path) -> str | None:
         size = path.stat().st_size
         return f"breaks off after {size:,} bytes; download it again, to its end"
     return None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal; it may be larger than the memory.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
