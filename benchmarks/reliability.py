@@ -7,7 +7,8 @@ stops after so many, and the same command goes on: what was found is kept in ``-
 number is drawn from ``--seed`` and the trial's own, but what a random kill meets depends on the
 machine.  A kill is SIGKILL.  It
 is aimed if it comes right before or after one of the calls that change what is on disk: the
-renaming of a file, the making of a folder, the end of a record, of which half a line is left then.
+renaming of a file, the making of a folder, the end of a file or a record, of which a part is left
+then.
 Each run is a child of this process, which imports the libraries once.
 """
 
@@ -147,7 +148,7 @@ def aim(at: int | None, how: str, count: Path) -> None:
     def torn(handle: int) -> None:
         hit(True)
         if seen[0] == at:  # in the place of "after": half of the line is there
-            os.ftruncate(handle, os.fstat(handle).st_size - 40)
+            os.ftruncate(handle, max(0, os.fstat(handle).st_size - 40))
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(handle)
 

@@ -105,6 +105,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     try:
         with naming(path), open(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the name without the content
         # mkstemp keeps the file to its owner; an output is as open as the user's other files
         mask = os.umask(0)
         os.umask(mask)

@@ -237,6 +237,30 @@ def test_a_patch_of_the_transformer_fits_or_is_refused(tmp_path):
     assert "integer modulo by zero" in numbers.attempt(config).text
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        *[("audit", value, "audit takes keys with values, not") for value in (1e-9, 3, [], None)],
+        ("model.init_args.target", {"init_args": {"num_classes": 20}}, "Target is what the"),
+        ("model.init_args.target", numbers.spec("Target", num_classes=20), "Target is what the"),
+        ("model.init_args.lr_scheduler",
+         numbers.spec("torch.optim.lr_scheduler.LRScheduler"), "LRScheduler is what the"),
+        ("data.init_args.image_size", [6, 16], "images of 6x16 are too small to be compared"),
+    ],
+)  # fmt: skip
+def test_of_a_cell_what_no_command_looked_at_before(key, value, said, tmp_path):
+    config = numbers.base(tmp_path)
+    config["model"]["init_args"]["target"]["init_args"]["image_size"] = [6, 16]
+    *parents, last = key.split(".")
+    place = config
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    outcome = numbers.attempt(config, plays=False)
+    assert outcome.kind == "refused"
+    assert said in outcome.text
+
+
 # --- settings that are ignored -----------------------------------------------------------------
 
 
