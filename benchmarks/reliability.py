@@ -115,9 +115,9 @@ def wait(child: int) -> int:
     return -99
 
 
-def figures(folder: Path) -> list[tuple[Any, ...]]:
-    """Return what a run found."""
-    return [(one.client, one.rows, one.curve) for one in read_records(folder)]
+def figures(folder: Path) -> str:
+    """Return what a run found, as JSON."""
+    return json.dumps([(one.client, one.rows, one.curve) for one in read_records(folder)])
 
 
 def aim(at: int | None, how: str, count: Path) -> None:
@@ -167,7 +167,7 @@ def going_on(name: str) -> list[str]:
     return words_of(name)
 
 
-def faults(name: str, whole: list[tuple[Any, ...]], went_on: bool, code: int) -> list[str]:
+def faults(name: str, whole: str, went_on: bool, code: int) -> list[str]:
     """Return what is wrong after a run was killed and gone on with."""
     found = []
     versions = sorted(folder_of(name).glob("version_*"))
@@ -192,15 +192,19 @@ class Trials:
     Args:
         seed: of what is drawn.
         home: an empty folder.
-        kept: a file, a line a trial; those in it are not done again.
+        kept: a file: what uninterrupted runs found, then a line a trial; what is in it is not done
+            again.
     """
 
     def __init__(self, seed: int, home: Path, kept: Path) -> None:
         self.seed, self.home, self.kept = seed, home, kept.absolute()
-        lines = kept.read_text().splitlines() if kept.is_file() else []
+        lines = list(map(json.loads, kept.read_text().splitlines() if kept.is_file() else []))
         self.done: dict[tuple[str, int], dict[str, Any]] = {
-            (line["kind"], line["trial"]): line for line in map(json.loads, lines)
+            (line["kind"], line["trial"]): line for line in lines[1:]
         }
+        if lines:
+            self.whole, self.seconds, self.calls = lines[0]
+            return
         self.whole, self.seconds, self.calls = {}, {}, {}
         for name in COMMANDS:
             self.fresh()
@@ -212,9 +216,15 @@ class Trials:
                     raise SystemExit(f"{name} ends with {code}: {Path('out').read_text()}")
                 self.seconds[name] = time.monotonic() - began
             self.whole[name] = figures(folder_of(name) / "version_0")
-            if not self.whole[name]:
+            if self.whole[name] == "[]":
                 raise SystemExit(f"{name} left no records: there is nothing to compare")
             self.calls[name] = int((self.home / "count").read_text())
+        self.keep([self.whole, self.seconds, self.calls])
+
+    def keep(self, line: Any) -> None:
+        """Append a line to what is kept."""
+        with self.kept.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def count(self) -> None:
         """Have a child count its calls that change the disk."""
@@ -248,8 +258,7 @@ class Trials:
             line = {"kind": kind, "trial": trial, "of": name, "end": end, "wrong": found}
             if found:
                 print(line, Path("out").read_text()[-2000:], sep="\n", flush=True)
-            with self.kept.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self.keep(line)
             self.done[kind, trial] = line
         return True
 
@@ -281,8 +290,7 @@ class Trials:
         children = [start(words_of(name)) for name in names]
         found = [f"exit code {code}" for code in map(wait, children) if code]
         folders = [path for root in set(map(folder_of, names)) for path in root.glob("ver*")]
-        have = sorted(json.dumps(figures(path)) for path in folders)
-        if have != sorted(json.dumps(self.whole[name]) for name in names):
+        if sorted(map(figures, folders)) != sorted(self.whole[name] for name in names):
             found.append("figures mixed or lost")
         return " and ".join(names), "each in its own folder", found
 
