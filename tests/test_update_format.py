@@ -163,7 +163,10 @@ def test_a_later_version_is_refused(capture):
 
 FAULTS = {
     "changed": (lambda a: spoil(next((a / "payloads").iterdir())), "SHA-256 is not its name"),
-    "edited": (lambda a: spoil(a / "rounds/0003/a_b.safetensors"), "SHA-256 is not that of a_b.json"),
+    "edited": (
+        lambda a: spoil(a / "rounds/0003/a_b.safetensors"),
+        "SHA-256 is not that of a_b.json",
+    ),
     "cut off": (lambda a: cut(a / "rounds/0003/a_b.safetensors"), "is truncated or was changed"),
     "no JSON": (lambda a: cut(a / "rounds/0003/a_b.json"), "truncated or no JSON"),
     "a kind": (lambda a: change(a / "rounds/0003/a_b.json", kind="update"), "kind should be one"),
