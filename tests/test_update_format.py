@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from lightning_recon.captures import (
@@ -235,6 +236,27 @@ def test_the_truth_stands_apart(capture, tmp_path):
     assert torch.equal(truth.images, images)
     assert truth.labels.tolist() == [1, 0]
     assert read_truth(tmp_path / "nowhere", reply) is None
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (torch.rand(2, 2, 3), torch.tensor([1, 0]), "B C H W"),
+        (torch.rand(2, 1, 2, 3), torch.tensor([1]), "B C H W"),
+        (torch.rand(2, 1, 2, 3), torch.tensor([[1, 0]]), "B C H W"),
+        (torch.rand(2, 1, 2, 3), torch.tensor([1.5, 0]), "whole numbers from 0"),
+        (torch.rand(2, 1, 2, 3), torch.tensor([1, -1]), "whole numbers from 0"),
+        (2 + torch.rand(2, 1, 2, 3), torch.tensor([1, 0]), r"in \[0, 1\]"),
+        (torch.full((2, 1, 2, 3), torch.nan), torch.tensor([1, 0]), r"in \[0, 1\]"),
+    ],
+)
+def test_a_truth_that_cannot_be_one_is_refused(images, labels, said, capture, tmp_path):
+    path = tmp_path / "truth/0003/a_b.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file({"images": images, "labels": labels}, path)
+    (reply,) = Capture(capture).replies()
+    with pytest.raises(InputError, match=f"a_b.safetensors should hold .*{said}"):
+        read_truth(tmp_path / "truth", reply)
 
 
 def test_what_the_page_runs_runs(tmp_path, monkeypatch):

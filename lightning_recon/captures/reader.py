@@ -187,9 +187,15 @@ def read_truth(folder: str | Path, reply: Reply) -> Truth | None:
     if not path.is_file():
         return None
     found = read_tensors(path)
-    if found.keys() < {"images", "labels"} or len(found["images"]) != len(found["labels"]):
+    images, labels = found.get("images"), found.get("labels")
+    if images is None or labels is None or images.ndim != 4 or labels.shape != images.shape[:1]:
         raise InputError(f"{path} should hold images, B C H W, and labels, B")
-    return Truth(found["images"].float(), found["labels"].to(torch.int64))
+    images = images.float()
+    if not bool(((images >= 0) & (images <= 1)).all()):  # nor is NaN
+        raise InputError(f"{path} should hold images in [0, 1], as they are before normalisation")
+    if labels.is_floating_point() or not bool((labels >= 0).all()):
+        raise InputError(f"{path} should hold labels that are whole numbers from 0 on")
+    return Truth(images, labels.to(torch.int64))
 
 
 def _facts(kind: Any, content: dict[str, Any], path: Path, text: str) -> Any:
