@@ -1,6 +1,7 @@
 """What a stranger's files may do: nothing but be refused in one line.  See docs/trust.md."""
 
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -10,12 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision import datasets
 
 import lightning_recon
 from lightning_recon.captures.loading import load_torch
 from lightning_recon.commands.early import check_early
 from lightning_recon.commands.lightning import main
-from lightning_recon.data import ImageFolderDataModule, geometry
+from lightning_recon.data import (
+    CIFAR10DataModule,
+    CIFAR100DataModule,
+    ImageFolderDataModule,
+    TorchvisionDataModule,
+    geometry,
+)
 from lightning_recon.data.geometry import bring_to_size
 from lightning_recon.documents import MAX_ALIASED, MAX_DEPTH, parse_json, parse_yaml
 from lightning_recon.errors import InputError
@@ -169,6 +177,40 @@ def test_no_pickle_runs(tmp_path):
         with pytest.raises(InputError, match=r"not unpickled|is no readable|breaks off"):
             load_torch(path)
     assert not Path(inputs.MARK).exists()
+
+
+@pytest.mark.parametrize("kind", [CIFAR10DataModule, CIFAR100DataModule])
+def test_no_pickle_of_a_data_set_runs(kind, tmp_path):
+    """Torchvision unpickles CIFAR: only files that have the published checksums."""
+    published = getattr(datasets, kind.__name__.removesuffix("DataModule"))
+    folder = tmp_path / published.base_folder
+    folder.mkdir()
+    for name in [file for file, _ in (*published.train_list, *published.test_list)]:
+        (folder / name).write_bytes(pickle.dumps(inputs.Evil()))
+    (folder / published.meta["filename"]).write_bytes(pickle.dumps(inputs.Evil()))
+    with pytest.raises(InputError, match="incomplete or damaged"):
+        kind(root=str(tmp_path)).setup()
+    assert not Path(inputs.MARK).exists()
+
+
+def test_a_data_set_that_unpickles_whatever_it_finds_is_refused(tmp_path):
+    with pytest.raises(InputError, match="LSUN unpickles a file that it finds"):
+        TorchvisionDataModule("LSUN", root=str(tmp_path))
+
+
+def test_a_data_set_is_not_downloaded_by_an_option(tmp_path):
+    with pytest.raises(InputError, match="download is no option here: nothing is downloaded"):
+        TorchvisionDataModule("KMNIST", root=str(tmp_path), options={"download": True})
+
+
+def test_torchvision_unpickles_nothing_else():
+    """A later release that does is met here."""
+    found = {
+        path.stem
+        for path in Path(datasets.__file__).parent.glob("*.py")
+        if "pickle.load" in (text := path.read_text()) or "weights_only=False" in text
+    }
+    assert found <= {"cifar", "lsun"}
 
 
 def test_a_checkpoint_with_other_records_is_refused(capfd):
