@@ -2,17 +2,22 @@
 
     python -m benchmarks.reliability [--random 100] [--aimed 100] [--signals 40] [--pairs 20]
 
-Writes the section "Kills" of docs/reliability.md, after each kind of trials.  Every number is
-drawn from ``--seed``, but what a random kill meets depends on the machine.  A kill is SIGKILL.  It
+Writes the section "Kills" of docs/reliability.md, once all trials are done.  With ``--minutes`` it
+stops after so many, and the same command goes on: what was found is kept in ``--kept``.  Every
+number is drawn from ``--seed`` and the trial's own, but what a random kill meets depends on the
+machine.  A kill is SIGKILL.  It
 is aimed if it comes right before or after one of the calls that change what is on disk: the
-renaming of a file, the making of a folder, the end of a record, of which half a line is left then.
+renaming of a file, the making of a folder, the end of a file or a record, of which a part is left
+then.
 Each run is a child of this process, which imports the libraries once.
 """
 
 import argparse
 import json
+import math
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -22,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -58,11 +63,13 @@ SWEEP = {
     "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
 }
 HEADING = "## Kills\n"
+Found = tuple[str, str, list[str]]
+"""Of a trial: the command, how it went on, what is wrong."""
 
 
 def folder_of(name: str) -> Path:
     """Return where the runs of a command lie, in the working folder."""
-    return Path("lightning_logs", "sweep_sweep" if name == "sweep" else "")
+    return Path("lightning_logs", "sweep" if name == "sweep" else "")
 
 
 def words_of(name: str) -> list[str]:
@@ -108,9 +115,9 @@ def wait(child: int) -> int:
     return -99
 
 
-def figures(folder: Path) -> list[tuple[Any, ...]]:
-    """Return what a run found."""
-    return [(one.client, one.rows, one.curve) for one in read_records(folder)]
+def figures(folder: Path) -> str:
+    """Return what a run found, as JSON."""
+    return json.dumps([(one.client, one.rows, one.curve) for one in read_records(folder)])
 
 
 def aim(at: int | None, how: str, count: Path) -> None:
@@ -141,7 +148,7 @@ def aim(at: int | None, how: str, count: Path) -> None:
     def torn(handle: int) -> None:
         hit(True)
         if seen[0] == at:  # in the place of "after": half of the line is there
-            os.ftruncate(handle, os.fstat(handle).st_size - 40)
+            os.ftruncate(handle, max(0, os.fstat(handle).st_size - 40))
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(handle)
 
@@ -160,7 +167,7 @@ def going_on(name: str) -> list[str]:
     return words_of(name)
 
 
-def faults(name: str, whole: list[tuple[Any, ...]], went_on: bool, code: int) -> list[str]:
+def faults(name: str, whole: str, went_on: bool, code: int) -> list[str]:
     """Return what is wrong after a run was killed and gone on with."""
     found = []
     versions = sorted(folder_of(name).glob("version_*"))
@@ -185,12 +192,19 @@ class Trials:
     Args:
         seed: of what is drawn.
         home: an empty folder.
+        kept: a file: what uninterrupted runs found, then a line a trial; what is in it is not done
+            again.
     """
 
-    def __init__(self, seed: int, home: Path) -> None:
-        self.random, self.home = random.Random(seed), home
-        self.rows: list[tuple[str, int, str, int]] = []
-        self.wrong: list[str] = []
+    def __init__(self, seed: int, home: Path, kept: Path) -> None:
+        self.seed, self.home, self.kept = seed, home, kept.absolute()
+        lines = list(map(json.loads, kept.read_text().splitlines() if kept.is_file() else []))
+        self.done: dict[tuple[str, int], dict[str, Any]] = {
+            (line["kind"], line["trial"]): line for line in lines[1:]
+        }
+        if lines:
+            self.whole, self.seconds, self.calls = lines[0]
+            return
         self.whole, self.seconds, self.calls = {}, {}, {}
         for name in COMMANDS:
             self.fresh()
@@ -202,7 +216,15 @@ class Trials:
                     raise SystemExit(f"{name} ends with {code}: {Path('out').read_text()}")
                 self.seconds[name] = time.monotonic() - began
             self.whole[name] = figures(folder_of(name) / "version_0")
+            if self.whole[name] == "[]":
+                raise SystemExit(f"{name} left no records: there is nothing to compare")
             self.calls[name] = int((self.home / "count").read_text())
+        self.keep([self.whole, self.seconds, self.calls])
+
+    def keep(self, line: Any) -> None:
+        """Append a line to what is kept."""
+        with self.kept.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def count(self) -> None:
         """Have a child count its calls that change the disk."""
@@ -217,98 +239,116 @@ class Trials:
         Path("tiny.yaml").write_text(yaml.safe_dump(CONFIG))
         Path("sweep.yaml").write_text(yaml.safe_dump(SWEEP))
 
-    def note(self, kind: str, name: str, found: list[str]) -> None:
-        """Keep and print what is wrong with a trial."""
-        if found:
-            self.wrong.append(f"{kind}, {name}: {', '.join(found)}")
-            print(self.wrong[-1], Path("out").read_text()[-2000:], sep="\n", flush=True)
+    def run(self, kind: str, number: int, until: float) -> bool:
+        """Do the trials of a kind that are not done yet; return whether all are.
 
-    def stop(self, kind: str, number: int) -> None:
-        """Stop so many runs by ``kind``: random, aimed or signal; go on, and compare."""
-        ends: Counter[str] = Counter()
-        began = len(self.wrong)
+        Args:
+            kind: of :data:`KINDS`.
+            number: of trials.
+            until: on the clock of ``time.monotonic``.
+        """
         for trial in range(number):
-            name = COMMANDS[trial % len(COMMANDS)]
+            if (kind, trial) in self.done:
+                continue
+            if time.monotonic() > until:
+                return False
             self.fresh()
-            found: list[str] = []
-            if kind == "aimed":
-                at = self.random.randint(1, self.calls[name])
-                how = self.random.choice(["before", "after"])
-                code = wait(start(words_of(name), lambda at=at, how=how: aim(at, how, Path())))
-            else:
-                sent = signal.SIGKILL if kind == "random" else signal.SIGTERM
-                child = start(words_of(name))
-                time.sleep(self.random.uniform(0, self.seconds[name]))
-                os.kill(child, sent)
-                code = wait(child)
-                if kind == "signal" and code not in (0, 143, -signal.SIGTERM):
-                    found.append(f"exit code {code} after SIGTERM")
-            words = going_on(name)
-            went_on = words != words_of(name)
-            ends["done by then" if code == 0 else "gone on" if went_on else "begun anew"] += 1
-            if code:
-                code = wait(start(words))
-            self.note(kind, name, found + faults(name, self.whole[name], went_on, code))
-        told = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
-        self.rows.append((kind, number, told, len(self.wrong) - began))
-        print(f"{kind}: {number}: {told}; wrong: {len(self.wrong) - began}", flush=True)
+            chance = random.Random(f"{self.seed} {kind} {trial}")
+            name, end, found = KINDS[kind].do(self, kind, trial, chance)
+            line = {"kind": kind, "trial": trial, "of": name, "end": end, "wrong": found}
+            if found:
+                print(line, Path("out").read_text()[-2000:], sep="\n", flush=True)
+            self.keep(line)
+            self.done[kind, trial] = line
+        return True
 
-    def pairs(self, number: int) -> None:
+    def stop(self, kind: str, trial: int, chance: random.Random) -> Found:
+        """Stop a run, go on, and compare."""
+        name = COMMANDS[trial % len(COMMANDS)]
+        found: list[str] = []
+        if kind == "aimed":
+            at, how = chance.randint(1, self.calls[name]), chance.choice(["before", "after"])
+            code = wait(start(words_of(name), lambda: aim(at, how, Path())))
+        else:
+            sent = signal.SIGKILL if kind == "random" else signal.SIGTERM
+            child = start(words_of(name))
+            time.sleep(chance.uniform(0, self.seconds[name]))
+            os.kill(child, sent)
+            code = wait(child)
+            if kind == "signals" and code not in (0, 143, -signal.SIGTERM):
+                found.append(f"exit code {code} after SIGTERM")
+        words = going_on(name)
+        went_on = words != words_of(name)
+        end = "done by then" if code == 0 else "gone on" if went_on else "begun anew"
+        if code:
+            code = wait(start(words))
+        return name, end, found + faults(name, self.whole[name], went_on, code)
+
+    def pair(self, kind: str, trial: int, chance: random.Random) -> Found:
         """Start two runs together, of the same or of different commands."""
-        began = len(self.wrong)
-        for trial in range(number):
-            self.fresh()
-            names = [COMMANDS[trial % 4], COMMANDS[(trial + trial // 4) % 4]]
-            children = [start(words_of(name)) for name in names]
-            found = [f"exit code {code}" for code in map(wait, children) if code]
-            folders = [path for root in set(map(folder_of, names)) for path in root.glob("ver*")]
-            have = sorted(json.dumps(figures(path)) for path in folders)
-            if have != sorted(json.dumps(self.whole[name]) for name in names):
-                found.append("figures mixed or lost")
-            self.note("pair", " and ".join(names), found)
-        self.rows.append(("pair", number, "each in its own folder", len(self.wrong) - began))
+        names = [COMMANDS[trial % 4], COMMANDS[(trial + trial // 4) % 4]]
+        children = [start(words_of(name)) for name in names]
+        found = [f"exit code {code}" for code in map(wait, children) if code]
+        folders = [path for root in set(map(folder_of, names)) for path in root.glob("ver*")]
+        if sorted(map(figures, folders)) != sorted(self.whole[name] for name in names):
+            found.append("figures mixed or lost")
+        return " and ".join(names), "each in its own folder", found
 
-    def resumes(self, number: int) -> None:
+    def resume_twice(self, kind: str, trial: int, chance: random.Random) -> Found:
         """Resume a stopped run twice at once: one does it, one is refused in a line."""
-        began = len(self.wrong)
-        for _ in range(number):
-            self.fresh()
-            wait(start([*words_of("test"), "--trainer.limit_test_batches", "1"]))
-            whole = ["--trainer.limit_test_batches", "1.0"]
-            words = ["test", "--resume", "lightning_logs/version_0", *whole]
-            codes = sorted(map(wait, [start(words), start(words)]))
-            refused = Path("out").read_text().count("another process writes into")
-            found = [] if codes == [0, 2] and refused == 1 else [f"exit codes {codes}"]
-            if figures(folder_of("test") / "version_0") != self.whole["test"]:
-                found.append("other figures")
-            self.note("two resumes", "test", found)
-        self.rows.append(("two resumes", number, "one refused", len(self.wrong) - began))
+        wait(start([*words_of("test"), "--trainer.limit_test_batches", "1"]))
+        whole = ["--trainer.limit_test_batches", "1.0"]
+        words = ["test", "--resume", "lightning_logs/version_0", *whole]
+        codes = sorted(map(wait, [start(words), start(words)]))
+        refused = Path("out").read_text().count("another process writes into")
+        found = [] if codes == [0, 2] and refused == 1 else [f"exit codes {codes}"]
+        if figures(folder_of("test") / "version_0") != self.whole["test"]:
+            found.append("other figures")
+        return "test", "one refused", found
+
+
+class Kind(NamedTuple):
+    """A kind of trials."""
+
+    what: str
+    number: int
+    """By default."""
+    do: Callable[[Trials, str, int, random.Random], Found]
+
+
+KINDS = {
+    "aimed": Kind("SIGKILL right before or after a call that changes the disk", 100, Trials.stop),
+    "random": Kind("SIGKILL at a random moment", 100, Trials.stop),
+    "signals": Kind("SIGTERM at a random moment", 40, Trials.stop),
+    "pairs": Kind("two runs started together", 20, Trials.pair),
+    "resumes": Kind("one stopped run resumed twice at once", 5, Trials.resume_twice),
+}
 
 
 def write_section(heading: str, text: str) -> None:
     """Put a section into the document, in the place of the one under the same heading."""
     whole = DOCUMENT.read_text()
     before, _, after = whole.partition(heading)
-    following = after.partition("\n## ")
-    kept = f"\n## {following[2]}" if following[1] else ""
+    following = re.search(r"\n(<!--|## )", after)  # what another benchmark writes
+    kept = after[following.start() :] if following else ""
     DOCUMENT.write_text(f"{before.rstrip()}\n\n{heading}\n{text.rstrip()}\n{kept}")
 
 
-def table(trials: Trials, arguments: argparse.Namespace) -> str:
+def table(done: list[dict[str, Any]], seed: int) -> str:
     """Return the section on kills."""
-    what = {
-        "random": "SIGKILL at a random moment",
-        "aimed": "SIGKILL right before or after a call that changes the disk",
-        "signal": "SIGTERM at a random moment",
-        "pair": "two runs started together",
-        "two resumes": "one stopped run resumed twice at once",
-    }
-    lines = [f"| {what[kind]} | {n} | {told} | {wrong} |" for kind, n, told, wrong in trials.rows]
+    numbers = {kind: sum(line["kind"] == kind for line in done) for kind in KINDS}
+    flags = " ".join(f"--{kind} {number}" for kind, number in numbers.items())
+    lines = []
+    for kind, (what, _, _) in KINDS.items():
+        ends = Counter(line["end"] for line in done if line["kind"] == kind)
+        told = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
+        wrong = sum(bool(line["wrong"]) for line in done if line["kind"] == kind)
+        lines.append(f"| {what} | {numbers[kind]} | {told} | {wrong} |")
+    wrong = [f"- {one['kind']}, {one['of']}: {', '.join(one['wrong'])}" for one in done
+             if one["wrong"]]  # fmt: skip
     return "\n".join(
         [
-            f"`python -m benchmarks.reliability --random {arguments.random} --aimed "
-            f"{arguments.aimed} --signals {arguments.signals} --pairs {arguments.pairs} "
-            f"--resumes {arguments.resumes} --seed {arguments.seed}`:",
+            f"`python -m benchmarks.reliability {flags} --seed {seed}`:",
             f"{CLIENTS} clients of one image, {', '.join(COMMANDS)} in turn, on one process; torch "
             f"{torch.__version__}.",
             "Wrong is: another figure than that of the run that was never stopped, a second",
@@ -317,42 +357,38 @@ def table(trials: Trials, arguments: argparse.Namespace) -> str:
             "| what | trials | how it went on | wrong |",
             "|---|---|---|---|",
             *lines,
-            *(["", *(f"- {line}" for line in trials.wrong)] if trials.wrong else []),
+            *(["", *wrong] if wrong else []),
         ]
     )
 
 
 def main() -> int:
-    """Run all trials, and write the section."""
+    """Run the trials that are not done yet; write the section when all are."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, number in (("random", 100), ("aimed", 100), ("signals", 40), ("pairs", 20)):
-        parser.add_argument(f"--{name}", type=int, default=number)
-    parser.add_argument("--resumes", type=int, default=5)
+    for name, kind in KINDS.items():
+        parser.add_argument(f"--{name}", type=int, default=kind.number)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kept", type=Path, help="file of the trials that are done")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which it stops")
     parser.add_argument("--dry", action="store_true", help="print the section, write nothing")
     arguments = parser.parse_args()
+    until = time.monotonic() + 60 * arguments.minutes
     torch.set_num_threads(1)
     photographs.open_picture = cache(photographs.open_picture)  # decoded once, for all children
     source = photographs.PhotographSource()
     for index in range(len(source)):
         source.image(index)
     with tempfile.TemporaryDirectory() as home:
-        trials = Trials(arguments.seed, Path(home))
-        for kind, number in (
-            ("aimed", arguments.aimed),
-            ("random", arguments.random),
-            ("signal", arguments.signals),
-            ("pairs", arguments.pairs),
-            ("resumes", arguments.resumes),
-        ):
-            if kind in ("pairs", "resumes"):
-                getattr(trials, kind)(number)
-            else:
-                trials.stop(kind, number)
-            text = table(trials, arguments)
-            print(text, flush=True) if arguments.dry else write_section(HEADING, text)
+        trials = Trials(arguments.seed, Path(home), arguments.kept or Path(home, "kept.jsonl"))
+        is_done = all(trials.run(kind, getattr(arguments, kind), until) for kind in KINDS)
         os.chdir("/")
-    return int(bool(trials.wrong))
+    asked = [line for line in trials.done.values() if line["trial"] < vars(arguments)[line["kind"]]]
+    if not is_done:
+        print(f"{len(asked)} trials are done; the same command goes on")
+        return 75
+    text = table(asked, arguments.seed)
+    print(text, flush=True) if arguments.dry else write_section(HEADING, text)
+    return int(any(line["wrong"] for line in asked))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Paths as people write them, and files that no reader, or other process, meets half of."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -84,6 +85,22 @@ def spoiled(path: Path) -> str | None:
     return None
 
 
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal; it may be larger than the memory.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name beside it, then rename it.
 
@@ -100,6 +117,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     try:
         with naming(path), open(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the name without the content
         # mkstemp keeps the file to its owner; an output is as open as the user's other files
         mask = os.umask(0)
         os.umask(mask)

@@ -1,5 +1,8 @@
 """What tests of attacks share."""
 
+from contract_rows import SIZE
+
+from lightning_recon import data
 from lightning_recon.updates import DataSpec
 
 
@@ -17,3 +20,13 @@ def bind_to(attack, data):
         attack.federation, client, noise_only=noise_only
     )
     return attack
+
+
+def bound(attack, batch_size=2):
+    """An attack in float64, bound to photographs, and its one client's batch."""
+    source = data.SampleImagesDataModule(
+        batch_size=batch_size, num_clients=1, image_size=SIZE, num_public=12
+    )
+    attack = bind_to(attack.double(), source)
+    batch = source.client(0)
+    return attack, batch._replace(images=batch.images.double())

@@ -57,12 +57,14 @@ def test_shorter_content_replaces_the_whole_file(tmp_path):
 def test_everything_is_on_disk_beside_the_file_before_it_is_renamed(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_text("old")
-    seen = []
+    seen, synced = [], []
 
     def replace(source, target):
+        assert synced == [300_000], "a power cut would leave the name without the content"
         seen.append((Path(source).parent, Path(source).read_text(), path.read_text()))
         os.rename(source, target)
 
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
     monkeypatch.setattr(os, "replace", replace)
     write_atomically(path, "new" * 100_000)
     assert seen == [(tmp_path, "new" * 100_000, "old")]
@@ -97,8 +99,8 @@ def refuse(*args, **kwargs):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(os, "replace"), (tempfile, "mkstemp"), (Path, "chmod")],
-    ids=["rename", "create", "mode"],
+    [(os, "replace"), (os, "fsync"), (tempfile, "mkstemp"), (Path, "chmod")],
+    ids=["rename", "sync", "create", "mode"],
 )
 @pytest.mark.parametrize("content", ["new", b"new"])
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, module, name, content):

@@ -1,6 +1,7 @@
 """What a stranger's files may do: nothing but be refused in one line.  See docs/trust.md."""
 
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -10,12 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision import datasets
 
 import lightning_recon
 from lightning_recon.captures.loading import load_torch
 from lightning_recon.commands.early import check_early
 from lightning_recon.commands.lightning import main
-from lightning_recon.data import ImageFolderDataModule, geometry
+from lightning_recon.data import (
+    CIFAR10DataModule,
+    CIFAR100DataModule,
+    ImageFolderDataModule,
+    TorchvisionDataModule,
+    geometry,
+)
 from lightning_recon.data.geometry import bring_to_size
 from lightning_recon.documents import MAX_ALIASED, MAX_DEPTH, parse_json, parse_yaml
 from lightning_recon.errors import InputError
@@ -171,6 +179,40 @@ def test_no_pickle_runs(tmp_path):
     assert not Path(inputs.MARK).exists()
 
 
+@pytest.mark.parametrize("kind", [CIFAR10DataModule, CIFAR100DataModule])
+def test_no_pickle_of_a_data_set_runs(kind, tmp_path):
+    """Torchvision unpickles CIFAR: only files that have the published checksums."""
+    published = getattr(datasets, kind.__name__.removesuffix("DataModule"))
+    folder = tmp_path / published.base_folder
+    folder.mkdir()
+    for name in [file for file, _ in (*published.train_list, *published.test_list)]:
+        (folder / name).write_bytes(pickle.dumps(inputs.Evil()))
+    (folder / published.meta["filename"]).write_bytes(pickle.dumps(inputs.Evil()))
+    with pytest.raises(InputError, match="incomplete or damaged"):
+        kind(root=str(tmp_path)).setup()
+    assert not Path(inputs.MARK).exists()
+
+
+def test_a_data_set_that_unpickles_whatever_it_finds_is_refused(tmp_path):
+    with pytest.raises(InputError, match="LSUN unpickles a file that it finds"):
+        TorchvisionDataModule("LSUN", root=str(tmp_path))
+
+
+def test_a_data_set_is_not_downloaded_by_an_option(tmp_path):
+    with pytest.raises(InputError, match="download is no option here: nothing is downloaded"):
+        TorchvisionDataModule("KMNIST", root=str(tmp_path), options={"download": True})
+
+
+def test_torchvision_unpickles_nothing_else():
+    """A later release that does is met here."""
+    found = {
+        path.stem
+        for path in Path(datasets.__file__).parent.glob("*.py")
+        if "pickle.load" in (text := path.read_text()) or "weights_only=False" in text
+    }
+    assert found <= {"cifar", "lsun"}
+
+
 def test_a_checkpoint_with_other_records_is_refused(capfd):
     import torch
 
@@ -235,6 +277,30 @@ def test_a_patch_of_the_transformer_fits_or_is_refused(tmp_path):
     assert numbers.attempt(config).kind in {"ran", "refused"}
     config["model"]["init_args"]["target"]["init_args"]["patch_size"] = 0
     assert "integer modulo by zero" in numbers.attempt(config).text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        *[("audit", value, "audit takes keys with values, not") for value in (1e-9, 3, [], None)],
+        ("model.init_args.target", {"init_args": {"num_classes": 20}}, "Target is what the"),
+        ("model.init_args.target", numbers.spec("Target", num_classes=20), "Target is what the"),
+        ("model.init_args.lr_scheduler",
+         numbers.spec("torch.optim.lr_scheduler.LRScheduler"), "LRScheduler is what the"),
+        ("data.init_args.image_size", [6, 16], "images of 6x16 are too small to be compared"),
+    ],
+)  # fmt: skip
+def test_of_a_cell_what_no_command_looked_at_before(key, value, said, tmp_path):
+    config = numbers.base(tmp_path)
+    config["model"]["init_args"]["target"]["init_args"]["image_size"] = [6, 16]
+    *parents, last = key.split(".")
+    place = config
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    outcome = numbers.attempt(config, plays=False)
+    assert outcome.kind == "refused"
+    assert said in outcome.text
 
 
 # --- settings that are ignored -----------------------------------------------------------------

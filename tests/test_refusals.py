@@ -217,6 +217,10 @@ AXIS = {"key": "model.init_args.iterations", "values": [1, 2]}
             {"axes": {"a": {"key": "model.init_args.num_restarts", "values": [1, 0]}}},
             "the cell of a 0: model: InvertingGradients: num_restarts must be at least 1, not 0",
         ),
+        (
+            {"axes": {"a": {"key": "model.init_args.seed", "values": [0, 3]}}},
+            "sweep.yaml: model.init_args.seed is 3, but all random numbers of a run begin with",
+        ),
         ({"axes": {"a": AXIS}, "trainer": {"device": 1}}, "did you mean devices?"),
         ({"axes": {"a": AXIS}, "base": f"{MATCHING}x"}, "did you mean matching_tiny.yaml?"),
     ],

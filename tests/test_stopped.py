@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from command_line import CLI, TINY_RUN
+from pytorch_lightning.trainer.states import TrainerFn
 
 from lightning_recon.attacks import InvertingGradients
 from lightning_recon.audit import records
@@ -23,7 +24,7 @@ from lightning_recon.audit.records import read_records
 from lightning_recon.commands.lightning import main
 from lightning_recon.errors import InputError
 from lightning_recon.federation import Federation
-from lightning_recon.runs import callback, requeue
+from lightning_recon.runs import callback, requeue, stopping
 from lightning_recon.runs.claiming import claimed, held
 
 TINY = {**TINY_RUN, "audit": {"null_controls": False, "num_candidates": 0}}
@@ -412,6 +413,30 @@ class TestFaults:
         now[0] += 1000  # nobody was at work
         assert run(monkeypatch, "test", "--resume", str(RUN)) == 0
         assert json.loads((RUN / "results.json").read_text())["wall_seconds"] == 12
+
+    @pytest.mark.parametrize(
+        ("fn", "promise"), [(TrainerFn.FITTING, ""), (TrainerFn.TESTING, "; what is done is kept")]
+    )
+    def test_a_fit_of_several_processes_promises_nothing(self, fn, promise, monkeypatch):
+        """It resumes on one process alone, and what several wrote not at all."""
+        before = signal.getsignal(signal.SIGTERM)
+        told: list[str] = []
+        monkeypatch.setattr(stopping, "say_lost", told.append)
+        monkeypatch.setattr(os, "_exit", lambda code: told.append(str(code)))
+        trainer = SimpleNamespace(
+            world_size=2,
+            state=SimpleNamespace(fn=fn),
+            strategy=SimpleNamespace(launcher=None),
+        )
+        module = SimpleNamespace(loop=SimpleNamespace(resumes=True))
+        watching = stopping.Stopping(lambda folder: f"again {folder}", lambda _: RUN)
+        try:
+            watching._begin(trainer, module)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        watching._watch_process(1, SimpleNamespace(wait=lambda: 3))
+        go_on = f"{promise}, go on with: again {RUN}" if promise else ""
+        assert told == [f"process 1 of the run ended; its message says why{go_on}", "3"]
 
     @pytest.mark.slow
     @pytest.mark.alone

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from lightning_recon.captures import (
@@ -105,6 +106,8 @@ def test_a_capture_is_as_the_page_says(capture):
     assert problems(content, REPLY) == []
     assert problems(content["mods"][0], MOD) == []
     assert content["missing"] == ["a", "n"]
+    reply = (capture / "rounds/0003/a_b.safetensors").read_bytes()
+    assert content["sha256"] == hashlib.sha256(reply).hexdigest()
     (payload,) = (capture / "payloads").iterdir()
     assert payload.name == f"{hashlib.sha256(payload.read_bytes()).hexdigest()}.safetensors"
     assert content["payload"] == payload.stem
@@ -161,7 +164,11 @@ def test_a_later_version_is_refused(capture):
 
 FAULTS = {
     "changed": (lambda a: spoil(next((a / "payloads").iterdir())), "SHA-256 is not its name"),
-    "cut off": (lambda a: cut(a / "rounds/0003/a_b.safetensors"), "truncated or no safetensors"),
+    "edited": (
+        lambda a: spoil(a / "rounds/0003/a_b.safetensors"),
+        "SHA-256 is not that of a_b.json",
+    ),
+    "cut off": (lambda a: cut(a / "rounds/0003/a_b.safetensors"), "is truncated or was changed"),
     "no JSON": (lambda a: cut(a / "rounds/0003/a_b.json"), "truncated or no JSON"),
     "a kind": (lambda a: change(a / "rounds/0003/a_b.json", kind="update"), "kind should be one"),
     "no payload": (lambda a: next((a / "payloads").iterdir()).unlink(), "no file at"),
@@ -185,6 +192,17 @@ def test_what_cannot_be_read_is_told_and_the_others_are_read(capture, fault):
     assert isinstance(first, InputError)
     assert words in str(first)
     assert second.name == "client c, round 5"
+
+
+def test_of_a_reply_without_a_checksum_the_bits_are_not_checked(capture):
+    """As earlier versions and other programs write them."""
+    change(capture / "rounds/0003/a_b.json", sha256=...)
+    spoil(capture / "rounds/0003/a_b.safetensors")
+    (reply,) = Capture(capture).replies()
+    assert reply.tensors["b"][1] != 0
+    cut(capture / "rounds/0003/a_b.safetensors")
+    (reply,) = Capture(capture).replies()
+    assert "truncated or no safetensors" in str(reply)
 
 
 def test_a_reply_without_its_json_does_not_count(capture):
@@ -218,6 +236,27 @@ def test_the_truth_stands_apart(capture, tmp_path):
     assert torch.equal(truth.images, images)
     assert truth.labels.tolist() == [1, 0]
     assert read_truth(tmp_path / "nowhere", reply) is None
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (torch.rand(2, 2, 3), torch.tensor([1, 0]), "B C H W"),
+        (torch.rand(2, 1, 2, 3), torch.tensor([1]), "B C H W"),
+        (torch.rand(2, 1, 2, 3), torch.tensor([[1, 0]]), "B C H W"),
+        (torch.rand(2, 1, 2, 3), torch.tensor([1.5, 0]), "whole numbers from 0"),
+        (torch.rand(2, 1, 2, 3), torch.tensor([1, -1]), "whole numbers from 0"),
+        (2 + torch.rand(2, 1, 2, 3), torch.tensor([1, 0]), r"in \[0, 1\]"),
+        (torch.full((2, 1, 2, 3), torch.nan), torch.tensor([1, 0]), r"in \[0, 1\]"),
+    ],
+)
+def test_a_truth_that_cannot_be_one_is_refused(images, labels, said, capture, tmp_path):
+    path = tmp_path / "truth/0003/a_b.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file({"images": images, "labels": labels}, path)
+    (reply,) = Capture(capture).replies()
+    with pytest.raises(InputError, match=f"a_b.safetensors should hold .*{said}"):
+        read_truth(tmp_path / "truth", reply)
 
 
 def test_what_the_page_runs_runs(tmp_path, monkeypatch):

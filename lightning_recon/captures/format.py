@@ -69,6 +69,8 @@ class ReplyJson(TypedDict, total=False):
     declared; null: nobody said."""
     image_shape: list[int] | None
     """C, H, W of what the model sees."""
+    sha256: str | None
+    """Of the file of the reply's tensors."""
 
 
 def safe_name(client: str) -> str:

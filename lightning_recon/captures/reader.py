@@ -1,6 +1,5 @@
 """Reads a capture; what cannot be read is told in a line, and the rest is read."""
 
-import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from lightning_recon.captures.format import (
 from lightning_recon.captures.tensors import read_tensors
 from lightning_recon.documents import read_json, refusal
 from lightning_recon.errors import InputError, program
+from lightning_recon.files import sha256_of
 from lightning_recon.schemas import MisfitError, conform
 
 Tensors = dict[str, Tensor]
@@ -105,9 +105,15 @@ class Capture:
             InputError: if it cannot be used, in one line.
         """
         facts = self.said(path)
-        tensors = read_tensors(path.with_suffix(".safetensors"))
+        file = path.with_suffix(".safetensors")
+        known = facts.get("sha256")  # none: an earlier version, or another program, wrote it
+        if known is not None and file.is_file() and sha256_of(file) != known:
+            raise InputError(
+                f"{file} is truncated or was changed: its SHA-256 is not that of {path.name}"
+            )
+        tensors = read_tensors(file)
         if not tensors:
-            raise InputError(f"{path.with_suffix('.safetensors')} holds no tensor")
+            raise InputError(f"{file} holds no tensor")
         digest = facts.get("payload")
         payload = None if digest is None else self._payload(str(digest))
         client = str(facts.get("client", path.stem))
@@ -150,7 +156,7 @@ class Capture:
 @lru_cache(maxsize=2)
 def _payload(path: Path, digest: str) -> Tensors:
     """Return a payload whose bytes are those that its name says; replies of a round share one."""
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+    if path.is_file() and sha256_of(path) != digest:
         raise InputError(f"{path} is truncated or was changed: its SHA-256 is not its name")
     return read_tensors(path)
 
@@ -181,9 +187,15 @@ def read_truth(folder: str | Path, reply: Reply) -> Truth | None:
     if not path.is_file():
         return None
     found = read_tensors(path)
-    if found.keys() < {"images", "labels"} or len(found["images"]) != len(found["labels"]):
+    images, labels = found.get("images"), found.get("labels")
+    if images is None or labels is None or images.ndim != 4 or labels.shape != images.shape[:1]:
         raise InputError(f"{path} should hold images, B C H W, and labels, B")
-    return Truth(found["images"].float(), found["labels"].to(torch.int64))
+    images = images.float()
+    if not bool(((images >= 0) & (images <= 1)).all()):  # nor is NaN
+        raise InputError(f"{path} should hold images in [0, 1], as they are before normalisation")
+    if labels.is_floating_point() or not bool((labels >= 0).all()):
+        raise InputError(f"{path} should hold labels that are whole numbers from 0 on")
+    return Truth(images, labels.to(torch.int64))
 
 
 def _facts(kind: Any, content: dict[str, Any], path: Path, text: str) -> Any:

@@ -105,8 +105,9 @@ class CaptureWriter:
                 raise InputError(f"the capture has no payload {payload}; add it first")
             sent = names_in(path)
         tensors = as_tensors(arrays)
+        content = packed(tensors)
         path = _free(reply_file(self.folder, number, str(client)))
-        write_atomically(path, packed(tensors))
+        write_atomically(path, content)
         known = {
             "version": VERSION,
             "round": number,
@@ -114,6 +115,7 @@ class CaptureWriter:
             "kind": kind,
             "payload": payload,
             "missing": [name for name in sent if name not in tensors],
+            "sha256": hashlib.sha256(content).hexdigest(),
         }
         write_json(path.with_suffix(".json"), known | facts)
         return path.with_suffix(".json")

@@ -12,6 +12,7 @@ from lightning_recon.captures import Capture
 from lightning_recon.data import ImageFolderDataModule, SampleImagesDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.files import expanded
+from lightning_recon.functional.image_size import check_comparable
 from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.runs.captured import audit_capture, output_folder
 from lightning_recon.targets.importing import imported_module, json_arguments
@@ -102,6 +103,7 @@ def _image_shape(capture: Capture, given: list[int] | None) -> tuple[int, int, i
     if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
         raise InputError(f"--image-shape should be C H W, three numbers above 0, not {shape}")
     channels, height, width = shape
+    check_comparable(height, width)
     return channels, height, width
 
 

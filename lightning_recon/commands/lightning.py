@@ -40,7 +40,7 @@ from lightning_recon.runs.places import (
     with_save_dir,
 )
 from lightning_recon.runs.progress import with_progress
-from lightning_recon.runs.refusals import explained
+from lightning_recon.runs.refusals import check_seed_words, explained
 from lightning_recon.runs.requeue import requeued
 from lightning_recon.runs.resume import (
     RESUMED,
@@ -124,6 +124,7 @@ class _CheckedCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a list that is given later replaces the first one."""
         words = _words(args)
+        check_seed_words(words)
         with explained(words):
             self.config = parser.parse_args(replacing_lists(with_save_dir(words)))
         config = self.config.get(self.config.get("subcommand") or "", self.config)

@@ -32,7 +32,7 @@ from lightning_recon.data.sharing import AuditDataModule, ClientLoader, clients_
 from lightning_recon.data.sources import ImageSource, first_look, opened_as
 from lightning_recon.errors import InputError
 from lightning_recon.files import expanded
-from lightning_recon.functional.image_size import height_width
+from lightning_recon.functional.image_size import check_comparable, height_width
 from lightning_recon.updates import DataSpec, PrivateBatch
 
 if TYPE_CHECKING:
@@ -385,9 +385,13 @@ class ClientDataModule(AuditDataModule):
     def _size(self) -> tuple[int, int]:
         """Height and width of the images."""
         if self.image_size is not None:
-            return height_width(self.image_size)
-        look = self._first_look
-        return (224, 224) if self._is_fallback else look.upright(self.exif_orientation)
+            size = height_width(self.image_size)
+        elif self._is_fallback:
+            size = (224, 224)
+        else:
+            size = self._first_look.upright(self.exif_orientation)
+        check_comparable(*size)
+        return size
 
     @cached_property
     def _channels(self) -> Literal[1, 3]:

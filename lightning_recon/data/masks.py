@@ -25,7 +25,7 @@ from torch import Tensor
 from lightning_recon.data.sam import load_sam
 from lightning_recon.data.sources import open_picture
 from lightning_recon.errors import InputError
-from lightning_recon.files import expanded, write_atomically
+from lightning_recon.files import expanded, sha256_of, write_atomically
 
 Crop = Callable[[Image.Image, Image.Resampling], Image.Image]
 """The geometry that a picture goes through, for the mask to follow."""
@@ -273,11 +273,7 @@ class SubjectMasks(MaskSource):
     @cached_property
     def _checkpoint_sha256(self) -> str:
         self.check()
-        with open(expanded(str(self.checkpoint)), "rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        return sha256_of(expanded(str(self.checkpoint)))
 
     def _segment(self, pixels: NDArray[np.uint8]) -> BoolArray:
         if self.method == "grabcut":

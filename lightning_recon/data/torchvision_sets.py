@@ -14,6 +14,9 @@ from lightning_recon.data.sources import ImageSource
 from lightning_recon.errors import InputError
 from lightning_recon.pictures import without_ghostscript
 
+_UNPICKLED = (datasets.LSUN, datasets.lsun.LSUNClass)
+"""CIFAR's pickles are held against their published checksums first; these are not."""
+
 
 class TorchvisionDataModule(ClientDataModule):
     """Clients with images of a data set of ``torchvision.datasets``, as stored unless asked.
@@ -31,7 +34,8 @@ class TorchvisionDataModule(ClientDataModule):
         **kwargs: as in :class:`ClientDataModule`; ``root`` is what the class takes as ``root``.
 
     Raises:
-        InputError: torchvision has no such data set.
+        InputError: torchvision has no such data set, or unpickles its files unseen; or
+            an option would download it.
     """
 
     name = "torchvision"
@@ -54,6 +58,15 @@ class TorchvisionDataModule(ClientDataModule):
                 f"torchvision.datasets has no data set {name}; the name is that of the class, "
                 "such as FashionMNIST, see https://pytorch.org/vision/stable/datasets.html"
             )
+        if issubclass(found, _UNPICKLED):
+            raise InputError(
+                f"torchvision.datasets.{name} unpickles a file that it finds, which may run "
+                "anything; extract its pictures, and take ImageFolderDataModule"
+            )
+        for option in ("download", "root"):
+            if option in (options or {}):
+                what = "nothing is downloaded" if option == "download" else "it stands beside them"
+                raise InputError(f"TorchvisionDataModule: {option} is no option here: {what}")
         self.name = name
         self.split = split
         self.options = options or {}

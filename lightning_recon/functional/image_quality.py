@@ -26,7 +26,8 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-_MIN_SIZE = 7
+from lightning_recon.functional.image_size import MIN_SIDE
+
 _NUM_ORIENTATIONS = 6
 _MAX_SCALES = 4
 _WINDOW = 7
@@ -314,9 +315,9 @@ def check_images(preds: Tensor, target: Tensor, masks: Tensor | None = None) -> 
             f"preds and target must both be B C H W; got {tuple(preds.shape)} and "
             f"{tuple(target.shape)}"
         )
-    if min(preds.shape[-2:]) < _MIN_SIZE:
+    if min(preds.shape[-2:]) < MIN_SIDE:
         raise ValueError(
-            f"images must be at least {_MIN_SIZE} pixels on a side; got {tuple(preds.shape[-2:])}"
+            f"images must be at least {MIN_SIDE} pixels on a side; got {tuple(preds.shape[-2:])}"
         )
     if masks is None:
         return

@@ -7,6 +7,22 @@ from lightning_recon.errors import InputError
 MAX_SIDE = 2**14
 """In pixels: 16,384.  One colour image of that size takes 3 GB; no attack reads 1,024 yet."""
 
+MIN_SIDE = 7
+"""In pixels: the window of SSIM.  Smaller images cannot be compared, and nothing is audited."""
+
+
+def check_comparable(height: int, width: int) -> None:
+    """Make sure that images of this size can be compared.
+
+    Raises:
+        InputError: a side is below :data:`MIN_SIDE`.
+    """
+    if min(height, width) < MIN_SIDE:
+        raise InputError(
+            f"images of {height}x{width} are too small to be compared: a side has at least "
+            f"{MIN_SIDE} pixels"
+        )
+
 
 def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Return height and width, in pixels.

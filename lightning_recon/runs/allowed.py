@@ -69,6 +69,9 @@ def check_named(config: Namespace, model: Callable[..., Any], data: Callable[...
     """
     sections = {**SECTIONS, "model": model, "data": data}
     for name, value in vars(config).items():
+        if name in SECTIONS and not isinstance(value, Namespace | Mapping):
+            told = "nothing" if value is None else repr(value)
+            raise InputError(f"{name} takes keys with values, not {told}; or leave it out")
         _check(value, _Option(sections.get(name, Any)), name)
 
 
@@ -130,6 +133,11 @@ def _check_class(entries: Mapping[str, Any], option: _Option, key: str) -> None:
     found = _named(path)
     if not _is_below(found, bases):
         raise _misplaced(found, path, bases, key)
+    if found in _PARTS:  # also where a class is described without its name
+        raise InputError(
+            f"{key}: {found.__name__} is what the classes here have in common, and no class of its "
+            "own; name one of them by class_path"
+        )
     check_defaults(found, key)
     options = _options_of(found)
     for name, value in entries.items():

@@ -29,6 +29,7 @@ from pytorch_lightning import Trainer
 
 from lightning_recon.documents import MAX_YAML_BYTES, check_yaml, read_text
 from lightning_recon.errors import InputError, instead, missing_file
+from lightning_recon.runs.refusals import check_seeds
 
 SECTIONS = ("seed_everything", "model", "data", "audit")
 """What a cell takes of a configuration."""
@@ -84,6 +85,7 @@ def read_cells(path: Path) -> list[Cell]:
         config = read_yaml(path.parent / str(base))
         for key, value in changes.items():
             _set(config, str(key), copy.deepcopy(value), path)
+        check_seeds(config, str(path))
         cells.append(Cell(labels, config))
     return cells
 

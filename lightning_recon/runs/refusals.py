@@ -7,8 +7,8 @@ import ast
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +247,44 @@ def config_files(words: Sequence[str]) -> list[Path]:
         if option in ("--config", "-c"):
             files.append(Path(value if equals else "".join(words[place + 1 : place + 2])))
     return files
+
+
+def check_seeds(content: Mapping[str, Any], where: str) -> None:
+    """Make sure that a configuration has one seed, for no other one would be read.
+
+    Args:
+        content: of a file, or of a cell.
+        where: what an error names.
+
+    Raises:
+        InputError: if the attack or the data have another one.
+    """
+    seed = content.get("seed_everything", 0)
+    for section in ("model", "data"):
+        options = content.get(section)
+        options = options.get("init_args") if isinstance(options, Mapping) else None
+        own = options.get("seed", seed) if isinstance(options, Mapping) else seed
+        if own != seed:
+            raise InputError(
+                f"{where}: {section}.init_args.seed is {own}, but all random numbers of a run "
+                f"begin with seed_everything, which is {seed}; set that one alone"
+            )
+
+
+def check_seed_words(words: Sequence[str]) -> None:
+    """Do as :func:`check_seeds` for a command line and the files that it names."""
+    for word in words:
+        option = word.partition("=")[0]
+        if option.replace(".init_args", "") in ("--model.seed", "--data.seed"):
+            raise InputError(
+                f"{option} would not be read: all random numbers of a run begin with "
+                "--seed_everything"
+            )
+    for path in config_files(words):
+        with suppress(OSError):  # the parser's to tell
+            content = read_yaml(path)
+            if isinstance(content, dict):
+                check_seeds(content, str(path))
 
 
 def _holds(content: Any, parts: Sequence[str]) -> bool:

@@ -87,6 +87,7 @@ class Stopping(Callback):
         self._line = line
         self._find_folder = folder
         self._folder: Path | None = None
+        self._goes_on = True
         self._signal: int | None = None
         self._ending = threading.Event()
         self._is_remembered = False
@@ -95,6 +96,7 @@ class Stopping(Callback):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._folder = self._find_folder(trainer)
+        self._goes_on = _can_go_on(trainer, pl_module)
         self._signal = None
         self._ending.clear()
         if threading.current_thread() is threading.main_thread():
@@ -148,7 +150,7 @@ class Stopping(Callback):
         if trainer.world_size == 1 and isinstance(callback, ModelCheckpoint) and callback.dirpath:
             trainer.save_checkpoint(Path(callback.dirpath, "last.ckpt"))
         is_asking = self._signal == requeue.SIGNAL and trainer.is_global_zero
-        if is_asking and _can_go_on(trainer, pl_module):
+        if is_asking and self._goes_on:
             requeue.ask()
         self._check()
 
@@ -161,13 +163,19 @@ class Stopping(Callback):
         self._ending.set()
         if not trainer.is_global_zero or self._folder is None:
             return
-        line = self._line(self._folder) if _can_go_on(trainer, pl_module) else None
+        line = self._line_of_run()
         if line and input_error_in(exception) is None:
             _say(f"go on with: {line}")
         elif line and trainer.testing and getattr(pl_module, "records_failures", True) is False:
             _say(f"go on past this client with: {line} --audit.on_failure record")
         for process in _children(trainer):
             process.send_signal(signal.SIGTERM)
+
+    def _line_of_run(self) -> str | None:
+        """Return the line that goes on with the run; None if there is none."""
+        if self._folder is None or not self._goes_on:
+            return None
+        return self._line(self._folder)
 
     def teardown(self, *_: Any, **__: Any) -> None:
         """Watch no longer."""
@@ -183,7 +191,7 @@ class Stopping(Callback):
         # one that ended by itself may have met what this one meets now
         if code == 0 or self._ending.wait(0.3 if code > 0 else 0.0):
             return
-        line = self._line(self._folder) if self._folder is not None else None
+        line = self._line_of_run()
         if self._signal is not None or code == 128 + signal.SIGTERM:
             if line:
                 _say(f"go on with: {line}")
