@@ -71,9 +71,16 @@ def _run(command: str, options: Namespace) -> int:
 
         return doctor(options.configs)
     elif command == "compare":
-        from lightning_recon.report.comparison import compare_runs
+        print(_compared(options))  # noqa: T201
+    elif command == "figure":
+        from lightning_recon.report.papers import write_figures
 
-        print(compare_runs(options.runs, options.output))  # noqa: T201
+        chosen = {name: options[name] for name in ("output", "width", "images", "along", "panels")}
+        print(write_figures(options.folders, **chosen))  # noqa: T201
+    elif command == "configs":
+        from lightning_recon.commands.configs import list_configs
+
+        list_configs(as_json=options.json, as_markdown=options.markdown)
     elif command == "report":
         from lightning_recon.report import write_again
 
@@ -83,3 +90,14 @@ def _run(command: str, options: Namespace) -> int:
 
         print(completion_script(options.shell))  # noqa: T201
     return 0
+
+
+def _compared(options: Namespace) -> object:
+    """Return the path of a comparison, or the table that was asked for in its place."""
+    if options.latex or options.markdown:
+        from lightning_recon.report.tables import paper_tables
+
+        return paper_tables(options.runs, "latex" if options.latex else "markdown")
+    from lightning_recon.report.comparison import compare_runs
+
+    return compare_runs(options.runs, options.output)
