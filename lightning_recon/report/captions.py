@@ -42,7 +42,7 @@ def of_runs(runs: Sequence[Results], what: str) -> str:
         runs: their results.
         what: the first sentence, which says what is shown.
     """
-    told = {
+    told: dict[str, Sequence[object]] = {
         "Attack": [one.attack for one in runs],
         "Model": [one.target for one in runs],
         "Data": [one.data.description or one.data.name for one in runs],

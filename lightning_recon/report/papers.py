@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INCHES = {"column": 3.5, "page": 7.16}  # of IEEE's two-column format
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "serif",
     "font.serif": ["STIXGeneral"],
     "mathtext.fontset": "stix",
@@ -190,9 +190,9 @@ def _shares(runs: Mapping[str, Run], width: float) -> "Figure":
 
     figure = Figure(figsize=(width, 0.62 * min(width, 4.5)), layout="constrained")
     plot = figure.add_subplot()
-    for number_of_run, (label, run) in enumerate(runs.items()):
+    for place, (label, run) in enumerate(runs.items()):
         values = _finite(run.rows, "psnr")
-        plot.ecdf(values, complementary=True, color=f"C{number_of_run}", label=label)
+        plot.ecdf(values, complementary=True, color=f"C{place}", label=label)
     first = next(iter(runs.values())).rows
     for name, label, dashes in (
         ("psnr_mean_image", "mean image", "--"),
@@ -214,10 +214,11 @@ def _finite(rows: Sequence[Row], name: str) -> list[float]:
 def _grid(runs: Mapping[str, Run], places: Sequence[tuple[int, int]], width: float) -> "Figure":
     """Draw images, each below the other: the truth, and what each run made of it."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     height = (len(runs) + 1) * (width / len(places) + 0.14)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr]
+    near = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    figure = Figure(figsize=(width, height), layout=near)
     grid = figure.subplots(len(runs) + 1, len(places), squeeze=False)
     for plot in grid.flat:
         plot.set(xticks=[], yticks=[])

@@ -45,8 +45,8 @@ def paper_tables(folders: Sequence[Path], *, is_latex: bool, is_markdown: bool) 
     write = _latex if is_latex else _markdown
     if sweeps:
         sweep = read_sweep(sweeps[0])
-        kept = (*(axis.name for axis in sweep.axes), *_CELL_COLUMNS)
-        table = _narrowed(cells_table(sweep.cells, sweep.axes), kept)
+        columns = [*(axis.name for axis in sweep.axes), *_CELL_COLUMNS]
+        table = _narrowed(cells_table(sweep.cells, sweep.axes), columns)
         caption = of_sweep(sweep, "PSNR over all images of every cell.")
         return write(table, caption, title(sweeps[0]))
     figures, differences = tables(folders)
