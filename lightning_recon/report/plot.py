@@ -117,7 +117,8 @@ def sweep_figure(
         for handle, label in zip(*plot.get_legend_handles_labels(), strict=True)
         if label not in drawn  # a line that its panel names
     }
-    figure.legend(named.values(), named, loc="outside upper center", ncols=3, fontsize="small")
+    ncols = 3 if figure.get_figwidth() > _NARROW else 2
+    figure.legend(named.values(), named, loc="outside upper center", ncols=ncols, fontsize="small")
     return figure
 
 
@@ -175,7 +176,7 @@ def _draw(plot: "Axes", cells: Sequence[Row], axis: str, label: str, colour: str
     x = [float(cell[axis]) for cell in cells]
     plot.plot(x, [cell["psnr"] for cell in cells], color=colour, marker="o", label=label)
     ends = [
-        drawn_interval(cell.get("num_clients"), cell["psnr_ci_low"], cell["psnr_ci_high"])
+        drawn_interval(*map(cell.get, ("num_clients", "psnr_ci_low", "psnr_ci_high")))
         for cell in cells
     ]
     if all(None not in end for end in ends):
