@@ -329,7 +329,7 @@ def _turned(pixels, turn, mirror):
 class TestCommandLine:
     def test_the_config_can_be_built(self):
         header = Path(CONFIG).read_text().splitlines()[0]
-        assert header.startswith("# python cli.py fit --config configs/train_denoiser.yaml | ")
+        assert header.startswith("# python cli.py fit --config configs/train_denoiser.yaml")
         cli = TrainingCLI(
             DenoiserTraining,
             PatchDataModule,

@@ -349,7 +349,7 @@ class TestLabels:
 class TestCommandLine:
     def test_the_config_can_be_built(self):
         header = Path(CONFIG).read_text().splitlines()[0]
-        assert header.startswith("# python cli.py fit --config configs/train_refiner.yaml | ")
+        assert header.startswith("# python cli.py fit --config configs/train_refiner.yaml")
         cli = TrainingCLI(
             RefinerTraining,
             PatchDataModule,

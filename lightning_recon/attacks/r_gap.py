@@ -47,7 +47,6 @@ class Step(NamedTuple):
     layer: nn.Module
     in_shape: torch.Size
     """C H W, or the number of features."""
-    out_shape: torch.Size
     reads: Normalisation | None = None
     """Of the first layer: what it reads of the image."""
 
@@ -161,7 +160,7 @@ def chain(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Step]:
                 f"RGAP: layer {name} ({type(layer).__name__}) {refusal}; choose a target such as "
                 "PlainConvNet or LeNet"
             )
-        steps.append(Step(name, layer, seen.shape[1:], output.shape[1:], reads))
+        steps.append(Step(name, layer, seen.shape[1:], reads))
         last = output
 
     with left_as_found(model, training=False, keeps_buffers=True) as hooks, torch.no_grad():

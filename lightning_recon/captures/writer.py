@@ -53,7 +53,6 @@ class CaptureWriter:
                 {"format": FORMAT, "version": VERSION, "source": source, "created": created}
                 | facts,
             )
-        self._digests: dict[str, str] = {}
 
     def add_payload(self, arrays: Arrays) -> str:
         """Write what the server sends, once however often it is sent.

@@ -33,6 +33,7 @@ tab completion: python cli.py completion --help
 """
 _PROG = program()
 _RUN_HELP = "folder of a run, such as lightning_logs/version_0"
+_FOLDER_HELP = "folder of a run, of several runs, or of a sweep"
 
 
 def add_commands(subcommands: Any) -> None:
@@ -67,6 +68,46 @@ def _add_compare(parser: Parser) -> None:
         default=Path("comparison.html"),
         help="the page to write, by default comparison.html",
     )
+    _add_formats(parser, "print a table in LaTeX (booktabs) instead; of a sweep's folder, too")
+
+
+def _add_formats(parser: Parser, latex_help: str) -> None:
+    """Add the kinds of text that a table can be printed as."""
+    parser.add_argument("--latex", action="store_true", help=latex_help)
+    parser.add_argument("--markdown", action="store_true", help="the same in Markdown")
+
+
+def _add_figure(parser: Parser) -> None:
+    """Add the options of ``figure``."""
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=_FOLDER_HELP)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="STEM",
+        help="path without suffix, by default figure in the folder, or in the current one",
+    )
+    parser.add_argument(
+        "--width",
+        choices=["column", "page"],
+        default="column",
+        help="column: 3.5 inches; page: 7.16 inches, both columns",
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="CLIENT:IMAGE",
+        help="images of the grid, by default the first eight with pictures",
+    )
+    parser.add_argument("--along", metavar="AXIS", help="of a sweep, to draw along; a numeric one")
+    parser.add_argument(
+        "--panels", metavar="AXIS", help="of a sweep, that has a panel for each of its values"
+    )
+
+
+def _add_configs(parser: Parser) -> None:
+    """Add the options of ``configs``."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument("--markdown", action="store_true", help="print a table in Markdown")
 
 
 def _add_report(parser: Parser) -> None:
@@ -248,8 +289,10 @@ _OPTIONS: Mapping[str, Callable[[Parser], None]] = {
     "audit": _add_audit,
     "compare": _add_compare,
     "completion": _add_completion,
+    "configs": _add_configs,
     "doctor": _add_doctor,
     "estimate": _add_estimate,
+    "figure": _add_figure,
     "import": _add_import,
     "lint": _add_lint,
     "report": _add_report,

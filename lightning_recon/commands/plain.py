@@ -57,10 +57,8 @@ def _meant(value: Any) -> Any:
 
 
 def _run(command: str, options: Namespace) -> int:
-    if command in LISTS:
-        from lightning_recon.commands.listing import list_classes
-
-        list_classes(command, as_json=options.json)
+    if command in LISTS or command == "configs":
+        _list(command, options)
     elif command == "audit":
         from lightning_recon.commands.audit import audit
         from lightning_recon.runs.stopping import stopped_by_signals
@@ -83,16 +81,42 @@ def _run(command: str, options: Namespace) -> int:
         from lightning_recon.commands.doctor import doctor
 
         return doctor(options.configs)
-    elif command == "compare":
-        from lightning_recon.report.comparison import compare_runs
-
-        print(compare_runs(options.runs, options.output))  # noqa: T201
-    elif command == "report":
-        from lightning_recon.report import write_again
-
-        print(write_again(options.run))  # noqa: T201
+    elif command in ("compare", "figure", "report"):
+        print(_shown(command, options))  # noqa: T201
     else:
         from lightning_recon.commands.completion import completion_script
 
         print(completion_script(options.shell))  # noqa: T201
     return 0
+
+
+def _list(command: str, options: Namespace) -> None:
+    """Print what there is of a kind."""
+    if command == "configs":
+        from lightning_recon.commands.configs import list_configs
+
+        list_configs(as_json=options.json, as_markdown=options.markdown)
+        return
+    from lightning_recon.commands.listing import list_classes
+
+    list_classes(command, as_json=options.json)
+
+
+def _shown(command: str, options: Namespace) -> object:
+    """Return what was made of finished runs: the path of a page, a table, or names of figures."""
+    if command == "report":
+        from lightning_recon.report import write_again
+
+        return write_again(options.run)
+    if command == "figure":
+        from lightning_recon.report.papers import write_figures
+
+        chosen = {name: options[name] for name in ("output", "width", "images", "along", "panels")}
+        return write_figures(options.folders, **chosen)
+    if options.latex or options.markdown:
+        from lightning_recon.report.tables import paper_tables
+
+        return paper_tables(options.runs, is_latex=options.latex, is_markdown=options.markdown)
+    from lightning_recon.report.comparison import compare_runs
+
+    return compare_runs(options.runs, options.output)

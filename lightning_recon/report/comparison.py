@@ -103,14 +103,7 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
         InputError: if there are too few or too many runs, one cannot be read or has no scores, or
             no image is in all of them.
     """
-    if not 2 <= len(folders) <= len(string.ascii_uppercase):
-        raise InputError(f"compare takes 2 to 26 runs, not {len(folders)}")
-    sides = _sides([read_run(folder) for folder in folders])
-    pairs = [
-        _Pair(first, second)
-        for first, second in itertools.combinations(sides, 2)
-        if len(sides) <= 4 or first is sides[0]
-    ]
+    sides, pairs = _read(folders)
     cards, note = _cards(sides)
     results = {side.label: side.run.results for side in sides}
     clients = {row.get("client", 0) for row in sides[0].rows}
@@ -151,6 +144,32 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
         "commands": [(side.label, side.run.results.command or DASH) for side in sides],
     }
     return write_page(output, "comparison.html", content)
+
+
+def tables(folders: Sequence[Path]) -> tuple[Table, Table]:
+    """Return the figures of every run, and the paired differences, without a page.
+
+    Args:
+        folders: see :func:`compare_runs`.
+
+    Raises:
+        InputError: see :func:`compare_runs`.
+    """
+    sides, pairs = _read(folders)
+    return _figures(sides), _differences(pairs)
+
+
+def _read(folders: Sequence[Path]) -> tuple[list[_Side], list[_Pair]]:
+    """Return the runs, and which of them are held against each other."""
+    if not 2 <= len(folders) <= len(string.ascii_uppercase):
+        raise InputError(f"compare takes 2 to 26 runs, not {len(folders)}")
+    sides = _sides([read_run(folder) for folder in folders])
+    pairs = [
+        _Pair(first, second)
+        for first, second in itertools.combinations(sides, 2)
+        if len(sides) <= 4 or first is sides[0]
+    ]
+    return sides, pairs
 
 
 def _sides(runs: Sequence[Run]) -> list[_Side]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_recon.files import write_atomically
 from lightning_recon.report.charts import MAX_SERIES
@@ -18,19 +18,23 @@ if TYPE_CHECKING:
 MAX_LINES = 12
 
 _COLUMNS = 3  # of panels
+_NARROW = 5.0  # inches up to which there are two
 _CONTROLS = {"mean_image": "--", "noise_only": ":"}
 """Null controls that are drawn, and their dashes."""
 
 Row = Mapping[str, Any]
 
 
-def write_sweep_figure(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> Path | None:
-    """Draw PSNR over all images against the first numeric axis, a line for each other setting.
+class _Line(NamedTuple):
+    """The cells of one setting, along the axis."""
 
-    Bands are the 95 % intervals of the mean, where there are enough clients; broken lines are null
-    controls.  More than :data:`~lightning_recon.report.charts.MAX_SERIES` lines are drawn in panels
-    with common axes.  Where there are none, and the axis fixes the actual epsilon of one update,
-    the upper scale tells it.  Lines have the order and so the colours of the rows.
+    label: str
+    colour: str
+    cells: Sequence[Row]
+
+
+def write_sweep_figure(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> Path | None:
+    """Draw :func:`sweep_figure` along the first numeric axis, as a PNG.
 
     Args:
         path: of the PNG to write.
@@ -41,36 +45,65 @@ def write_sweep_figure(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> 
         The path; None where no axis is numeric, there are more than :data:`MAX_LINES` lines, or
         matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
-        return None
-    from matplotlib.figure import Figure
-
-    axis = next((name for name in axes if _is_numeric(rows, name)), None)
-    if axis is None:
+    axis = next((name for name in axes if is_numeric(rows, name)), None)
+    if axis is None or find_spec("matplotlib") is None:
         return None
     others = [name for name in axes if name != axis]
-    lines: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        lines.setdefault(tuple(repr(row[name]) for name in others), []).append(row)
-    if len(lines) > MAX_LINES:
+    if len(_settings(rows, others)) > MAX_LINES:
         return None
-    labels = [
-        ", ".join(_words(name, cells[0][name]) for name in others) or "attack"
-        for cells in lines.values()
+    figure = sweep_figure(rows, axis, others)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+def sweep_figure(
+    rows: Sequence[Row],
+    axis: str,
+    others: Sequence[str],
+    panels: str | None = None,
+    width: float | None = None,
+) -> "Figure":
+    """Draw PSNR over all images against a numeric axis, a line for each other setting.
+
+    Bands are the 95 % intervals of the mean, where there are enough clients; broken lines are null
+    controls.  More than :data:`~lightning_recon.report.charts.MAX_SERIES` lines are drawn in panels
+    with common axes.  Where there are none, and the axis fixes the actual epsilon of one update,
+    the upper scale tells it.  Lines have the order and so the colours of the rows.
+
+    Args:
+        rows: the cells of ``results.csv``, in the order of the sweep's file.
+        axis: name of the column to draw along.
+        others: those that tell the lines apart.
+        panels: one of these, which gets a panel for each of its values.
+        width: of the figure in inches; by default 7, with panels 9.
+    """
+    within = [name for name in others if name != panels]
+    lines = [
+        _Line(
+            ", ".join(_words(name, cells[0][name]) for name in within) or "attack", f"C{i}", cells
+        )
+        for i, cells in enumerate(_settings(rows, within).values())
     ]
-    x = sorted({float(row[axis]) for row in rows})
-    epsilons: dict[float, float] = {}
-    if len(lines) > MAX_SERIES:
-        figure = _panels(labels, list(lines.values()), axis)
+    if panels is not None:
+        values = list(dict.fromkeys(row[panels] for row in rows))
+        drawn = {
+            _words(panels, value): [
+                line._replace(cells=[cell for cell in line.cells if cell[panels] == value])
+                for line in lines
+            ]
+            for value in values
+        }
+    elif len(lines) > MAX_SERIES:
+        drawn = {line.label: [line] for line in lines}
     else:
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        plot = figure.add_subplot()
-        for i, (cells, label) in enumerate(zip(lines.values(), labels, strict=True)):
-            _draw(plot, cells, axis, label, f"C{i}")
-        _draw_controls(plot, max(lines.values(), key=len), axis)
-        epsilons = _actual_epsilons(rows, axis)
+        drawn = {"": lines}
+    figure = _drawn(drawn, axis, width)
+    x = sorted({float(row[axis]) for row in rows})
     for plot in figure.axes:
         _scale(plot, x)
+    epsilons = {} if panels or "" not in drawn else _actual_epsilons(rows, axis)
     if epsilons:
         upper = figure.axes[0].secondary_xaxis("top")
         upper.set_xticks(x, [f"{epsilons[value]:.2g}" for value in x])
@@ -78,30 +111,51 @@ def write_sweep_figure(path: Path, rows: Sequence[Row], axes: Sequence[str]) -> 
         upper.set_xlabel("actual epsilon of one update, client level, delta 1e-5")
     figure.supxlabel(axis, fontsize="medium")
     figure.supylabel("PSNR over all images (dB)", fontsize="medium")
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    if len(lines) > MAX_SERIES:  # whose lines are named by their panels
-        handles, names = handles[1:], names[1:]
-    figure.legend(handles, names, loc="outside upper center", ncols=3, fontsize="small")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    write_atomically(path, buffer.getvalue())
-    return path
+    named = {
+        label: handle
+        for plot in figure.axes
+        for handle, label in zip(*plot.get_legend_handles_labels(), strict=True)
+        if label not in drawn  # a line that its panel names
+    }
+    ncols = 3 if figure.get_figwidth() > _NARROW else 2
+    figure.legend(named.values(), named, loc="outside upper center", ncols=ncols, fontsize="small")
+    return figure
 
 
-def _panels(labels: Sequence[str], lines: Sequence[Sequence[Row]], axis: str) -> "Figure":
-    """Return a panel for each line; all have the same axes."""
+def _settings(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
+    """Return the rows by their values of some columns."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(repr(row[name]) for name in names), []).append(row)
+    return found
+
+
+def _drawn(drawn: Mapping[str, Sequence[_Line]], axis: str, width: float | None) -> "Figure":
+    """Return a panel for each title; all have the same axes."""
     from matplotlib.figure import Figure
 
-    num_rows = math.ceil(len(lines) / _COLUMNS)
-    figure = Figure(figsize=(9, 1.5 + 2.2 * num_rows), layout="constrained")
-    grid = list(figure.subplots(num_rows, _COLUMNS, sharex=True, sharey=True).flat)
-    for unused in grid[len(lines) :]:
-        unused.remove()
-    for i, (label, cells) in enumerate(zip(labels, lines, strict=True)):
-        _draw(grid[i], cells, axis, label, f"C{i}")
-        _draw_controls(grid[i], cells, axis)
-        grid[i].set_title(label, fontsize="medium")
-        grid[i].tick_params(labelbottom=i + _COLUMNS >= len(lines))
+    if "" in drawn:
+        size = width or 7.0
+        figure = Figure(figsize=(size, 4.5 / 7 * size), layout="constrained")
+        plots = [figure.add_subplot()]
+    else:
+        size = width or 9.0
+        columns = min(len(drawn), _COLUMNS if size > _NARROW else 2)
+        num_rows = math.ceil(len(drawn) / columns)
+        height = (1.5 + 2.2 * num_rows) / 9 * max(size, 5.0)
+        figure = Figure(figsize=(size, height), layout="constrained")
+        grid = figure.subplots(num_rows, columns, sharex=True, sharey=True, squeeze=False)
+        plots = list(grid.flat)
+        for unused in plots[len(drawn) :]:
+            unused.remove()
+        for i, plot in enumerate(plots[: len(drawn)]):
+            plot.tick_params(labelbottom=i + columns >= len(drawn))
+    for plot, (title, lines) in zip(plots, drawn.items(), strict=False):
+        plot.set_title(title, fontsize="medium")
+        for line in lines:
+            if line.cells:
+                _draw(plot, line.cells, axis, line.label, line.colour)
+        _draw_controls(plot, max((line.cells for line in lines), key=len), axis)
     return figure
 
 
@@ -122,7 +176,7 @@ def _draw(plot: "Axes", cells: Sequence[Row], axis: str, label: str, colour: str
     x = [float(cell[axis]) for cell in cells]
     plot.plot(x, [cell["psnr"] for cell in cells], color=colour, marker="o", label=label)
     ends = [
-        drawn_interval(cell.get("num_clients"), cell["psnr_ci_low"], cell["psnr_ci_high"])
+        drawn_interval(*map(cell.get, ("num_clients", "psnr_ci_low", "psnr_ci_high")))
         for cell in cells
     ]
     if all(None not in end for end in ends):
@@ -141,7 +195,8 @@ def _draw_controls(plot: "Axes", cells: Sequence[Row], axis: str) -> None:
             plot.plot(x, null, color="0.4", linestyle=dashes, label=NULLS[name])
 
 
-def _is_numeric(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+def is_numeric(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Return whether a column has several values, all of them numbers."""
     values = [row[name] for row in rows]
     return all(map(_is_number, values)) and len(set(values)) > 1
 
