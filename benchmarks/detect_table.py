@@ -13,7 +13,7 @@ Run from the repository's root (half an hour)::
 import argparse
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,28 +54,20 @@ def main() -> None:
     data = CIFAR10DataModule(root=options.cifar, split="train", num_clients=1, num_public=0)
     data.batch_size = len(data.source)
     data.setup()
-    measured = list(_measured(records, cases(data.client(0), options.weights), options.minutes))
+    all_cases = list(cases(data.client(0), options.weights))
+    started = time.monotonic()
+    measured = []
+    for case in all_cases:
+        if options.minutes is None or time.monotonic() - started < 60 * options.minutes:
+            measured.append((case, records.get(case.key, lambda case=case: _statistics(case))))
+        elif records.held(case.key) is not None:
+            measured.append((case, records.held(case.key)))
+    if len(measured) < len(all_cases):
+        print(f"{len(measured)} of {len(all_cases)} payloads are measured; start again")
+        return
     for kind in KINDS:
         print(f"\n## by {'the module' if kind == 'module' else 'its tensors alone'}\n")
         report([(case, values[kind]) for case, values in measured])
-
-
-def _measured(
-    records: Records, all_cases: Iterator[Case], minutes: float | None
-) -> Iterator[tuple[Case, dict[str, dict[str, float]]]]:
-    """Yield every payload with its statistics, those that time allows."""
-    started = time.monotonic()
-    left = 0
-    for case in all_cases:
-        if minutes is not None and time.monotonic() - started > 60 * minutes:
-            held = records.held(case.key)
-            left += held is None
-            if held is not None:
-                yield case, held
-            continue
-        yield case, records.get(case.key, lambda case=case: _statistics(case))
-    if left:
-        print(f"{left} payloads are not measured yet; start again")
 
 
 def _statistics(case: Case) -> dict[str, dict[str, float]]:

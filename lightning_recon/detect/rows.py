@@ -20,6 +20,7 @@ from lightning_recon.detect.layers import Layer
 _SAME = 1e-4  # by which the cosine of two rows may fall short of 1
 _MIN_ENTRIES = 16  # of a row that are not 0, for it to be compared with others
 _MATCHED = 1e-3  # spread of the logarithm of quotients between the sorted halves of a row
+_USUAL = 20  # times 1 / sqrt(D), up to which training takes biases that start below it
 _TINY = 1e-30
 
 
@@ -126,9 +127,12 @@ def _set_biases(layer: Layer, norms: Tensor) -> Iterator[Evidence]:
         return
     bias, rows = layer.bias.double(), layer.rows.double()
     scale = math.sqrt(layer.num_columns / rows.shape[1])
-    size = float(bias.square().mean().sqrt() / (scale * norms).square().mean().sqrt().clamp_min(_TINY))
-    text = f"the biases are {size:.2g} times as large as the rows"
-    yield Evidence("large-biases", size, text)
+    size = float(bias.square().mean().sqrt())
+    beside = size / max(float((scale * norms).square().mean().sqrt()), _TINY)
+    # as a start draws them they are at most 1 / sqrt(D), however small the rows are
+    value = min(beside, size * math.sqrt(layer.num_columns) / _USUAL)
+    text = f"the biases are {beside:.2g} times as large as the rows, and {size:.2g} on average"
+    yield Evidence("large-biases", value, text)
     if bias.std() > 0 and rows.sum(1).std() > 0:
         correlation = _correlation(bias, rows.sum(1))
         text = f"the biases take away what the rows sum up to (correlation {correlation:+.2f})"
