@@ -1,9 +1,9 @@
-"""The payloads of benchmarks.detect_table: honest models, and every malicious one of this project."""
+"""The payloads of benchmarks.detect_table: honest models, and this project's malicious ones."""
 
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,9 +71,13 @@ OWN: dict[str, tuple[Callable[[int], nn.Module], int]] = {
     "MLP 1000": (lambda seed: targets.MLP(CLASSES, SIZE, (1000, 100), seed=seed), 1000),
     "MLP 256": (lambda seed: targets.MLP(CLASSES, SIZE, (256,), seed=seed), 2000),
     "MLP wide start": (
-        lambda seed: targets.MLP(CLASSES, SIZE, (512,), first_std=0.5, seed=seed), 500
+        lambda seed: targets.MLP(CLASSES, SIZE, (512,), first_std=0.5, seed=seed),
+        500,
     ),
-    "MLP normalised": (lambda seed: normalised(targets.MLP(CLASSES, SIZE, (512, 64), seed=seed)), 1000),
+    "MLP normalised": (
+        lambda seed: normalised(targets.MLP(CLASSES, SIZE, (512, 64), seed=seed)),
+        1000,
+    ),
     "LeNet": (lambda seed: targets.LeNet(CLASSES, SIZE, seed=seed), 500),
     "ROGLeNet": (lambda seed: targets.ROGLeNet(CLASSES, SIZE, num_features=256, seed=seed), 300),
     "ConvNet": (lambda seed: targets.ConvNet(CLASSES, seed=seed), 300),
@@ -111,8 +115,17 @@ def _plain(name: str) -> nn.Module:
     return model
 
 
-_DENSE = ("deeplabv3", "fcn", "fcos", "keypointrcnn", "lraspp", "maskrcnn", "retinanet", "ssd300",
-          "ssdlite320")
+_DENSE = (
+    "deeplabv3",
+    "fcn",
+    "fcos",
+    "keypointrcnn",
+    "lraspp",
+    "maskrcnn",
+    "retinanet",
+    "ssd300",
+    "ssdlite320",
+)
 
 
 def _seeded(name: str, seed: int) -> nn.Module:
@@ -126,7 +139,7 @@ def _own(train: PrivateBatch) -> Iterator[Case]:
             made = partial(make, place)
             yield Case(False, family_of(name), name, variant, partial(_changed, made, change))
         for done in (10, steps):
-            trained = partial(_trained, partial(make, 7), train, done)
+            trained = cache(partial(_trained, partial(make, 7), train, done))
             yield Case(False, family_of(name), name, f"trained {done} steps", trained)
         for variant, change in list(CHANGES.items())[1:]:
             said = f"trained {steps} steps, {variant}"
@@ -151,7 +164,7 @@ def _published(weights: Path) -> Iterator[Case]:
 
 
 def _changed(make: Callable[[], nn.Module], change: Callable[[nn.Module], None]) -> nn.Module:
-    model = make()
+    model = copy.deepcopy(make())
     change(model)
     return model
 
@@ -224,12 +237,11 @@ HOSTS: dict[str, Callable[[int], targets.Target]] = {
     "TinyViT": lambda seed: targets.TinyViT(CLASSES, SIZE, seed=seed),
     "MLP 256": lambda seed: targets.MLP(CLASSES, SIZE, (256,), seed=seed),
     **{
-        name: partial(lambda name, seed: targets.TorchvisionClassifier(
-                name, num_classes=CLASSES, seed=seed
-            ),
+        name: partial(
+            lambda name, seed: targets.TorchvisionClassifier(name, num_classes=CLASSES, seed=seed),
             name,
-       )
-        for name in ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "densenet121")
+        )
+        for name in ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
     },
 }
 """Models that a malicious layer stands in front of."""
@@ -238,7 +250,7 @@ BIASED: dict[str, Callable[[int], targets.Target]] = {
         f"MLP {'-'.join(map(str, hidden))}": partial(
             lambda hidden, seed: targets.MLP(CLASSES, SIZE, hidden, seed=seed), hidden
         )
-        for hidden in ((128,), (256,), (512,), (1000,), (1000, 100), (300, 100, 50))
+        for hidden in ((128,), (256,), (512,), (800,), (1000,), (1000, 100), (300, 100, 50))
     },
     "MLP wide start": lambda seed: targets.MLP(CLASSES, SIZE, (512,), first_std=0.5, seed=seed),
     "MLP normalised": lambda seed: normalised(targets.MLP(CLASSES, SIZE, (512, 64), seed=seed)),

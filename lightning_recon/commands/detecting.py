@@ -1,6 +1,5 @@
 """The command ``detect``: is the model that a server sent there to be trained?"""
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +9,12 @@ from torch import Tensor, nn
 
 from lightning_recon.captures.loading import load_arrays
 from lightning_recon.captures.tensors import as_tensors
-from lightning_recon.detect import Detection, detect
+from lightning_recon.detect import detect, detect_sent
 from lightning_recon.detect.words import as_json, as_text
 from lightning_recon.errors import InputError
 from lightning_recon.files import expanded
 from lightning_recon.targets.importing import imported_module, json_arguments
-from lightning_recon.targets.names import in_order, named_as, weights_in
+from lightning_recon.targets.names import in_order, weights_in
 
 
 def detect_payload(options: Any) -> int:
@@ -39,34 +38,14 @@ def detect_payload(options: Any) -> int:
     sent = None if options.file is None else _read(options.file, model)
     reference = None if options.reference is None else _read(options.reference, model)
     sample = None if options.sample is None else _sample(expanded(options.sample))
-    found = _detection(model, sent, reference, sample)
+    if sent is None:
+        assert model is not None
+        found = detect(model, reference, sample)
+    else:
+        found = detect_sent(sent, model, reference, sample)
     said = as_json(title, found)
     print(json.dumps(said, indent=2) if options.json else as_text(title, found))  # noqa: T201
     return 1 if found.verdict == "suspicious" else 0
-
-
-def _detection(
-    model: nn.Module | None,
-    sent: Mapping[str, Tensor] | None,
-    reference: Mapping[str, Tensor] | None,
-    sample: tuple[Tensor, Tensor] | None,
-) -> Detection:
-    """Return what is said of tensors, of the model that holds them, or of the model alone."""
-    if model is None:
-        assert sent is not None
-        return detect(sent, reference, sample)
-    if sent is None:
-        return detect(model, reference, sample)
-    try:
-        fitting = named_as(model, sent, "the payload")
-    except InputError:
-        found = detect(sent, model)  # what the declared model has no place for
-        if "undeclared-layers" not in found.statistics:
-            raise
-        return found
-    loaded = copy.deepcopy(model)
-    loaded.load_state_dict({**loaded.state_dict(), **fitting})
-    return detect(loaded, reference, sample)
 
 
 def _read(file: str, model: nn.Module | None) -> dict[str, Tensor]:

@@ -6,5 +6,6 @@ such models have and others have not, names left aside.
 """
 
 from lightning_recon.detect.checking import Detection, Finding, detect
+from lightning_recon.detect.declared import detect_sent
 
-__all__ = ["Detection", "Finding", "detect"]
+__all__ = ["Detection", "Finding", "detect", "detect_sent"]

@@ -101,7 +101,9 @@ def _all(
     """Yield all evidence, and where it stands."""
     sizes = _sizes(model)
     if not sizes:
-        raise InputError("the payload holds no weights of two dimensions or more; nothing can be looked at")
+        raise InputError(
+            "the payload holds no weights of two dimensions or more; nothing can be looked at"
+        )
     layers = layers_of(model)
     for layer in layers:
         yield from ((layer.name, evidence) for evidence in evidence_of(layer))

@@ -27,6 +27,8 @@ class Layer(NamedTuple):
     """R E, float32, finite."""
     whole: Tensor
     """At most :data:`NUM_WHOLE` D, float32, finite."""
+    totals: Tensor
+    """R 3, float64: of all D numbers of each row their sum, and that of sizes and of squares."""
     bias: Tensor | None
     """R, float32, finite; None: there is none."""
     is_finite: bool
@@ -87,14 +89,16 @@ def _layer(
     flat = weight.reshape(len(weight), -1) if weight.is_contiguous() else weight.flatten(1)
     places = _evenly(len(flat), MAX_ROWS).to(flat.device)
     columns = _evenly(flat.shape[1], MAX_COLUMNS).to(flat.device)
-    rows, is_finite = _plain(flat[places][:, columns])
-    whole, _ = _plain(flat[places[_evenly(len(places), NUM_WHOLE).to(flat.device)]])
+    looked_at, is_finite = _plain(flat[places])
+    rows, whole = looked_at[:, columns.cpu()], looked_at[_evenly(len(places), NUM_WHOLE)]
+    sums = (looked_at, looked_at.abs(), looked_at.square())
+    totals = torch.stack([part.sum(1, dtype=torch.float64) for part in sums], dim=1)
     offsets = None
     if bias is not None:
         offsets, bias_is_finite = _plain(bias.detach()[places])
         is_finite &= bias_is_finite
     yield Layer(
-        *(name, len(flat), flat.shape[1], rows, whole, offsets, is_finite),
+        *(name, len(flat), flat.shape[1], rows, whole, totals, offsets, is_finite),
         is_flat=weight.ndim == 2,
         is_known=is_known,
     )

@@ -35,9 +35,7 @@ def undeclared(
         yield added[0], Evidence("undeclared-layers", 1.0, text)
 
 
-def changes(
-    layers: Sequence[Layer], before: Sequence[Layer]
-) -> Iterator[tuple[str, Evidence]]:
+def changes(layers: Sequence[Layer], before: Sequence[Layer]) -> Iterator[tuple[str, Evidence]]:
     """Yield how far weights and biases of the same places are from those of the last round.
 
     Args:

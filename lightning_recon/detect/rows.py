@@ -21,6 +21,7 @@ _SAME = 1e-4  # by which the cosine of two rows may fall short of 1
 _MIN_ENTRIES = 16  # of a row that are not 0, for it to be compared with others
 _MATCHED = 1e-3  # spread of the logarithm of quotients between the sorted halves of a row
 _USUAL = 20  # times 1 / sqrt(D), up to which training takes biases that start below it
+_DEVIATIONS = 2.5  # standard ones, by which a spread may lie below its expectation
 _TINY = 1e-30
 
 
@@ -93,32 +94,41 @@ def _traps(layer: Layer, norms: Tensor) -> Iterator[Evidence]:
     """Rows whose positive half is the negative one again, scaled."""
     if layer.num_columns < 64:
         return
-    matched = [_is_matched(row) for row in layer.whole if row.any()]
-    if len(matched) >= 8:
-        share = sum(matched) / len(matched)
+    positive, negative = (layer.whole > 0).sum(1), (layer.whole < 0).sum(1)
+    alive = positive + negative > 0
+    if alive.sum() >= 8:
+        alike = layer.whole[alive & (positive == negative)]  # few rows by chance
+        share = sum(map(_is_matched, alike)) / int(alive.sum())
         text = f"in {share:.0%} of the rows the positive half is the negative half, scaled"
         yield Evidence("trap-weights", share, text)
 
 
 def _is_matched(row: Tensor) -> bool:
     positive, negative = row[row > 0].sort().values, -row[row < 0].sort(descending=True).values
-    if len(positive) != len(negative) or len(positive.unique()) < 16:
+    if len(positive.unique()) < 16:
         return False
     quotients = (positive.double() / negative.double()).log()
     return float(quotients.std()) < _MATCHED
 
 
 def _unbalanced(layer: Layer, norms: Tensor) -> Iterator[Evidence]:
-    """Rows that all lean to one side by the same amount."""
-    alive = norms > 0
-    if alive.sum() < 16 or layer.num_columns < 64:
+    """Rows that all lean to one side by the same amount, or more alike than chance would have it.
+
+    A row that is to fire for few samples must sum up to about what the others do; the sums of
+    rows that were drawn, and the more of those that were trained, vary.
+    """
+    totals = layer.totals[layer.totals[:, 1] > 0]
+    if len(totals) < 32 or layer.num_columns < 64:
         return
-    rows = layer.rows[alive].double()
-    lean = rows.sum(1) / rows.abs().sum(1)
+    lean = totals[:, 0] / totals[:, 1]
     mean, spread = float(lean.mean()), float(lean.std())
     value = abs(mean) / max(spread, 1e-3 * abs(mean), 1e-6)
     text = f"all rows lean to one side alike: {mean:+.3f} of their size, give or take {spread:.3f}"
     yield Evidence("leaning-rows", value, text)
+    chance = float((totals[:, 2].sqrt() / totals[:, 1]).mean())
+    doubt = 1 - _DEVIATIONS / math.sqrt(2 * len(totals))  # of the spread of so many
+    text = f"the rows' sums vary by {spread:.2g} of their size, where chance gives {chance:.2g}"
+    yield Evidence("even-rows", doubt * chance / max(spread, 1e-3 * chance), text)
 
 
 def _set_biases(layer: Layer, norms: Tensor) -> Iterator[Evidence]:

@@ -12,7 +12,9 @@ def as_text(title: str, detection: Detection) -> str:
         title: of the payload.
         detection: of it.
     """
-    lines = [f"{title}: {detection.verdict.upper()} (score {detection.score:.2f}; .5 is suspicious)"]
+    lines = [
+        f"{title}: {detection.verdict.upper()} (score {detection.score:.2f}; .5 is suspicious)"
+    ]
     for one in detection.findings:
         sign = "suspicious" if one.strength >= 1 else "note"
         lines.append(f"  {sign} {one.code} ({one.strength:.2g}x): {one.where}: {one.text}")
