@@ -32,10 +32,13 @@ def detect_sent(
     try:
         fitting = named_as(declared, sent, "the payload")
     except InputError:
+        own = {tuple(part.shape) for part in declared.parameters() if part.ndim > 1}
+        if not own & {tuple(part.shape) for part in sent.values()}:
+            raise  # of another model altogether
         found = detect(sent, declared)
-        if "undeclared-layers" in found.statistics:
-            return found
-        raise
+        if "undeclared-layers" not in found.statistics:
+            raise
+        return found
     loaded = copy.deepcopy(declared)
     loaded.load_state_dict({**loaded.state_dict(), **fitting})
     return detect(loaded, reference, sample)

@@ -83,7 +83,8 @@ def _layer(
     name: str, weight: Tensor, bias: Tensor | None, is_known: bool | None
 ) -> Iterator[Layer]:
     """Yield a weight if it has rows to be looked at."""
-    if weight.ndim < 2 or len(weight) < _MIN_ROWS or not weight.is_floating_point():
+    is_matrix = weight.ndim >= 2 and len(weight) >= _MIN_ROWS and weight.numel() > 0
+    if not is_matrix or not weight.is_floating_point():
         return
     weight = weight.detach()
     flat = weight.reshape(len(weight), -1) if weight.is_contiguous() else weight.flatten(1)

@@ -38,6 +38,8 @@ def undeclared(
 def changes(layers: Sequence[Layer], before: Sequence[Layer]) -> Iterator[tuple[str, Evidence]]:
     """Yield how far weights and biases of the same places are from those of the last round.
 
+    A head follows the labels, and is left out.
+
     Args:
         layers: of the payload.
         before: of the last one; of other shapes: nothing can be compared.
@@ -45,6 +47,8 @@ def changes(layers: Sequence[Layer], before: Sequence[Layer]) -> Iterator[tuple[
     if [one.rows.shape for one in layers] != [one.rows.shape for one in before]:
         return
     for now, then in zip(layers, before, strict=True):
+        if now.is_last:
+            continue
         size = max(float(then.rows.norm(dim=1).square().mean().sqrt()), _NOTHING)
         moved = float((now.rows - then.rows).norm(dim=1).square().mean().sqrt()) / size
         text = f"the rows differ from the last round's by {moved:.2g} times their size"
