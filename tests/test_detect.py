@@ -238,7 +238,10 @@ def test_thresholds_come_from_honest_models_and_never_fall_below_the_floors():
         (lambda: (HONEST["MLP"]().state_dict(), None, sample()), "the module that computes"),
         (lambda: ({"bias": torch.zeros(3)},), "holds no weights"),
         (lambda: (HONEST["MLP"](), None, sample(2)), "at least 4 images"),
-        (lambda: (HONEST["MLP"](), None, (torch.rand(4, 3, 5, 5), sample(4)[1])), "take the sample"),
+        (
+            lambda: (HONEST["MLP"](), None, (torch.rand(4, 3, 5, 5), sample(4)[1])),
+            "take the sample",
+        ),
     ],
 )
 def test_bad_input_is_told(arguments, said):

@@ -78,9 +78,7 @@ def test_few_directions_are_those_of_all_and_the_others_keep_the_priors_error():
     images = pictures(60)[..., ::2, ::2]
     measure = Leakage(images[:1], torch.zeros(1), images[1:], 10)
     target = targets.MLP(10, SIZE // 2, (16,))
-    federation = Federation(
-        target, FedSGD(mode="eval"), [ClipL2(1.0), GaussianNoise(1e-2)], seed=0
-    )
+    federation = Federation(target, FedSGD(mode="eval"), [ClipL2(1.0), GaussianNoise(1e-2)], seed=0)
     federation.start(lambda: target, GRANTS)
     observation = federation.play(measure.batch, 0)
     spectrum = Spectrum(measure.public_images.double())
@@ -140,9 +138,7 @@ def trained(folder, epochs=5, **settings):
     return module, logger, callbacks
 
 
-@pytest.mark.parametrize(
-    ("round_", "rounds"), [("epoch", [0, 2, 4]), ("step", [0, 2, 4, 6, 8])]
-)
+@pytest.mark.parametrize(("round_", "rounds"), [("epoch", [0, 2, 4]), ("step", [0, 2, 4, 6, 8])])
 def test_a_training_logs_leakage_beside_the_loss_and_ends_as_without(tmp_path, round_, rounds):
     alone, _, _ = trained(tmp_path / "alone")
     module, logger, (callback,) = trained(tmp_path / "with", every_n_rounds=2, round=round_)
