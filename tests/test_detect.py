@@ -162,6 +162,11 @@ def test_nested_rows_come_apart_by_their_differences():
     assert detect(model, sample=sample()).statistics["owned-rows"] > 0.9
 
 
+def test_a_head_alone_tells_a_canary_nothing():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 10))
+    assert "owned-rows" not in detect(model, sample=sample()).statistics
+
+
 def test_a_canary_leaves_the_model_as_it_was():
     model = HONEST["ConvNet"]().train()
     before = {name: part.clone() for name, part in model.state_dict().items()}

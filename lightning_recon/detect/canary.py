@@ -63,8 +63,11 @@ def _gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Te
 
     Weights with one row a class are left out: a sample owns the row of its label.
     """
-    weights = {name: part for name, part in model.named_parameters() if part.ndim > 1}
-    weights = {name: part for name, part in weights.items() if len(part) >= _MIN_ROWS}
+    weights: dict[str, Tensor] = {
+        name: part
+        for name, part in model.named_parameters()
+        if part.ndim > 1 and len(part) >= _MIN_ROWS
+    }
     if not weights:
         return {}
     wanted = {part: part.requires_grad for part in model.parameters()}
@@ -83,7 +86,7 @@ def _gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Te
             logits = model(images.to(like))
             losses = F.cross_entropy(logits, labels.to(like.device), reduction="none")
             weights = {name: part for name, part in weights.items() if len(part) != logits.shape[1]}
-            for loss in losses:
+            for loss in losses if weights else ():
                 parts = torch.autograd.grad(
                     loss, list(weights.values()), allow_unused=True, retain_graph=True
                 )
