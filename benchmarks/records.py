@@ -96,6 +96,10 @@ class Records:
             self._put(key, measure())
         return self._held[key]
 
+    def held(self, key: str) -> Any:
+        """Return the record of a key; None if there is none."""
+        return self._held.get(key)
+
     def _put(self, key: str, value: Any) -> None:
         self._held[key] = value
         with self.path.open("a") as file:

@@ -274,6 +274,16 @@ class TestVerdict:
         assert audit.verdict == "not shown"
         assert "the update is zero" in texts(audit.findings)
 
+    def test_a_payload_that_is_made_to_steal_images_is_told(self, images, public):
+        net = mlp()
+        auditor = Auditor(net, 10, Setting(SHAPE, public))
+        honest = auditor.audit(reply_of(net, images[:1]))
+        assert "suspicious" not in texts(honest.findings)
+        with torch.no_grad():
+            net.layers[1].bias.copy_(-net.layers[1].weight.sum(1) / 2 - 0.1)
+        told = texts(auditor.audit(reply_of(net, images[:1])).findings, "warning")
+        assert "the model that the client was sent is suspicious" in told
+
     def test_what_cannot_be_read_cannot_be_told(self, images, public):
         audit = Auditor(MLP(10, 8, (64, 32)), 10, Setting(SHAPE, public)).audit(
             reply_of(mlp(), images)

@@ -52,7 +52,10 @@ class LocalEstimate(NamedTuple):
 
 
 def local_estimate(
-    observation: Observation, batch: PrivateBatch, spectrum: Spectrum
+    observation: Observation,
+    batch: PrivateBatch,
+    spectrum: Spectrum,
+    num_directions: int | None = None,
 ) -> LocalEstimate:
     """Return what a linearised Gaussian attacker gets, who knows all but the images.
 
@@ -61,11 +64,16 @@ def local_estimate(
             the update counts as exact to float32.
         batch: what the client owns.
         spectrum: of the server's public images, in float64.
+        num_directions: how many of an image's directions, those of the largest variance, are
+            looked at; of the others the update counts as silent, in either direction, so that
+            they keep the prior's error.  Null: all.
 
     Raises:
         InputError: if the images have more numbers than can be treated.
     """
-    unknowns = batch.images.numel()
+    size = spectrum.mean.numel()
+    kept = min(num_directions or size, size)
+    unknowns = len(batch.images) * kept
     if unknowns > MAX_UNKNOWNS:
         raise InputError(
             f"the local estimate treats {MAX_UNKNOWNS} unknowns of a client, not {unknowns}; "
@@ -75,18 +83,18 @@ def local_estimate(
     equations = Equations(evidence)
     reference = next(iter(observation.update.values()))
     images = batch.images.to(reference)
-    basis = spectrum.moved(torch.eye(spectrum.mean.numel()).to(spectrum.mean))
+    basis = spectrum.moved(torch.eye(kept, size).to(spectrum.mean))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         equations.weigh(images.double())
         rows = jacobian(equations.residual, images, basis.to(images), _length(equations))
     if not equations.is_noisy:
         rows = rows.double()
     information = (rows @ rows.T).double() / equations.variance
-    variances = spectrum.variances.double().repeat(len(images))
-    offset = spectrum.along(images.double() - spectrum.mean).flatten()
-    mse = _errors(information, variances, offset).view(len(images), -1)
-    size = batch.images[0].numel()
-    prior = offset.square().view(len(images), -1)
+    variances = spectrum.variances[:kept].double().repeat(len(images))
+    offset = spectrum.along(images.double() - spectrum.mean)
+    mse = _errors(information, variances, offset[:, :kept].flatten()).view(len(images), -1)
+    prior = offset.square()
+    mse = torch.cat([mse, prior[:, kept:]], dim=1)
     roots = variances.sqrt()
     told = torch.linalg.eigvalsh(information * roots * roots[:, None])
     return LocalEstimate(

@@ -11,6 +11,7 @@ LIGHTNING = {
 LIGHT = {
     "audit": "audit what a real federation sent: a verdict for every client of a capture",
     "lint": "tell what a configuration of Flower, Opacus or NVIDIA FLARE really guarantees",
+    "detect": "tell whether a model that a server sent is made to steal images",
     "import": "add what a client was sent and sent back, from files, to a capture",
     "sweep": "run every combination of the values that one YAML file lists",
     "estimate": "tell what a linearised attacker would get of a configuration's clients",

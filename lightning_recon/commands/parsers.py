@@ -230,6 +230,36 @@ def _add_lint(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
+def _add_detect(parser: Parser) -> None:
+    """Add the options of ``detect``."""
+    parser.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="what the server sent: a state_dict or a checkpoint (.pt, .pth, .ckpt, .bin, "
+        ".safetensors), or arrays (.npz)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="PKG:NET",
+        help="class of the declared model, which the file is loaded into; without a file, what an "
+        "app ships is looked at itself",
+    )
+    parser.add_argument(
+        "--model-args", metavar="JSON", help="its arguments, such as '{\"num_classes\": 10}'"
+    )
+    parser.add_argument(
+        "--reference", metavar="FILE", help="what the server sent in the round before"
+    )
+    parser.add_argument(
+        "--sample",
+        metavar="FILE",
+        help="images (B C H W, as the model takes them, at least 4) and labels of your own, by "
+        "these names: tells whether one of them owns a row",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
 def _add_model_facts(parser: Parser, shape_help: str) -> None:
     """Add what goes with ``--model``: its arguments, and the shape of its images."""
     parser.add_argument(
@@ -290,6 +320,7 @@ _OPTIONS: Mapping[str, Callable[[Parser], None]] = {
     "compare": _add_compare,
     "completion": _add_completion,
     "configs": _add_configs,
+    "detect": _add_detect,
     "doctor": _add_doctor,
     "estimate": _add_estimate,
     "figure": _add_figure,

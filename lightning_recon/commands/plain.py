@@ -23,8 +23,8 @@ def main(args: Sequence[str]) -> int:
         args: what stands after the program's name.
 
     Returns:
-        The exit code: 0; 1 if the doctor finds something broken, or lint a claim that
-        does not hold; 2 for input that cannot be used.
+        The exit code: 0; 1 if the doctor finds something broken, lint a claim that does
+        not hold, or detect a payload that is suspicious; 2 for input that cannot be used.
     """
     with report_bad_input() as outcome:
         _check_command(args)
@@ -69,6 +69,10 @@ def _run(command: str, options: Namespace) -> int:
         from lightning_recon.commands.linting import lint
 
         return lint(options)
+    elif command == "detect":
+        from lightning_recon.commands.detecting import detect_payload
+
+        return detect_payload(options)
     elif command == "import":
         from lightning_recon.commands.importing import import_update
 

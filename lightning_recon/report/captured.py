@@ -37,6 +37,10 @@ _ADVICE = {
         "python cli.py lint tells what a configuration really guarantees (docs/lint.md); "
         "docs/privacy.md has what epsilon means here."
     ),
+    "look": (
+        "A malicious server gets images past much of this. A client can look at a model before it "
+        "trains on it: python cli.py detect, or detect_mod in Flower (docs/defend.md)."
+    ),
     "secure": (
         "Secure aggregation hides single updates from the server, which is what these attacks read."
     ),
@@ -246,10 +250,10 @@ _LINEAR = {"ExactInversion", "LinearLayerInversion"}
 def _advice(clients: Sequence[Mapping[str, Any]]) -> list[str]:
     leaked = [client for client in clients if client["verdict"] == "leaked"]
     if not leaked:
-        return [_ADVICE["noise"], _ADVICE["secure"]]
+        return [_ADVICE["noise"], _ADVICE["look"], _ADVICE["secure"]]
     attacks = {picture["attack"] for client in leaked for picture in client["pictures"]}
     advice = [_ADVICE["linear"]] if attacks & _LINEAR else [_ADVICE["batch"]]
-    return [*advice, _ADVICE["noise"], _ADVICE["secure"]]
+    return [*advice, _ADVICE["noise"], _ADVICE["look"], _ADVICE["secure"]]
 
 
 def _client(folder: Path, client: Mapping[str, Any], place: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from lightning_recon.verdict.numbers import Numbers, read_numbers
 from lightning_recon.verdict.plan import Setting, Training, matching, plan_attacks, proving
 from lightning_recon.verdict.preflight import (
     fingerprint,
+    payload_finding,
     preflight,
     privacy_lines,
     read_declared,
@@ -145,6 +146,7 @@ class Auditor:
             return _unread(reply, error)
         numbers = sent.numbers
         findings = [*sent.findings, *preflight(reply, declared, numbers)]
+        findings += payload_finding(sent.state)
         privacy = privacy_lines(declared, numbers)
         training = self.training(reply, sent)
         if not reply.facts.get("batch_size") and self.batch_size is None:

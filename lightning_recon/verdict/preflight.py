@@ -3,9 +3,12 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from lightning_recon.captures import ModJson, Reply
+from lightning_recon.detect import detect
+from lightning_recon.errors import InputError
 from lightning_recon.privacy.gaussian import classical_std, gaussian_epsilon
 from lightning_recon.updates import Update
 from lightning_recon.verdict.finding import Finding
@@ -168,6 +171,24 @@ def _noise_findings(declared: Declared, numbers: Numbers) -> list[Finding]:
                 f"no noise is declared, but the update shows one of std {measured:.3g}",
             )
         ]
+    return []
+
+
+def payload_finding(state: Update) -> list[Finding]:
+    """Return whether what the client was sent looks like a model that is there to be trained.
+
+    Args:
+        state: the payload's tensors, in the model's order.
+    """
+    with suppress(InputError):  # there is nothing to look at
+        found = detect(state)
+        if found.verdict == "suspicious":
+            strange = found.findings[0]
+            text = (
+                f"the model that the client was sent is suspicious (score {found.score:.2f}): "
+                f"{strange.where}: {strange.text}"
+            )
+            return [Finding("warning", text)]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Flower (``pip install flwr``): capture a federation, defend it, and test it; docs/flower.md."""
+"""Flower (``pip install flwr``): capture, defend, measure and test a federation; docs/flower.md."""
 
 try:
     import flwr  # noqa: F401
@@ -10,6 +10,8 @@ except ImportError as error:
 
 from lightning_recon.integrations.flower.declarations import App, Mod, declare, declared
 from lightning_recon.integrations.flower.defending import defense_mod
+from lightning_recon.integrations.flower.guarding import detect_mod
+from lightning_recon.integrations.flower.measuring import measuring
 from lightning_recon.integrations.flower.recorder import Recorder, recording_grid
 from lightning_recon.integrations.flower.red_team import inject, load_payload, payload_arrays
 from lightning_recon.integrations.flower.truth import truth_mod
@@ -21,8 +23,10 @@ __all__ = [
     "declare",
     "declared",
     "defense_mod",
+    "detect_mod",
     "inject",
     "load_payload",
+    "measuring",
     "payload_arrays",
     "recording_grid",
     "truth_mod",
