@@ -114,6 +114,9 @@ class Sweep(LightningModule):
         folder: that records are written to.
     """
 
+    sections: tuple[str, ...] = SECTIONS
+    """What is made of a cell's configuration."""
+
     def __init__(self, cells: Sequence[Cell], folder: Path) -> None:
         super().__init__()
         self.cells = list(cells)
@@ -121,10 +124,10 @@ class Sweep(LightningModule):
         text = json.dumps(description(cells), sort_keys=True, default=str)
         self.origin = Origin(hash_of(text.encode()))
         """What the records say that they belong to."""
-        self.parser = cell_parser()
+        self.parser = self.make_parser()
         self.parsed = []
         for cell in self.cells:
-            known = {name: cell.config[name] for name in SECTIONS if name in cell.config}
+            known = {name: cell.config[name] for name in self.sections if name in cell.config}
             # the parser writes into what it is given
             with _in_cell(cell):
                 parsed = self.parser.parse_object(copy.deepcopy(known))
@@ -140,6 +143,15 @@ class Sweep(LightningModule):
         """Told how far the attack is; set by who shows progress."""
         self.doing = ""
         """Cell and client in hand, for people."""
+
+    def make_parser(self) -> RunParser:
+        """Return the parser of a cell's configuration."""
+        return cell_parser()
+
+    @property
+    def num_items(self) -> int:
+        """How many items a whole run has."""
+        return len(self.items)
 
     def on_test_start(self) -> None:
         """Agree on the folder: processes that started at different times would not."""
@@ -194,10 +206,14 @@ class Sweep(LightningModule):
         started = time.monotonic()
         outcome = attack.attempt(attack.attack_client, client)
         record, _ = auditor.audit(attack, client, outcome, time.monotonic() - started)
+        self.keep(record._replace(client=item))
+
+    def keep(self, record: ClientRecord) -> None:
+        """Put the record of an item on disk, which it has the number of."""
         path = self.folder / "sweep.yaml"
         if not path.exists():  # before what cannot be resumed without it
             write_atomically(path, yaml.safe_dump(description(self.cells), sort_keys=False))
-        append_record(self.folder, self.global_rank, record._replace(client=item), self.origin)
+        append_record(self.folder, self.global_rank, record, self.origin)
 
     def estimate_seconds(self, number: int) -> float:
         """Return about how long one client of a cell takes, from one measured iteration."""
@@ -225,7 +241,7 @@ class _Items(LightningDataModule):
         """This process' share."""
         assert self.trainer is not None
         return share_clients(
-            len(self.sweep.items), self.completed, self.trainer.global_rank, self.trainer.world_size
+            self.sweep.num_items, self.completed, self.trainer.global_rank, self.trainer.world_size
         )
 
 
@@ -294,27 +310,62 @@ def run_sweep(
         InputError: if the configuration cannot be used, or is not that of the resumed sweep.
     """
     cells = read_cells(config)
-    if resume is not None:
-        _check_same(cells, config, resume)
-    root = Path("lightning_logs", folder_name(config))
     if options is not None:
         check_trainers(cells, options)
+    root = Path("lightning_logs", folder_name(config))
     if is_dry_run:
-        _list_cells(Sweep(cells, root), trainer)
+        if resume is not None:
+            _check_same(cells, config, resume)
+        list_cells(Sweep(cells, root), trainer)
         return None
+    with in_folder(cells, config, root, resume) as folder:
+        sweep = Sweep(cells, folder)
+        run_items(sweep, ["sweep", "--config", str(config)], trainer, resume)
+        if trainer.is_global_zero:
+            records = read_records(sweep.folder, sweep.origin, sweep.num_items)
+            table = write_results(sweep, records)
+            write_json(sweep.folder / "run.json", about(len(records), sweep.num_items))
+            write_sweep_report(sweep.folder)
+            write_sweep_figure(sweep.folder / "figure.png", table, list(sweep.cells[0].labels))
+            _print_table(sweep, table)
+    return folder
+
+
+@contextmanager
+def in_folder(
+    cells: Sequence[Cell], config: Path, root: Path, resume: Path | None
+) -> Iterator[Path]:
+    """Within this context a sweep's folder is its own, and is handed over.
+
+    Args:
+        cells: of the sweep.
+        config: the file that lists them.
+        root: in which a new folder is made.
+        resume: the folder of a sweep that was interrupted; null: a new one.
+
+    Raises:
+        InputError: if that sweep has other cells, or still goes on.
+    """
     with ExitStack() as stack:
         folder = root if resume is None else resume
+        if resume is not None:
+            _check_same(cells, config, resume)
         if is_first_process():  # the others are told
             if resume is not None:
                 stack.enter_context(held(resume))
             else:
                 folder = root / stack.enter_context(claimed([root]))
-        sweep = Sweep(cells, folder)
-        records = []
-        if resume is not None:
-            records = read_records(resume, sweep.origin, len(sweep.items))
-        _run(sweep, config, trainer, {record.client for record in records})
-    return folder
+        yield folder
+
+
+def about(num_done: int, num_planned: int) -> dict[str, Any]:
+    """Return what ``run.json`` says of how a sweep was run, and of how much is done."""
+    return {
+        "command": command_line(),
+        "versions": versions(),
+        "num_clients": num_done,
+        "num_clients_planned": num_planned,
+    }
 
 
 def _folder(trainer: Trainer) -> Path:
@@ -322,33 +373,24 @@ def _folder(trainer: Trainer) -> Path:
     return Path(trainer.strategy.broadcast(str(trainer.lightning_module.folder)))
 
 
-def _going_on(config: Path, folder: Path) -> str | None:
-    """Return the command line that goes on with a sweep; None if nothing of it is kept."""
-    if not (folder / "records").is_dir():
-        return None
-    words = ["sweep", "--config", str(config), "--resume", str(folder)]
-    return command_line(words)
+def run_items(sweep: Sweep, words: Sequence[str], trainer: Trainer, resume: Path | None) -> None:
+    """Do the items that are not done yet, each on disk once it is.
 
+    Args:
+        sweep: with its folder.
+        words: of the command line that begins such a sweep anew; with ``--resume`` it goes on.
+        trainer: without a logger.
+        resume: the folder of a sweep that was interrupted; null: nothing is done.
+    """
 
-def _run(sweep: Sweep, config: Path, trainer: Trainer, completed: set[int]) -> None:
-    """Attack the clients that are not completed, and write the results."""
-    stopping = Stopping(lambda folder: _going_on(config, folder), _folder)
-    trainer.callbacks += [Holding(_folder), stopping]  # type: ignore[attr-defined]
-    trainer.test(sweep, _Items(sweep, completed), verbose=False)
+    def going_on(folder: Path) -> str | None:
+        is_kept = (folder / "records").is_dir()
+        return command_line([*words, "--resume", str(folder)]) if is_kept else None
+
+    done = [] if resume is None else read_records(resume, sweep.origin, sweep.num_items)
+    trainer.callbacks += [Holding(_folder), Stopping(going_on, _folder)]  # type: ignore[attr-defined]
+    trainer.test(sweep, _Items(sweep, {record.client for record in done}), verbose=False)
     trainer.strategy.barrier()
-    if trainer.is_global_zero:
-        records = read_records(sweep.folder, sweep.origin, len(sweep.items))
-        table = write_results(sweep, records)
-        about = {
-            "command": command_line(),
-            "versions": versions(),
-            "num_clients": len(records),
-            "num_clients_planned": len(sweep.items),
-        }
-        write_json(sweep.folder / "run.json", about)
-        write_sweep_report(sweep.folder)
-        write_sweep_figure(sweep.folder / "figure.png", table, list(sweep.cells[0].labels))
-        _print_table(sweep, table)
 
 
 def folder_name(config: Path) -> str:
@@ -365,7 +407,7 @@ def _check_same(cells: Sequence[Cell], config: Path, resume: Path) -> None:
         raise InputError(f"{path} lists other cells than {config}; run the sweep anew")
 
 
-def _list_cells(sweep: Sweep, trainer: Trainer) -> None:
+def list_cells(sweep: Sweep, trainer: Trainer) -> None:
     """Print every cell with the time it will take."""
     sweep.trainer = trainer
     sweep.to(trainer.strategy.root_device)
@@ -404,23 +446,22 @@ def _print_table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> None:
     print_outputs(console, sweep.folder, _OUTPUTS)
 
 
-def main(args: Sequence[str]) -> int:
-    """Run the command ``sweep``.
+def trainer_of(
+    args: Sequence[str], command: str, description: str
+) -> tuple[Namespace, Trainer, dict[str, Any]]:
+    """Return the options of a command that runs items, its trainer, and the trainer's options.
 
     Args:
         args: what stands after the command.
-
-    Returns:
-        The exit code, 0.
+        command: its name.
+        description: of the command, for its help.
 
     Raises:
-        InputError: see :func:`run_sweep`.
+        InputError: if an option of the trainer cannot be used.
     """
-    parser = RunParser(
-        prog=f"{program()} sweep", description="Run the product of some axes.", exit_on_error=False
-    )
-    parser.add_argument("--config", type=Path, required=True, help="the sweep's YAML")
-    parser.add_argument("--resume", type=Path | None, help="folder of an interrupted sweep")
+    parser = RunParser(prog=f"{program()} {command}", description=description, exit_on_error=False)
+    parser.add_argument("--config", type=Path, required=True, help=f"the YAML of the {command}")
+    parser.add_argument("--resume", type=Path | None, help=f"folder of an interrupted {command}")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and their time")
     parser.add_class_arguments(Trainer, "trainer", instantiate=False)
     parser.set_defaults({f"trainer.{name}": value for name, value in _TRAINER_DEFAULTS.items()})
@@ -442,13 +483,29 @@ def main(args: Sequence[str]) -> int:
     options = parser.instantiate_classes(config).trainer.as_dict()
     if options.get("default_root_dir") not in (None, "."):
         raise InputError(
-            "trainer.default_root_dir: a sweep writes below lightning_logs of the folder that it "
-            "is started in; leave the option out, and change the folder"
+            f"trainer.default_root_dir: a {command} writes below lightning_logs of the folder that "
+            "it is started in; leave the option out, and change the folder"
         )
     with making("trainer", options):
         trainer = Trainer(**{**options, "callbacks": with_progress(options)})
     check_devices(trainer)
     device = trainer.strategy.root_device.type  # what "auto" has come to
     options["accelerator"] = {"cuda": "gpu"}.get(device, device)
+    return config, trainer, options
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command ``sweep``.
+
+    Args:
+        args: what stands after the command.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        InputError: see :func:`run_sweep`.
+    """
+    config, trainer, options = trainer_of(args, "sweep", "Run the product of some axes.")
     run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run, options=options)
     return 0
