@@ -153,6 +153,12 @@ def recommendation_findings(found: Recommendation) -> list[Finding]:
     ]
     chosen = dict.fromkeys(scope.recommended for scope in found.scopes if scope.recommended)
     for best in filter(None, map(found.setting, chosen)):
+        accuracy = best.accuracy
+        if accuracy.curve and accuracy.low is not None and accuracy.low <= accuracy.curve[0][1]:
+            alarms.append(
+                f"{best.name} holds, but its model is no better than the untrained one, as far as "
+                "the test images tell."
+            )
         estimate, limit = best.estimate, found.criterion.worst_gain_db
         if estimate and estimate.psnr is not None and estimate.mean_image_psnr is not None:
             gain = estimate.psnr - estimate.mean_image_psnr

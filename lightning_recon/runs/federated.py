@@ -71,6 +71,7 @@ class FederatedTraining:
 
     Args:
         rounds: of the whole training, at least 1; every client takes part in each.
+        num_clients: that train; null: as many as are attacked.
         images_per_client: that each client holds; null: all images, shared out equally.
         num_test: test images, the first that the seed draws; null: as many as a client holds,
             or all of ``test``.
@@ -90,6 +91,7 @@ class FederatedTraining:
     def __init__(
         self,
         rounds: int = 100,
+        num_clients: int | None = None,
         images_per_client: int | None = None,
         num_test: int | None = None,
         test: dict[str, Any] | None = None,
@@ -102,6 +104,7 @@ class FederatedTraining:
         self.trial_rounds = max(1, rounds // 5) if trial_rounds is None else trial_rounds
         counts = {
             "rounds": rounds,
+            "num_clients": num_clients,
             "images_per_client": images_per_client,
             "num_test": num_test,
             "trial_rounds": self.trial_rounds,
@@ -117,6 +120,7 @@ class FederatedTraining:
         if not 0 <= momentum < 1:
             raise InputError(f"training.momentum must be in [0, 1), not {momentum}")
         self.rounds = rounds
+        self.num_clients = num_clients
         self.images_per_client = images_per_client
         self.num_test = num_test
         self.test = test
@@ -139,9 +143,9 @@ class FederatedTraining:
         Raises:
             InputError: if the data are missing, or too few.
         """
-        num_clients = train.num_clients
+        num_clients = self.num_clients or train.num_clients
         train.indices = None
-        train.num_clients += test is None
+        train.num_clients = num_clients + (test is None)
         size = self.images_per_client or (
             (len(train.source) - train.num_public) // train.num_clients
         )

@@ -299,7 +299,7 @@ class Assessment(Sweep):
         parsed, training = self.parsed[number], objects.training
         data = parsed.data.clone()
         data.init_args.batch_size = None
-        key = repr((data, training.images_per_client, training.test, training.num_test))
+        key = repr((data, vars(parsed.training)))
         if self._dealt is None or self._dealt[0] != key:
             test = None
             if training.test is not None:
@@ -464,8 +464,9 @@ def write_recommendation(sweep: Assessment, plan: Plan) -> Recommendation:
         federation={
             "Data": objects.data.describe(),
             "Model": setting.target.name,
-            "Clients": f"{objects.data.num_clients}, all of them in each of the "
-            f"{objects.training.rounds} rounds",
+            "Clients": f"{objects.training.num_clients or objects.data.num_clients} train, all of "
+            f"them in each of the {objects.training.rounds} rounds; "
+            f"{objects.data.num_clients} are attacked",
         },
         criterion=plan.criterion,
         attacks=attacks,
