@@ -1,6 +1,8 @@
 """Frozen layers: nothing of them is sent, and the server leaves them as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+
+import torch
 
 from lightning_recon.defenses.base import Defense, Encoding, Shapes
 from lightning_recon.errors import InputError
@@ -31,7 +33,7 @@ class FrozenLayers(Defense):
         """Return the same bound: entries only become 0."""
         return norm_bound
 
-    def forward(self, update: Update, *, generator: object) -> Update:
+    def forward(self, update: Update, *, generator: torch.Generator) -> Update:
         """Return the update without the frozen layers, in place.
 
         Raises:
@@ -56,18 +58,18 @@ class FrozenLayers(Defense):
             encoding.num_values * share, encoding.bits_per_value, encoding.overhead * share
         )
 
-    def _frozen(self, names: Sequence[str] | Update | Shapes) -> set[str]:
+    def _frozen(self, names: Iterable[str]) -> set[str]:
         """Return the names of the frozen parameters.
 
         A payload may hold the model behind a prefix, such as ``model.``.
         """
-        found: set[str] = set()
+        names, found = list(names), set[str]()
         for layer in self.layers:
             mine = {name for name in names if f".{layer}." in f".{name}."}
             if not mine:
                 raise InputError(
                     f"FrozenLayers: the update has no layer {layer}; there are "
-                    f"{', '.join(list(names)[:12])}"
+                    f"{', '.join(names[:12])}"
                 )
             found |= mine
         return found
