@@ -31,6 +31,7 @@ from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.report import write_again
 from lightning_recon.runs import recommend as command
+from lightning_recon.runs.assessment import Assessment, attacked
 from lightning_recon.runs.federated import FederatedTraining, Server, Setting
 from lightning_recon.targets import ConvNet, LeNet
 
@@ -390,6 +391,6 @@ def test_dry_run(capsys):
 @pytest.mark.parametrize("path", sorted((TINY.parents[2] / "configs/recommend").glob("*.yaml")))
 def test_every_shipped_file_is_read(path):
     plan = command.Plan(path)
-    sweep = command.Assessment(plan.cells[:4], Path("x"))
+    sweep = Assessment(plan.cells[:4], Path("x"))
     check_criterion(plan.criterion, sweep.parsed[0].data.init_args.num_clients)
-    assert [one.is_honest for one in command._attacked(sweep)] == [True, True, False, False]
+    assert [one.is_honest for one in attacked(sweep)] == [True, True, False, False]

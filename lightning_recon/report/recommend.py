@@ -13,6 +13,7 @@ from lightning_recon.audit.recommendation import (
 )
 from lightning_recon.documents import read_json, refusal
 from lightning_recon.report.charts import Chart, Dot, Mark, Panel, Series, along, ladder
+from lightning_recon.report.figures import NO_INTERVAL, drawn_interval
 from lightning_recon.report.findings import Finding, listed
 from lightning_recon.report.page import DASH, INTERVALS, Table, count, number, share, write_page
 from lightning_recon.schemas import MisfitError, conform
@@ -246,14 +247,14 @@ def _shares(found: Recommendation, scope: Scope) -> Chart:
         if not leaks:
             continue
         worst = max(leaks, key=lambda leak: (leak.right / leak.num_images, leak.right_high or 0))
-        low, high = worst.right_low, worst.right_high
-        ends = (None, None) if low is None or high is None else (100 * low, 100 * high)
+        ends = drawn_interval(worst.num_clients, worst.right_low, worst.right_high)
+        low, high = (None if end is None else 100 * end for end in ends)
         rate = 100 * worst.right / worst.num_images
-        dots.append(Dot(f"{one.name}, {worst.attack}", rate, *ends, None, place))
+        dots.append(Dot(f"{one.name}, {worst.attack}", rate, low, high, number=place))
     title = f"Images recovered convincingly, %: {scope.name}"
     limit = found.criterion.right_share
     marks = [] if limit is None else [Mark("holds up to", 100 * limit, _LIMIT)]
-    note = "By the attack that recovers most. Bar: 95 % interval over clients."
+    note = f"By the attack that recovers most. Bar: 95 % interval over clients. {NO_INTERVAL}"
     return Chart(title, [("", ladder(title, dots, "images, %", marks))], note)
 
 

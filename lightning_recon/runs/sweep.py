@@ -4,13 +4,11 @@ What a sweep's YAML holds stands in :mod:`lightning_recon.runs.cells`.  Every pa
 client is one item, and the items are spread over the devices; each is on disk once it is done.
 """
 
-import argparse
 import copy
-import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +31,7 @@ from lightning_recon.audit.records import (
 from lightning_recon.audit.results import Results, view
 from lightning_recon.data import ClientDataModule
 from lightning_recon.data.sharing import ClientLoader, share_clients
-from lightning_recon.documents import read_yaml as read_stored_yaml
-from lightning_recon.errors import InputError, input_error_in, instead, program
+from lightning_recon.errors import InputError, input_error_in
 from lightning_recon.federation import Federation
 from lightning_recon.files import write_atomically, write_csv, write_json
 from lightning_recon.observation import Observation
@@ -44,31 +41,21 @@ from lightning_recon.report.sweep import sweep_findings
 from lightning_recon.report.terminal import print_findings, print_outputs
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
+from lightning_recon.runs.cell_command import about, check_cells, in_folder, trainer_of
 from lightning_recon.runs.cells import (
     SECTIONS,
     Cell,
     check_trainers,
     description,
     read_cells,
-    read_yaml,
 )
-from lightning_recon.runs.claiming import Holding, claimed, held, is_first_process
+from lightning_recon.runs.claiming import Holding
 from lightning_recon.runs.command import command_line
-from lightning_recon.runs.making import RunParser, making
-from lightning_recon.runs.places import check_devices
-from lightning_recon.runs.progress import with_progress
+from lightning_recon.runs.making import RunParser
 from lightning_recon.runs.refusals import explain
-from lightning_recon.runs.results import summarise, versions
+from lightning_recon.runs.results import summarise
 from lightning_recon.runs.stopping import Stopping
 
-_TRAINER_DEFAULTS: dict[str, Any] = {
-    "devices": 1,
-    "logger": False,
-    "use_distributed_sampler": False,
-    "inference_mode": False,
-    "enable_checkpointing": False,
-    "enable_model_summary": False,
-}
 _OUTPUTS = ("report.html", "figure.png", "results.csv", "records", "sweep.yaml", "run.json")
 
 
@@ -315,7 +302,7 @@ def run_sweep(
     root = Path("lightning_logs", folder_name(config))
     if is_dry_run:
         if resume is not None:
-            _check_same(cells, config, resume)
+            check_cells(cells, config, resume)
         list_cells(Sweep(cells, root), trainer)
         return None
     with in_folder(cells, config, root, resume) as folder:
@@ -329,43 +316,6 @@ def run_sweep(
             write_sweep_figure(sweep.folder / "figure.png", table, list(sweep.cells[0].labels))
             _print_table(sweep, table)
     return folder
-
-
-@contextmanager
-def in_folder(
-    cells: Sequence[Cell], config: Path, root: Path, resume: Path | None
-) -> Iterator[Path]:
-    """Within this context a sweep's folder is its own, and is handed over.
-
-    Args:
-        cells: of the sweep.
-        config: the file that lists them.
-        root: in which a new folder is made.
-        resume: the folder of a sweep that was interrupted; null: a new one.
-
-    Raises:
-        InputError: if that sweep has other cells, or still goes on.
-    """
-    with ExitStack() as stack:
-        folder = root if resume is None else resume
-        if resume is not None:
-            _check_same(cells, config, resume)
-        if is_first_process():  # the others are told
-            if resume is not None:
-                stack.enter_context(held(resume))
-            else:
-                folder = root / stack.enter_context(claimed([root]))
-        yield folder
-
-
-def about(num_done: int, num_planned: int) -> dict[str, Any]:
-    """Return what ``run.json`` says of how a sweep was run, and of how much is done."""
-    return {
-        "command": command_line(),
-        "versions": versions(),
-        "num_clients": num_done,
-        "num_clients_planned": num_planned,
-    }
 
 
 def _folder(trainer: Trainer) -> Path:
@@ -397,14 +347,6 @@ def folder_name(config: Path) -> str:
     """Return the name of a sweep's folder, that of its file, with "sweep" in front."""
     name = config.stem
     return name if name == "sweep" or name.startswith("sweep_") else f"sweep_{name}"
-
-
-def _check_same(cells: Sequence[Cell], config: Path, resume: Path) -> None:
-    path = resume.absolute() / "sweep.yaml"
-    if not path.is_file():
-        raise InputError(f"{path} is missing: {resume} is no sweep to resume")
-    if read_stored_yaml(path) != description(cells):
-        raise InputError(f"{path} lists other cells than {config}; run the sweep anew")
 
 
 def list_cells(sweep: Sweep, trainer: Trainer) -> None:
@@ -444,54 +386,6 @@ def _print_table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
     print_findings(console, sweep_findings(sweep.folder))
     print_outputs(console, sweep.folder, _OUTPUTS)
-
-
-def trainer_of(
-    args: Sequence[str], command: str, description: str
-) -> tuple[Namespace, Trainer, dict[str, Any]]:
-    """Return the options of a command that runs items, its trainer, and the trainer's options.
-
-    Args:
-        args: what stands after the command.
-        command: its name.
-        description: of the command, for its help.
-
-    Raises:
-        InputError: if an option of the trainer cannot be used.
-    """
-    parser = RunParser(prog=f"{program()} {command}", description=description, exit_on_error=False)
-    parser.add_argument("--config", type=Path, required=True, help=f"the YAML of the {command}")
-    parser.add_argument("--resume", type=Path | None, help=f"folder of an interrupted {command}")
-    parser.add_argument("--dry-run", action="store_true", help="list the cells and their time")
-    parser.add_class_arguments(Trainer, "trainer", instantiate=False)
-    parser.set_defaults({f"trainer.{name}": value for name, value in _TRAINER_DEFAULTS.items()})
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config")
-    found = finder.parse_known_args(list(args))[0].config
-    if found:  # what the file says stands behind what the command line says
-        section = read_yaml(Path(found)).get("trainer")
-        values = dict(section) if isinstance(section, Mapping) else {}
-        options = inspect.signature(Trainer).parameters
-        for name in values:
-            if name not in options:
-                meant = instead(name, options)
-                raise InputError(f"{found}: trainer: there is no option {name}{meant}")
-        parser.set_defaults({f"trainer.{name}": value for name, value in values.items()})
-    config = parser.parse_args(list(args))
-    check_named(config, Attack, ClientDataModule)
-    parser.says_where(config)
-    options = parser.instantiate_classes(config).trainer.as_dict()
-    if options.get("default_root_dir") not in (None, "."):
-        raise InputError(
-            f"trainer.default_root_dir: a {command} writes below lightning_logs of the folder that "
-            "it is started in; leave the option out, and change the folder"
-        )
-    with making("trainer", options):
-        trainer = Trainer(**{**options, "callbacks": with_progress(options)})
-    check_devices(trainer)
-    device = trainer.strategy.root_device.type  # what "auto" has come to
-    options["accelerator"] = {"cuda": "gpu"}.get(device, device)
-    return config, trainer, options
 
 
 def main(args: Sequence[str]) -> int:
