@@ -344,13 +344,23 @@ def test_an_attack_that_does_not_fit_is_told_of_and_left_out(capsys):
         "matching": {"model.init_args.iterations": 3},
         "april": {"model.class_path": "APRIL"},
     }
-    config = changed(attacks=attacks, defenses={"none": {}})
+    small = {"class_path": "LeNet", "init_args": {"num_classes": 20, "image_size": 16}}
+    federation = {
+        "model.init_args": {"target": small, "defenses": []},
+        "data.init_args": {"batch_size": 1, "num_clients": 2, "image_size": 16, "num_public": 8},
+    }
+    more = {"defenses": {"none": {}}, "set": federation, "local_estimate": 1}
+    config = changed(attacks=attacks, **more)
+    assert run("--dry-run", config=config) == 0
     assert run(config=config) == 0
     found = json.loads(
         Path("lightning_logs/recommend_mine/version_0/recommendation.json").read_text()
     )
     (none,) = found["settings"]
     assert none["leaks"][1]["num_failed"] == 2
+    estimate = none["estimate"]
+    assert (estimate["num_images"], estimate["reason"]) == (1, None)
+    assert estimate["psnr"] > estimate["mean_image_psnr"] + 3
     assert none["judged"]["an honest-but-curious server"]["holds"] is True
     assert "april does not fit none" in " ".join(capsys.readouterr().out.split())
 

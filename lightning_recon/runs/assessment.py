@@ -7,7 +7,7 @@ the record of a client, a training's curve that of its accuracy.
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +35,8 @@ from lightning_recon.runs.sweep import Sweep, cell_parser
 
 ESTIMATE = "local_estimate"
 """Key of a cell: clients that are estimated of each defense."""
+_Found = tuple[dict[str, float], list[tuple[int, float]]]
+"""Notes and curve of a record."""
 _PROTECTION = ("model.init_args.client", "model.init_args.defenses")
 
 
@@ -117,27 +119,40 @@ class Assessment(Sweep):
             if refusal is not None and all(n in self.unfit for n in self.cells_of(place)):
                 raise refusal
 
+    @property
+    def num_before(self) -> int:
+        """Items before the attacks: the trainings, which take the least time."""
+        return len(self.names)
+
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Do one item; ``batch`` is its number."""
+        """Do one item; ``batch`` is its number: trainings, then attacks, then estimates."""
         item = int(batch)
-        if item < len(self.items):
-            self._attack(item, batch, batch_idx)
-            return
-        what, place = divmod(item - len(self.items), len(self.names))
-        self.doing = f"{('training', 'estimate')[what]} {place + 1} of {len(self.names)}"
+        attacked = item - self.num_before
+        if item < self.num_before:
+            self.doing = f"training {item + 1} of {len(self.names)}"
+            self.keep(self._record(item, self._train, item))
+        elif attacked < len(self.items):
+            self.keep(self._attack(attacked)._replace(client=item))
+        else:
+            place = attacked - len(self.items)
+            self.doing = f"estimate {place + 1} of {len(self.names)}"
+            self.keep(self._record(item, self._estimate, place))
+
+    def _record(self, item: int, work: Callable[[int], _Found], place: int) -> ClientRecord:
+        """Return the record of work on a defense, or of why it failed."""
         started = time.monotonic()
         notes: dict[str, float] = {}
         curve: list[tuple[int, float]] = []
         failure = None
         try:
             with torch.inference_mode(False), torch.enable_grad():
-                notes, curve = (self._train, self._estimate)[what](place)
+                notes, curve = work(place)
         except (InputError, RuntimeError, ValueError) as error:  # torch raises the last two
             failure = " ".join(str(error).split())
         seconds = round(time.monotonic() - started, 3)
-        self.keep(ClientRecord(item, [], 0, notes, {}, curve, seconds, failure))
+        return ClientRecord(item, [], 0, notes, {}, curve, seconds, failure)
 
-    def _attack(self, item: int, batch: Tensor, batch_idx: int) -> None:
+    def _attack(self, item: int) -> ClientRecord:
         """Attack one client; where the attack does not fit, that is its failure."""
         number = self.items[item][0]
         try:
@@ -146,9 +161,8 @@ class Assessment(Sweep):
         except InputError as error:
             self.unfit[number] = " ".join(str(error).split())
         if number in self.unfit:
-            self.keep(ClientRecord(item, [], 0, {}, {}, [], 0.0, self.unfit[number]))
-        else:
-            super().test_step(batch, batch_idx)
+            return ClientRecord(item, [], 0, {}, {}, [], 0.0, self.unfit[number])
+        return self.attack_item(item)
 
     def setting(self, place: int) -> tuple[Namespace, Setting]:
         """Return the objects of a defense's federation, and what it trains."""
@@ -157,7 +171,7 @@ class Assessment(Sweep):
         defenses = list(attack.federation.defenses)
         return objects, Setting(attack.target, attack.client, defenses, objects.data.batch_size)
 
-    def _train(self, place: int) -> tuple[dict[str, float], list[tuple[int, float]]]:
+    def _train(self, place: int) -> _Found:
         number = self.cell_of(place)
         objects, setting = self.setting(place)
         objects.model.to(self.device)
@@ -172,6 +186,14 @@ class Assessment(Sweep):
             "num_test": float(len(dealt.test.labels)),
         }
         return notes, trained.curve
+
+    def estimate_seconds(self, number: int) -> float:
+        """Return about how long one client of a cell takes; 0 where the attack does not fit."""
+        try:
+            return 0.0 if number in self.unfit else super().estimate_seconds(number)
+        except InputError as error:
+            self.unfit[number] = " ".join(str(error).split())
+            return 0.0
 
     def training_seconds(self, place: int) -> float:
         """Return about how long the training of a defense takes, from one measured round."""
@@ -208,7 +230,7 @@ class Assessment(Sweep):
             self._dealt = key, Dealt(shards, dealt.public.to(move), labels, held)
         return self._dealt[1]
 
-    def _estimate(self, place: int) -> tuple[dict[str, float], list[tuple[int, float]]]:
+    def _estimate(self, place: int) -> _Found:
         attack, data, _ = self.build(self.cell_of(place))
         found = estimated_clients(attack, data, min(self.num_estimated, data.num_clients)).clients
         mse = torch.cat([one.mse for one in found])
@@ -217,9 +239,17 @@ class Assessment(Sweep):
         return {**notes, "num_images": float(len(mse))}, []
 
 
+def attack_records(sweep: Assessment, records: Sequence[ClientRecord]) -> list[ClientRecord]:
+    """Return the records of the attacks, numbered as the sweep's items."""
+    numbered = [one._replace(client=one.client - sweep.num_before) for one in records]
+    return [one for one in numbered if 0 <= one.client < len(sweep.items)]
+
+
 def assess(sweep: Assessment, records: Sequence[ClientRecord]) -> list[Assessed]:
     """Return every defense's figures, as far as they were measured."""
-    by_item = {record.client: record for record in records}
+    by_number = {record.client: record for record in records}
+    by_item = {record.client: record for record in attack_records(sweep, records)}
+    last = sweep.num_before + len(sweep.items)
     found = []
     for place, name in enumerate(sweep.names):
         objects, setting = sweep.setting(place)
@@ -231,13 +261,12 @@ def assess(sweep: Assessment, records: Sequence[ClientRecord]) -> list[Assessed]
             sizes = [record.notes.get("update_bits") for record in mine]
             if bits is None and number == sweep.cell_of(place):
                 bits = next((size for size in sizes if size is not None), None)
-        first = len(sweep.items) + place
         found.append(
             Assessed(
                 name,
-                _accuracy(by_item.get(first), objects.training),
+                _accuracy(by_number.get(place), objects.training),
                 leaks,
-                _estimated(by_item.get(first + len(sweep.names))) if sweep.num_estimated else None,
+                _estimated(by_number.get(last + place)) if sweep.num_estimated else None,
                 _guaranteed(setting, objects.training.rounds),
                 bits,
             )

@@ -40,7 +40,7 @@ from lightning_recon.report import write_recommendation_report
 from lightning_recon.report.page import DASH
 from lightning_recon.report.recommend import recommendation_findings, sentence
 from lightning_recon.report.terminal import print_findings, print_outputs
-from lightning_recon.runs.assessment import ESTIMATE, Assessment, assess, attacked
+from lightning_recon.runs.assessment import ESTIMATE, Assessment, assess, attack_records, attacked
 from lightning_recon.runs.cell_command import about, in_folder, trainer_of
 from lightning_recon.runs.cells import (
     SECTIONS,
@@ -196,7 +196,7 @@ def write_recommendation(sweep: Assessment, plan: Plan) -> Recommendation:
     )
     write_json(sweep.folder / "recommendation.json", as_json(found))
     write_json(sweep.folder / "run.json", run)
-    write_results(sweep, [record for record in records if record.rows])
+    write_results(sweep, [record for record in attack_records(sweep, records) if record.rows])
     write_csv(sweep.folder / "settings.csv", _table(found))
     write_recommendation_report(sweep.folder)
     _print(found, sweep.folder)

@@ -184,7 +184,10 @@ class Sweep(LightningModule):
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Attack one client of one cell; ``batch`` is the item's number."""
-        item = int(batch)
+        self.keep(self.attack_item(int(batch)))
+
+    def attack_item(self, item: int) -> ClientRecord:
+        """Return the record of one client of one cell, which has the item's number."""
         number, client = self.items[item]
         clients = self.parsed[number].data.init_args.num_clients
         self.doing = f"cell {number + 1} of {len(self.cells)}, client {client + 1} of {clients}"
@@ -193,7 +196,7 @@ class Sweep(LightningModule):
         started = time.monotonic()
         outcome = attack.attempt(attack.attack_client, client)
         record, _ = auditor.audit(attack, client, outcome, time.monotonic() - started)
-        self.keep(record._replace(client=item))
+        return record._replace(client=item)
 
     def keep(self, record: ClientRecord) -> None:
         """Put the record of an item on disk, which it has the number of."""
