@@ -116,6 +116,16 @@ class TestJudging:
     def test_what_was_not_measured_does_not_hold(self, found):
         assert self.judged(found).holds is None
 
+    def test_where_no_malicious_attack_fits_nothing_is_shown_of_any_server(self):
+        unfit = leak("trap", None, num_failed=10, reason="reads gradients")
+        (found,), (honest, everyone) = recommended(
+            [setting("averaging", 0.5, leak("match", 1.0), unfit)], [HONEST, TRAP], Criterion(3.0)
+        )
+        assert honest.recommended == "averaging"
+        assert everyone.recommended is None
+        assert found.judged[everyone.name].holds is None
+        assert "a malicious server fits" in found.judged[everyone.name].why
+
     def test_a_leak_of_a_part_is_one(self):
         assert self.judged(leak("match", 9.0, num_clients=2)).holds is False
 

@@ -303,20 +303,25 @@ def cost(setting: Assessed, baseline: Assessed) -> tuple[float, float, float] | 
     return difference, difference - half, difference + half
 
 
-def judge(setting: Assessed, attacks: Sequence[str], criterion: Criterion) -> Judged:
+def judge(setting: Assessed, attacks: Sequence[Attacked], criterion: Criterion) -> Judged:
     """Return whether a defense holds against some attacks.
+
+    Of the honest and of the malicious ones among them one must fit, each.
 
     Args:
         setting: with its leaks.
-        attacks: by name.
+        attacks: of the scope.
         criterion: that it must keep.
     """
-    leaks = [leak for leak in setting.leaks if leak.attack in attacks]
+    honest = {attack.name: attack.is_honest for attack in attacks}
+    leaks = [leak for leak in setting.leaks if leak.attack in honest]
     if broken := _broken(setting, leaks, criterion):
         return Judged(False, broken)
     fitting = [leak for leak in leaks if leak.fits]
-    if not fitting:
-        return Judged(None, "no attack of the list fits")
+    for is_honest in sorted(set(honest.values())):
+        if not any(honest[leak.attack] == is_honest for leak in fitting):
+            kind = "an honest" if is_honest else "a malicious"
+            return Judged(None, f"no attack of the list by {kind} server fits")
     for leak in fitting:
         if not leak.is_whole:
             done = leak.num_clients - leak.num_failed
@@ -370,7 +375,12 @@ def recommended(
     """
     scopes = scopes_of(attacks)
     settings = [
-        one._replace(judged={scope.name: judge(one, scope.attacks, criterion) for scope in scopes})
+        one._replace(
+            judged={
+                scope.name: judge(one, [a for a in attacks if a.name in scope.attacks], criterion)
+                for scope in scopes
+            }
+        )
         for one in settings
     ]
     found = []

@@ -133,6 +133,8 @@ def sentence(found: Recommendation, scope: Scope) -> str:
         text += f"; the worst image stands {worst.worst_gain:+.1f} dB to its controls"
     if end is not None:
         text += f", and the interval of the share of right images ends at {share(end)}"
+    if why := best.judged[scope.name].why:
+        text += f" ({why})"
     epsilon = best.guaranteed.least
     behind = (
         "It has no (epsilon, delta): not shown to leak is not safe."

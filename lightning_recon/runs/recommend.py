@@ -153,7 +153,8 @@ def recommend(
     name = plan.name if plan.name.startswith("recommend") else f"recommend_{plan.name}"
     root = Path("lightning_logs", name)
     sweep = Assessment(plan.cells, root)
-    check_criterion(plan.criterion, sweep.parsed[0].data.init_args.num_clients)
+    fewest = min(parsed.data.init_args.num_clients for parsed in sweep.parsed)
+    check_criterion(plan.criterion, fewest)
     sweep.check()
     if is_dry_run:
         list_cells(sweep, trainer)
@@ -225,9 +226,10 @@ def _table(found: Recommendation) -> list[dict[str, Any]]:
             "cost": price and price[0],
             "learning_rate": one.accuracy.learning_rate,
         }
-        for number, scope in enumerate(found.scopes):
+        honest = {attack.name for attack in found.attacks if attack.is_honest}
+        for scope in found.scopes:
             worst = one.worst(scope.attacks)
-            prefix = "honest" if number == 0 and len(found.scopes) > 1 else "any"
+            prefix = "honest" if honest >= set(scope.attacks) else "any"
             row |= {
                 f"{prefix}_worst_gain": worst and worst.worst_gain,
                 f"{prefix}_worst_attack": worst and worst.attack,
