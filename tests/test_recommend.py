@@ -306,6 +306,15 @@ def changed(**more):
     return "mine.yaml"
 
 
+DP_FOR_FOUR = {
+    "model.init_args.client": {"class_path": "DPSGD", "init_args": {"clip_norm": 1.0}},
+    "model.init_args.defenses": [
+        {
+            "class_path": "DPSGDNoise",
+            "init_args": {"clip_norm": 1.0, "num_samples": 4, "noise_multiplier": 1.0},
+        }
+    ],
+}
 FOLDER = Path("lightning_logs/recommend_tiny/version_0")
 
 
@@ -388,6 +397,7 @@ def test_an_attack_that_does_not_fit_is_told_of_and_left_out(capsys):
             {"attacks": {"a": {}, "b": {"data.init_args.batch_size": 1}}},
             "defense none: attack b has another data than attack a",
         ),
+        ({"defenses": {"dp": DP_FOR_FOUR}}, "num_samples is 4, but the client's is 2"),
         (
             {"defenses": {"none": {}, "x": {"model.init_args.defenses": [{"class_path": "Top"}]}}},
             "Top",

@@ -118,6 +118,7 @@ class Assessment(Sweep):
                     objects.data.setup()
             if refusal is not None and all(n in self.unfit for n in self.cells_of(place)):
                 raise refusal
+            _guaranteed(self.setting(place)[1], 1)  # noise that was made for other batches
 
     @property
     def num_before(self) -> int:

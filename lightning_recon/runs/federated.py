@@ -32,6 +32,9 @@ from lightning_recon.targets import Target
 from lightning_recon.updates import PrivateBatch, Update
 
 
+_CHUNK = 1024  # images that are evaluated at once
+
+
 class Setting(NamedTuple):
     """What a federation trains, and how its clients protect what they send."""
 
@@ -368,8 +371,9 @@ def settle(model: nn.Module, public: Tensor, seed: int = 0) -> None:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batch: PrivateBatch) -> dict[str, float]:
-    """Return accuracy and mean cross-entropy."""
-    return scores(model(batch.images), batch.labels)
+    """Return accuracy and mean cross-entropy of a model in evaluation mode."""
+    logits = torch.cat([model(images) for images in batch.images.split(_CHUNK)])
+    return scores(logits, batch.labels)
 
 
 def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
