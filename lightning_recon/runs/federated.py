@@ -31,7 +31,6 @@ from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.targets import Target
 from lightning_recon.updates import PrivateBatch, Update
 
-
 _CHUNK = 1024  # images that are evaluated at once
 
 
