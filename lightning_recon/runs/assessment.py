@@ -214,7 +214,8 @@ class Assessment(Sweep):
         parsed, training = self.parsed[number], objects.training
         data = parsed.data.clone()
         data.init_args.batch_size = None
-        key = repr((data, vars(parsed.training)))
+        shares = (training.num_clients, training.images_per_client, training.num_test)
+        key = repr((data, training.test, shares))
         if self._dealt is None or self._dealt[0] != key:
             test = None
             if training.test is not None:
