@@ -20,7 +20,6 @@ Run from the repository's root::
 """
 
 import argparse
-import copy
 import math
 import sys
 import time
@@ -41,8 +40,9 @@ from lightning_recon.defenses import ClipL2, GaussianNoise, apply_chain
 from lightning_recon.errors import InputError
 from lightning_recon.files import write_csv, write_json
 from lightning_recon.randomness import derive_seed, make_generator
+from lightning_recon.runs.federated import batch_of, calibrated, evaluate, scores
 from lightning_recon.runs.results import versions
-from lightning_recon.targets import ConvNet, Target
+from lightning_recon.targets import ConvNet
 from lightning_recon.updates import DataSpec, PrivateBatch, Update
 
 PREFIX = "model."  # of the target's parameters in the payload
@@ -115,23 +115,6 @@ def _open(root: str, split: Any, clients: int, num_public: int, seed: int) -> CI
     )
     data.batch_size = max(1, (len(data.source) - num_public) // clients)
     return data
-
-
-def batch_of(shard: PrivateBatch, size: int, round_: int, *order: int | str) -> PrivateBatch:
-    """Return the batch of one round: epoch after epoch over the shard, shuffled anew in each.
-
-    Args:
-        shard: what the client holds.
-        size: of the batch; what is left of an epoch's images is dropped.
-        round_: the round, from 0.
-        *order: what the order of the images depends on, beside the epoch.
-    """
-    epoch, step = divmod(round_, len(shard.images) // size)
-    permutation = torch.randperm(
-        len(shard.images), generator=make_generator(*order, epoch, "order")
-    )
-    places = permutation[step * size : (step + 1) * size]
-    return PrivateBatch(*(field[places] for field in shard))
 
 
 # --- the federation ----------------------------------------------------------------------------
@@ -230,8 +213,8 @@ def train(args: argparse.Namespace, federation: Federation, arm: str, seed: int)
         schedule.step()
         done = round_ + 1
         if done % args.eval_every == 0 or done == args.rounds:
-            scores = evaluate(calibrated(model, federation.public), federation.test)
-            curve.append({"arm": arm, "seed": seed, "round": done, **scores})
+            found = evaluate(calibrated(model, federation.public), federation.test)
+            curve.append({"arm": arm, "seed": seed, "round": done, **found})
     medians = {
         kind: {field: median(getattr(entry, field) for entry in entries) for field in Norms._fields}
         for kind, entries in norms.items()
@@ -240,36 +223,6 @@ def train(args: argparse.Namespace, federation: Federation, arm: str, seed: int)
 
 
 # --- scores ------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def calibrated(model: Target, public: Tensor) -> Target:
-    """Return a copy in evaluation mode, batch norm's statistics taken from the public images.
-
-    Running statistics are not part of an update: the server never gets the clients'.
-    """
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None  # plain mean over all batches: here one
-    model.train()
-    model(public)
-    return model.eval()
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, batch: PrivateBatch) -> dict[str, float]:
-    """Return accuracy and mean cross-entropy."""
-    logits = model(batch.images)
-    return _scores(logits, batch.labels)
-
-
-def _scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    return {
-        "accuracy": float((logits.argmax(1) == labels).double().mean()),
-        "loss": float(F.cross_entropy(logits, labels)),
-    }
 
 
 @torch.no_grad()
@@ -288,7 +241,7 @@ def forward_effect(attack: LDPAttack, federation: Federation, size: int) -> dict
     behind = torch.cat([payload(images) for images in batches])
     top = plain.topk(2, dim=1).values
     shift = (behind - plain).abs().amax(1)
-    without, with_ = _scores(plain, federation.test.labels), _scores(behind, federation.test.labels)
+    without, with_ = scores(plain, federation.test.labels), scores(behind, federation.test.labels)
     return {
         "accuracy_without": without["accuracy"],
         "accuracy_with": with_["accuracy"],

@@ -20,7 +20,7 @@ def main(args: list[str]) -> int:
     from lightning_recon.commands.words import use_utf8
 
     use_utf8()
-    if args and args[0] in {*names.LIGHTNING, "sweep"}:
+    if args and args[0] in {*names.LIGHTNING, *names.TRAINED}:
         from lightning_recon.commands.bad_input import report_bad_input
         from lightning_recon.commands.early import check_early
 

@@ -80,6 +80,7 @@ DEFENSES = {
     "ClipL2": lambda: defenses.ClipL2(1.0),
     "DPSGDNoise": lambda: defenses.DPSGDNoise(1.0, BATCH, noise_multiplier=1.0),
     "Duchi": lambda: defenses.Duchi(1.0, clip_value=1.0),
+    "FrozenLayers": lambda: defenses.FrozenLayers(["weight"]),
     "GaussianNoise": lambda: defenses.GaussianNoise(0.1),
     "Hybrid": lambda: defenses.Hybrid(1.0, clip_value=1.0),
     "Laplace": lambda: defenses.Laplace(1.0, clip_norm=1.0),
@@ -217,7 +218,7 @@ ROWS = {
 PARTS = {"WrappedClient"}
 """Concrete classes of the package that are parts of others, and not offered."""
 UNPUBLISHED = {
-    *("ClipL2", "GaussianNoise"),
+    *("ClipL2", "FrozenLayers", "GaussianNoise"),
     *("ArrayDataModule", "CapturedUpdatesDataModule", "ImageFolderDataModule"),
     *("SampleImagesDataModule", "TorchvisionDataModule"),
 }

@@ -321,3 +321,15 @@ def test_text_is_escaped():
     ):
         assert not list(_tree(svg).iter("script"))
         assert _tree(svg).get("aria-label") == EVIL
+
+
+def test_a_path_among_points():
+    points = [Series(str(x), [x], [2.0 * x], number=x) for x in range(8)]
+    path = Series("front", [1.0, 3.0], [2.0, 6.0], number=-1, is_path=True)
+    chart = along("t", [Panel("", [*points, path])], "x", "y", has_points=True, is_joined=False)
+    ((_, svg),) = chart.drawings  # points need no panels of their own
+    assert len(_of_class(svg, "point")) == 8
+    (line,) = [e for e in _tree(svg).iter() if e.tag.endswith("polyline")]
+    assert len(_points(line)) == 2
+    shown = {label: ("point" in sample, "line" in sample) for sample, label in chart.legend}
+    assert shown == {**dict.fromkeys(map(str, range(8)), (True, False)), "front": (False, True)}

@@ -20,7 +20,7 @@ from PIL import Image
 import lightning_recon
 from lightning_recon.commands import doctor
 from lightning_recon.commands.doctor import Finding, check_inputs, check_packages
-from lightning_recon.commands.names import LIGHT, LIGHTNING
+from lightning_recon.commands.names import LIGHT, LIGHTNING, TRAINED
 from lightning_recon.commands.plain import main
 from lightning_recon.errors import InputError
 from lightning_recon.runs.making import making
@@ -78,7 +78,7 @@ class TestHelp:
         for summary in (LIGHTNING | LIGHT).values():
             assert summary in text
 
-    @pytest.mark.parametrize("command", [name for name in LIGHT if name != "sweep"])
+    @pytest.mark.parametrize("command", [name for name in LIGHT if name not in TRAINED])
     def test_of_a_command(self, command, capsys):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])

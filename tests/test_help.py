@@ -8,7 +8,7 @@ import pytest
 from lightning_recon import training
 from lightning_recon.attacks import DLG
 from lightning_recon.commands.lightning import main
-from lightning_recon.commands.names import LISTS
+from lightning_recon.commands.names import LIGHTNING, LISTS, TRAINED
 from lightning_recon.commands.parsers import light_parser
 from lightning_recon.commands.sources import offered_classes
 from lightning_recon.priors import FFDNet
@@ -81,6 +81,7 @@ def asked(capsys, *words):
         (["fit", "--help"], "--audit.recovered_psnr"),
         (["predict", "--help"], "--audit.recovered_psnr"),
         (["sweep", "--help"], "list the cells and their time"),
+        (["recommend", "--help"], "list the cells and their time"),
         (["test", "--model.help", "DLG"], "what a client does to its update before it sends it"),
         (["fit", "--model.help", "DLG", "--model.client.help", "FedSGD"], "of the cross-entropy"),
         (["test", "--data.help", "CIFAR10DataModule"], "``train`` or ``test``"),
@@ -97,6 +98,6 @@ def test_what_is_shown(words, said, capsys):
 
 def test_the_other_commands():
     commands = light_parser()._subcommands_action.choices
-    for name in set(commands) - {"fit", "validate", "test", "predict", "sweep"}:
+    for name in set(commands) - {*LIGHTNING, *TRAINED}:
         for option in commands[name]._actions:
             assert len((option.help or "").split()) >= 2, f"{name} {option.dest}"

@@ -203,10 +203,14 @@ def mark_convincing(rows: Sequence[Row]) -> None:
         0
     """
     for row in rows:
-        controls = [row.get(f"psnr_{name}", -np.inf) for name in CONVINCING_CONTROLS]
-        is_above = row["psnr"] >= max(controls) + CONVINCING_GAIN
+        is_above = row["psnr"] >= best_control(row) + CONVINCING_GAIN
         is_told = row.get("identified", 1) == 1
         row["recovered_convincing"] = int(row["recovered"] == 1 and is_above and is_told)
+
+
+def best_control(row: Row) -> float:
+    """Return the best PSNR, in dB, that a control has of this image; minus infinity without any."""
+    return max(row.get(f"psnr_{name}", -np.inf) for name in CONVINCING_CONTROLS)
 
 
 def aggregate(

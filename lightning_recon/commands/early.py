@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_recon.commands.names import LISTS
+from lightning_recon.commands.names import LISTS, TRAINED
 from lightning_recon.commands.sources import known_names, offered_classes
 from lightning_recon.documents import read_yaml
 from lightning_recon.errors import InputError, instead, missing_file, program
@@ -56,7 +56,7 @@ def check_early(words: Sequence[str]) -> None:
         if not content or not isinstance(content, dict):
             what = f"no keys, but a {type(content).__name__}" if content else "nothing"
             raise InputError(f"{path} holds {what}; see configs/ for examples")
-        if words[0] == "sweep":
+        if words[0] in TRAINED:
             continue
         _check_sections(content, path)
         for name, key, value in _entries(content, ""):

@@ -1,4 +1,4 @@
-"""The commands that run a Trainer: Lightning's own, and ``sweep``."""
+"""The commands that run a Trainer: Lightning's own, ``sweep`` and ``recommend``."""
 
 import argparse
 import logging
@@ -422,7 +422,7 @@ def _training(words: Sequence[str]) -> str | None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run ``fit``, ``validate``, ``test``, ``predict`` or ``sweep``.
+    """Run ``fit``, ``validate``, ``test``, ``predict``, ``sweep`` or ``recommend``.
 
     Args:
         args: what stands after the program's name; null: ``sys.argv``.
@@ -440,6 +440,10 @@ def main(args: Sequence[str] | None = None) -> int:
             from lightning_recon.runs.sweep import main as sweep
 
             sweep(words[1:])
+        elif words[:1] == ["recommend"]:
+            from lightning_recon.runs.recommend import main as recommend
+
+            recommend(words[1:])
         elif name := _training(words):
             _train(args, words[0], name)
         else:

@@ -14,6 +14,7 @@ LIGHT = {
     "detect": "tell whether a model that a server sent is made to steal images",
     "import": "add what a client was sent and sent back, from files, to a capture",
     "sweep": "run every combination of the values that one YAML file lists",
+    "recommend": "find the weakest defense of a list that holds, and what it costs in accuracy",
     "estimate": "tell what a linearised attacker would get of a configuration's clients",
     "compare": "put several runs side by side on one page, or in a table for a paper",
     "report": "build the report.html of a run, a sweep or an audit anew",
@@ -30,6 +31,8 @@ LIGHT = {
     "completion": "print the script that completes commands and options at the Tab key",
 }
 """The other commands."""
+TRAINED = ("sweep", "recommend")
+"""Those that run a Trainer all the same, and parse their options themselves."""
 LISTS = {
     "attacks": ("Attack",),
     "defenses": ("Defense",),

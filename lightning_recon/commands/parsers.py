@@ -52,7 +52,7 @@ def _add_list(parser: Parser) -> None:
 
 
 def _add_sweep(parser: Parser) -> None:
-    """Add what completion knows of ``sweep``: runs.sweep parses, and helps, itself."""
+    """Add what completion knows of ``sweep`` and ``recommend``: runs.sweep parses, and helps."""
     parser.add_argument("--config", type=Path)
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--dry-run", action="store_true")
@@ -326,6 +326,7 @@ _OPTIONS: Mapping[str, Callable[[Parser], None]] = {
     "figure": _add_figure,
     "import": _add_import,
     "lint": _add_lint,
+    "recommend": _add_sweep,
     "report": _add_report,
     "sweep": _add_sweep,
 }

@@ -13,6 +13,7 @@ from lightning_recon.defenses.base import (
 from lightning_recon.defenses.clip import ClipL2
 from lightning_recon.defenses.dpsgd_noise import DPSGDNoise
 from lightning_recon.defenses.duchi import Duchi
+from lightning_recon.defenses.frozen_layers import FrozenLayers
 from lightning_recon.defenses.gaussian import GaussianNoise
 from lightning_recon.defenses.hybrid import Hybrid
 from lightning_recon.defenses.laplace import Laplace
@@ -34,6 +35,7 @@ __all__ = [
     "DPSGDNoise",
     "Defense",
     "Duchi",
+    "FrozenLayers",
     "GaussianNoise",
     "Hybrid",
     "Laplace",

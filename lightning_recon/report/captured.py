@@ -34,7 +34,8 @@ _ADVICE = {
     "noise": (
         "Only clipping with enough noise behind it gives a guarantee: DP-SGD on the client, or "
         "clipping and Gaussian noise on its update, with the noise calibrated exactly. "
-        "python cli.py lint tells what a configuration really guarantees (docs/lint.md); "
+        "python cli.py lint tells what a configuration really guarantees (docs/lint.md), and "
+        "python cli.py recommend which defense of a list costs least accuracy (docs/defend.md); "
         "docs/privacy.md has what epsilon means here."
     ),
     "look": (

@@ -61,6 +61,8 @@ class Series(NamedTuple):
     high: Sequence[float] = ()
     number: int = 0
     """Of its look; see the module."""
+    is_path: bool = False
+    """Whether it is a line without markers, whatever the others of the chart are."""
 
 
 class Panel(NamedTuple):
@@ -230,9 +232,12 @@ def along(
     legend = []  # of what the panels do not name themselves
     if not all(one.label in panel.label for panel in split for one in panel.series):
         named = {one.number: one.label for panel in panels for one in panel.series}
-        looks = {"has_point": has_points, "has_line": is_joined}
+        paths = {one.number for panel in panels for one in panel.series if one.is_path}
         numbers = sorted(named, key=lambda number: (number < 0, abs(number)))
-        legend += [(_sample(number, **looks), named[number]) for number in numbers]
+        for number in numbers:
+            is_path = number in paths
+            looks = {"has_point": has_points and not is_path, "has_line": is_joined or is_path}
+            legend.append((_sample(number, **looks), named[number]))
     for mark in dict.fromkeys(mark._replace(value=0.0) for panel in panels for mark in panel.marks):
         words = mark.label
         if len(split) == 1:  # else it may be another in each panel
@@ -274,12 +279,12 @@ def _lines(
         parts.append(line.format(_dashes(mark.number), *ends, mark.label, _short(mark.value)))
     for one in panel.series:
         points = list(zip(one.x, one.y, strict=True))
-        if is_joined:
+        if is_joined or one.is_path:
             path = " ".join(f"{x(a)},{y(b)}" for a, b in points)
             kind = "line" if has_points else "line thin"
             line = Markup('<polyline class="{} {}" points="{}"><title>{}</title></polyline>')
             parts.append(line.format(kind, _classes(one.number), path, one.label))
-        if has_points:
+        if has_points and not one.is_path:
             parts += [
                 _point(x(a), y(b), one.number, f"{one.label}: {_short(b)} at {_short(a)}")
                 for a, b in points

@@ -63,28 +63,60 @@ def read_cells(path: Path) -> list[Cell]:
         InputError: if the file or one it names cannot be read, or a key leads nowhere.
     """
     content = read_yaml(path)
-    unknown = set(content) - set(_KEYS)
-    if unknown or not isinstance(content.get("axes"), Mapping) or not content["axes"]:
-        wrong = "no axes; a sweep has base, axes, and maybe set and trainer"
-        for name in sorted(map(str, unknown)):
-            wrong = f"there is no key {name}{instead(name, _KEYS)}"
-        raise InputError(f"{path}: {wrong}")
+    check_keys(path, content, _KEYS)
+    if not isinstance(content.get("axes"), Mapping) or not content["axes"]:
+        raise InputError(f"{path}: no axes; a sweep has base, axes, and maybe set and trainer")
+    return product(path, content, content["axes"])
+
+
+def check_keys(path: Path, content: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Make sure that a file has no key that nobody reads, and holds keys where it should.
+
+    Args:
+        path: of the file.
+        content: of the file.
+        known: its keys.
+
+    Raises:
+        InputError: naming the first key that is wrong.
+    """
+    for name in sorted(map(str, set(content) - set(known))):
+        raise InputError(f"{path}: there is no key {name}{instead(name, known)}")
     for name in ("set", "trainer"):
         if not isinstance(content.get(name) or {}, Mapping):
             raise InputError(f"{path}: {name} must hold keys and values")
-    axes = [_options(path, name, axis) for name, axis in content["axes"].items()]
+
+
+def product(
+    path: Path,
+    content: Mapping[str, Any],
+    axes: Mapping[str, Any],
+    sections: Sequence[str] = SECTIONS,
+) -> list[Cell]:
+    """Return the product of some axes, the last one running fastest.
+
+    Args:
+        path: of the file that they stand in.
+        content: of the file: ``base`` and ``set``.
+        axes: by name.
+        sections: of a configuration, that keys may lead into.
+
+    Raises:
+        InputError: if a file cannot be read, or a key leads nowhere.
+    """
     cells = []
-    for combination in itertools.product(*axes):
+    options = [_options(path, name, axis) for name, axis in axes.items()]
+    for combination in itertools.product(*options):
         labels, changes = {}, dict(content.get("set") or {})
         for name, label, change in combination:
             labels[name] = label
             changes |= change
         base = changes.pop("config", content.get("base"))
         if base is None:
-            raise InputError(f"{path}: give base, the configuration that the sweep starts from")
+            raise InputError(f"{path}: give base, the configuration that the cells start from")
         config = read_yaml(path.parent / str(base))
         for key, value in changes.items():
-            _set(config, str(key), copy.deepcopy(value), path)
+            _set(config, str(key), copy.deepcopy(value), path, sections)
         check_seeds(config, str(path))
         cells.append(Cell(labels, config))
     return cells
@@ -164,12 +196,12 @@ def _precision(name: str, value: Any) -> str:
     return "None" if is_full else str(value)
 
 
-def _set(config: dict[str, Any], key: str, value: Any, path: Path) -> None:
+def _set(config: dict[str, Any], key: str, value: Any, path: Path, sections: Sequence[str]) -> None:
     """Set the value at a dotted key in place; numbers count entries of lists."""
     *parents, last = key.split(".")
-    if [*parents, last][0] not in SECTIONS:
+    if [*parents, last][0] not in sections:
         raise InputError(
-            f"{path}: {key} would change nothing: a cell has {', '.join(SECTIONS)}, and the "
+            f"{path}: {key} would change nothing: a cell has {', '.join(sections)}, and the "
             "sweep one trainer"
         )
     place: Any = config

@@ -4,13 +4,11 @@ What a sweep's YAML holds stands in :mod:`lightning_recon.runs.cells`.  Every pa
 client is one item, and the items are spread over the devices; each is on disk once it is done.
 """
 
-import argparse
 import copy
-import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +31,9 @@ from lightning_recon.audit.records import (
 from lightning_recon.audit.results import Results, view
 from lightning_recon.data import ClientDataModule
 from lightning_recon.data.sharing import ClientLoader, share_clients
-from lightning_recon.documents import read_yaml as read_stored_yaml
-from lightning_recon.errors import InputError, input_error_in, instead, program
+from lightning_recon.errors import InputError, input_error_in
 from lightning_recon.federation import Federation
-from lightning_recon.files import expanded, write_atomically, write_csv, write_json
+from lightning_recon.files import write_atomically, write_csv, write_json
 from lightning_recon.observation import Observation
 from lightning_recon.report import write_sweep_report
 from lightning_recon.report.plot import write_sweep_figure
@@ -44,31 +41,21 @@ from lightning_recon.report.sweep import sweep_findings
 from lightning_recon.report.terminal import print_findings, print_outputs
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.callback import Audit
+from lightning_recon.runs.cell_command import about, check_cells, in_folder, trainer_of
 from lightning_recon.runs.cells import (
     SECTIONS,
     Cell,
     check_trainers,
     description,
     read_cells,
-    read_yaml,
 )
-from lightning_recon.runs.claiming import Holding, claimed, held, is_first_process
+from lightning_recon.runs.claiming import Holding
 from lightning_recon.runs.command import command_line
-from lightning_recon.runs.making import RunParser, making
-from lightning_recon.runs.places import check_devices
-from lightning_recon.runs.progress import with_progress
+from lightning_recon.runs.making import RunParser
 from lightning_recon.runs.refusals import explain
-from lightning_recon.runs.results import summarise, versions
+from lightning_recon.runs.results import summarise
 from lightning_recon.runs.stopping import Stopping
 
-_TRAINER_DEFAULTS: dict[str, Any] = {
-    "devices": 1,
-    "logger": False,
-    "use_distributed_sampler": False,
-    "inference_mode": False,
-    "enable_checkpointing": False,
-    "enable_model_summary": False,
-}
 _OUTPUTS = ("report.html", "figure.png", "results.csv", "records", "sweep.yaml", "run.json")
 
 
@@ -114,6 +101,9 @@ class Sweep(LightningModule):
         folder: that records are written to.
     """
 
+    sections: tuple[str, ...] = SECTIONS
+    """What is made of a cell's configuration."""
+
     def __init__(self, cells: Sequence[Cell], folder: Path) -> None:
         super().__init__()
         self.cells = list(cells)
@@ -121,10 +111,10 @@ class Sweep(LightningModule):
         text = json.dumps(description(cells), sort_keys=True, default=str)
         self.origin = Origin(hash_of(text.encode()))
         """What the records say that they belong to."""
-        self.parser = cell_parser()
+        self.parser = self.make_parser()
         self.parsed = []
         for cell in self.cells:
-            known = {name: cell.config[name] for name in SECTIONS if name in cell.config}
+            known = {name: cell.config[name] for name in self.sections if name in cell.config}
             # the parser writes into what it is given
             with _in_cell(cell):
                 parsed = self.parser.parse_object(copy.deepcopy(known))
@@ -140,6 +130,15 @@ class Sweep(LightningModule):
         """Told how far the attack is; set by who shows progress."""
         self.doing = ""
         """Cell and client in hand, for people."""
+
+    def make_parser(self) -> RunParser:
+        """Return the parser of a cell's configuration."""
+        return cell_parser()
+
+    @property
+    def num_items(self) -> int:
+        """How many items a whole run has."""
+        return len(self.items)
 
     def on_test_start(self) -> None:
         """Agree on the folder: processes that started at different times would not."""
@@ -185,7 +184,10 @@ class Sweep(LightningModule):
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Attack one client of one cell; ``batch`` is the item's number."""
-        item = int(batch)
+        self.keep(self.attack_item(int(batch)))
+
+    def attack_item(self, item: int) -> ClientRecord:
+        """Return the record of one client of one cell, which has the item's number."""
         number, client = self.items[item]
         clients = self.parsed[number].data.init_args.num_clients
         self.doing = f"cell {number + 1} of {len(self.cells)}, client {client + 1} of {clients}"
@@ -194,10 +196,14 @@ class Sweep(LightningModule):
         started = time.monotonic()
         outcome = attack.attempt(attack.attack_client, client)
         record, _ = auditor.audit(attack, client, outcome, time.monotonic() - started)
+        return record._replace(client=item)
+
+    def keep(self, record: ClientRecord) -> None:
+        """Put the record of an item on disk, which it has the number of."""
         path = self.folder / "sweep.yaml"
         if not path.exists():  # before what cannot be resumed without it
             write_atomically(path, yaml.safe_dump(description(self.cells), sort_keys=False))
-        append_record(self.folder, self.global_rank, record._replace(client=item), self.origin)
+        append_record(self.folder, self.global_rank, record, self.origin)
 
     def estimate_seconds(self, number: int) -> float:
         """Return about how long one client of a cell takes, from one measured iteration."""
@@ -225,7 +231,7 @@ class _Items(LightningDataModule):
         """This process' share."""
         assert self.trainer is not None
         return share_clients(
-            len(self.sweep.items), self.completed, self.trainer.global_rank, self.trainer.world_size
+            self.sweep.num_items, self.completed, self.trainer.global_rank, self.trainer.world_size
         )
 
 
@@ -294,26 +300,24 @@ def run_sweep(
         InputError: if the configuration cannot be used, or is not that of the resumed sweep.
     """
     cells = read_cells(config)
-    if resume is not None:
-        _check_same(cells, config, resume)
-    root = Path("lightning_logs", folder_name(config))
     if options is not None:
         check_trainers(cells, options)
+    root = Path("lightning_logs", folder_name(config))
     if is_dry_run:
-        _list_cells(Sweep(cells, root), trainer)
-        return None
-    with ExitStack() as stack:
-        folder = root if resume is None else resume
-        if is_first_process():  # the others are told
-            if resume is not None:
-                stack.enter_context(held(resume))
-            else:
-                folder = root / stack.enter_context(claimed([root]))
-        sweep = Sweep(cells, folder)
-        records = []
         if resume is not None:
-            records = read_records(resume, sweep.origin, len(sweep.items))
-        _run(sweep, config, trainer, {record.client for record in records})
+            check_cells(cells, config, resume)
+        list_cells(Sweep(cells, root), trainer)
+        return None
+    with in_folder(cells, config, root, resume) as folder:
+        sweep = Sweep(cells, folder)
+        run_items(sweep, ["sweep", "--config", str(config)], trainer, resume)
+        if trainer.is_global_zero:
+            records = read_records(sweep.folder, sweep.origin, sweep.num_items)
+            table = write_results(sweep, records)
+            write_json(sweep.folder / "run.json", about(len(records), sweep.num_items))
+            write_sweep_report(sweep.folder)
+            write_sweep_figure(sweep.folder / "figure.png", table, list(sweep.cells[0].labels))
+            _print_table(sweep, table)
     return folder
 
 
@@ -322,33 +326,24 @@ def _folder(trainer: Trainer) -> Path:
     return Path(trainer.strategy.broadcast(str(trainer.lightning_module.folder)))
 
 
-def _going_on(config: Path, folder: Path) -> str | None:
-    """Return the command line that goes on with a sweep; None if nothing of it is kept."""
-    if not (folder / "records").is_dir():
-        return None
-    words = ["sweep", "--config", str(config), "--resume", str(folder)]
-    return command_line(words)
+def run_items(sweep: Sweep, words: Sequence[str], trainer: Trainer, resume: Path | None) -> None:
+    """Do the items that are not done yet, each on disk once it is.
 
+    Args:
+        sweep: with its folder.
+        words: of the command line that begins such a sweep anew; with ``--resume`` it goes on.
+        trainer: without a logger.
+        resume: the folder of a sweep that was interrupted; null: nothing is done.
+    """
 
-def _run(sweep: Sweep, config: Path, trainer: Trainer, completed: set[int]) -> None:
-    """Attack the clients that are not completed, and write the results."""
-    stopping = Stopping(lambda folder: _going_on(config, folder), _folder)
-    trainer.callbacks += [Holding(_folder), stopping]  # type: ignore[attr-defined]
-    trainer.test(sweep, _Items(sweep, completed), verbose=False)
+    def going_on(folder: Path) -> str | None:
+        is_kept = (folder / "records").is_dir()
+        return command_line([*words, "--resume", str(folder)]) if is_kept else None
+
+    done = [] if resume is None else read_records(resume, sweep.origin, sweep.num_items)
+    trainer.callbacks += [Holding(_folder), Stopping(going_on, _folder)]  # type: ignore[attr-defined]
+    trainer.test(sweep, _Items(sweep, {record.client for record in done}), verbose=False)
     trainer.strategy.barrier()
-    if trainer.is_global_zero:
-        records = read_records(sweep.folder, sweep.origin, len(sweep.items))
-        table = write_results(sweep, records)
-        about = {
-            "command": command_line(),
-            "versions": versions(),
-            "num_clients": len(records),
-            "num_clients_planned": len(sweep.items),
-        }
-        write_json(sweep.folder / "run.json", about)
-        write_sweep_report(sweep.folder)
-        write_sweep_figure(sweep.folder / "figure.png", table, list(sweep.cells[0].labels))
-        _print_table(sweep, table)
 
 
 def folder_name(config: Path) -> str:
@@ -357,15 +352,7 @@ def folder_name(config: Path) -> str:
     return name if name == "sweep" or name.startswith("sweep_") else f"sweep_{name}"
 
 
-def _check_same(cells: Sequence[Cell], config: Path, resume: Path) -> None:
-    path = resume.absolute() / "sweep.yaml"
-    if not path.is_file():
-        raise InputError(f"{path} is missing: {resume} is no sweep to resume")
-    if read_stored_yaml(path) != description(cells):
-        raise InputError(f"{path} lists other cells than {config}; run the sweep anew")
-
-
-def _list_cells(sweep: Sweep, trainer: Trainer) -> None:
+def list_cells(sweep: Sweep, trainer: Trainer) -> None:
     """Print every cell with the time it will take."""
     sweep.trainer = trainer
     sweep.to(trainer.strategy.root_device)
@@ -416,45 +403,6 @@ def main(args: Sequence[str]) -> int:
     Raises:
         InputError: see :func:`run_sweep`.
     """
-    parser = RunParser(
-        prog=f"{program()} sweep", description="Run the product of some axes.", exit_on_error=False
-    )
-    parser.add_argument("--config", type=Path, required=True, help="the sweep's YAML")
-    parser.add_argument("--resume", type=Path | None, help="folder of an interrupted sweep")
-    parser.add_argument("--dry-run", action="store_true", help="list the cells and their time")
-    parser.add_class_arguments(Trainer, "trainer", instantiate=False)
-    parser.set_defaults({f"trainer.{name}": value for name, value in _TRAINER_DEFAULTS.items()})
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config")
-    found = finder.parse_known_args(list(args))[0].config
-    if found:  # what the file says stands behind what the command line says
-        section = read_yaml(expanded(found)).get("trainer")
-        values = dict(section) if isinstance(section, Mapping) else {}
-        options = inspect.signature(Trainer).parameters
-        for name in values:
-            if name not in options:
-                meant = instead(name, options)
-                raise InputError(f"{found}: trainer: there is no option {name}{meant}")
-        parser.set_defaults({f"trainer.{name}": value for name, value in values.items()})
-    config = parser.parse_args(list(args))
-    check_named(config, Attack, ClientDataModule)
-    parser.says_where(config)
-    options = parser.instantiate_classes(config).trainer.as_dict()
-    if options.get("default_root_dir") not in (None, "."):
-        raise InputError(
-            "trainer.default_root_dir: a sweep writes below lightning_logs of the folder that it "
-            "is started in; leave the option out, and change the folder"
-        )
-    with making("trainer", options):
-        trainer = Trainer(**{**options, "callbacks": with_progress(options)})
-    check_devices(trainer)
-    device = trainer.strategy.root_device.type  # what "auto" has come to
-    options["accelerator"] = {"cuda": "gpu"}.get(device, device)
-    run_sweep(
-        expanded(str(config.config)),
-        trainer,
-        None if config.resume is None else expanded(str(config.resume)),
-        is_dry_run=config.dry_run,
-        options=options,
-    )
+    config, trainer, options = trainer_of(args, "sweep", "Run the product of some axes.")
+    run_sweep(config.config, trainer, config.resume, is_dry_run=config.dry_run, options=options)
     return 0
