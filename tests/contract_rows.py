@@ -60,6 +60,7 @@ ATTACKS = {
     "InvertingGradients": on(attacks.InvertingGradients, iterations=2),
     "LDPAttack": on(attacks.LDPAttack, num_bins=64, iterations=2),
     "LinearLayerInversion": on(attacks.LinearLayerInversion, READABLE["linear"]),
+    "Loki": on(attacks.Loki),
     "ModernInvertingGradients": on(attacks.ModernInvertingGradients, iterations=2),
     "MultiScale": on(attacks.MultiScale, num_scales=2, iterations=2),
     "RGAP": on(attacks.RGAP, READABLE["convolutions"]),

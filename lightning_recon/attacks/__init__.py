@@ -16,6 +16,7 @@ from lightning_recon.attacks.idlg import IDLG
 from lightning_recon.attacks.inverting_gradients import InvertingGradients
 from lightning_recon.attacks.ldp import LDPAttack
 from lightning_recon.attacks.linear_layer import LinearLayerInversion
+from lightning_recon.attacks.loki import Loki
 from lightning_recon.attacks.modern import ModernInvertingGradients
 from lightning_recon.attacks.multi_scale import MultiScale
 from lightning_recon.attacks.optimization import OptimizationAttack
@@ -43,6 +44,7 @@ __all__ = [
     "InvertingGradients",
     "LDPAttack",
     "LinearLayerInversion",
+    "Loki",
     "ModernInvertingGradients",
     "MultiScale",
     "OptimizationAttack",
