@@ -66,6 +66,7 @@ ATTACKS = {
     "RGAP": on(attacks.RGAP, READABLE["convolutions"]),
     "ROGAttack": on(attacks.ROGAttack, iterations=2),
     "RobbingTheFed": on(attacks.RobbingTheFed, num_bins=64),
+    "ScaleMIA": on(attacks.ScaleMIA, READABLE["pools"], decoder_steps=2),
     "SolitonBiases": on(attacks.SolitonBiases, READABLE["linear"]),
     "SpectralLDPAttack": on(attacks.SpectralLDPAttack, num_bins=64, shrinkage_steps=2),
 }

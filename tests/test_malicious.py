@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from lightning_recon.attacks import Loki, RobbingTheFed
+from lightning_recon.attacks import Loki, RobbingTheFed, ScaleMIA
+from lightning_recon.attacks.features.linear_stack import run_features
 from lightning_recon.audit.scores import exact_pairs
 from lightning_recon.clients import Aggregate, FedAvg, FedSGD
 from lightning_recon.errors import InputError
-from lightning_recon.targets import LeNet
+from lightning_recon.targets import LeNet, ROGLeNet
 from lightning_recon.updates import DataSpec, PrivateBatch
 
 SIZE, CLASSES = 8, 10
@@ -15,11 +17,12 @@ SHAPE = (3, SIZE, SIZE)
 
 
 def pictures(number, seed=0):
-    """Images of 8 bits and of all brightnesses."""
+    """Smooth images of 8 bits and of all brightnesses."""
     generator = torch.Generator().manual_seed(seed)
     light = 0.5 + 0.6 * (torch.rand(number, 1, 1, 1, generator=generator) - 0.5)
-    images = (light + 0.2 * torch.randn(number, *SHAPE, generator=generator)).clamp(0, 1)
-    return (255 * images).round() / 255
+    rough = 0.2 * torch.randn(number, 3, 3, 3, generator=generator)
+    images = light + F.interpolate(rough, SHAPE[1:], mode="bilinear")
+    return (255 * images.clamp(0, 1)).round() / 255
 
 
 def batch_of(number, seed=0):
@@ -101,3 +104,65 @@ class TestLoki:
         wide = Loki(lenet(), Aggregate(FedSGD(), 2**10), num_bins=2**11)
         with pytest.raises(InputError, match="num_bins times clients"):
             wide.bind(DataSpec(SHAPE, CLASSES, 2**10), pictures(4))
+
+
+def rog_lenet(**settings):
+    return ROGLeNet(CLASSES, SIZE, **{"num_features": 512, "bias": True, **settings})
+
+
+class TestScaleMIA:
+    def test_latent_vectors_come_back_through_a_sum(self):
+        batch = batch_of(16)
+        attack = ScaleMIA(rog_lenet(), Aggregate(FedSGD(), 4), kernel_size=1, decoder_steps=0)
+        seen, found = attacked(attack, batch)
+        with torch.no_grad():
+            true = run_features(attack.target, attack.stack, batch.images)
+        latent, score = attack.read_latent(seen)
+        error = torch.cdist(true, latent).amin(1) / true.norm(dim=1)
+        assert int((error < 1e-3).sum()) >= 11
+        assert 11 <= len(found.images) <= 16
+        assert (score.diff() >= 0).all()
+        nearest = torch.cdist(batch.images.flatten(1), found.images.flatten(1))
+        grey = (batch.images - pictures(200, 1).mean(0)).flatten(1).norm(dim=1)
+        assert nearest.amin(1).median() < 0.6 * grey.median()
+
+    def test_a_vector_of_two_samples_falls_out_of_its_bin(self):
+        attack = ScaleMIA(rog_lenet(num_features=8), kernel_size=1, decoder_steps=0)
+        seen, found = attacked(attack, batch_of(16))
+        latent, score = attack.read_latent(seen)
+        with torch.no_grad():
+            true = run_features(attack.target, attack.stack, batch_of(16).images)
+        is_one = torch.cdist(latent, true).amin(1) < 1e-3 * latent.norm(dim=1)
+        assert score[~is_one].sum() > 0
+        assert not score[is_one].any()
+        assert len(found.images) == len(latent)
+
+    def test_convolutions_stay_as_they_are(self):
+        attack = ScaleMIA(rog_lenet(), kernel_size=1, decoder_steps=0)
+        seen, _ = attacked(attack, batch_of(4))
+        sent, own = seen.payload.state_dict(), attack.target.state_dict()
+        changed = {name for name in own if not torch.equal(own[name], sent[name])}
+        assert changed == {"hidden.weight", "hidden.bias", "classifier.weight"}
+
+    def test_nothing_sent_is_nothing_found(self):
+        attack = ScaleMIA(rog_lenet(), kernel_size=1, decoder_steps=0)
+        attacked(attack, batch_of(4))
+        noise = attack.federation.play_noise(torch.zeros(4, dtype=torch.int64), 0)
+        assert len(attack.reconstruct(noise).images) == 0
+
+    @pytest.mark.parametrize(
+        ("target", "words"),
+        [
+            (lenet, "one linear layer"),
+            (lambda: rog_lenet(bias=False), "no bias"),
+        ],
+    )
+    def test_a_target_without_room_for_bins(self, target, words):
+        with pytest.raises(InputError, match=words):
+            attacked(ScaleMIA(target()), batch_of(4))
+
+    def test_settings_and_public_images(self):
+        with pytest.raises(InputError, match="odd"):
+            ScaleMIA(rog_lenet(), kernel_size=4)
+        with pytest.raises(InputError, match="num_public"):
+            ScaleMIA(rog_lenet()).bind(DataSpec(SHAPE, CLASSES, 4), pictures(3))

@@ -23,6 +23,7 @@ from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.attacks.r_gap import RGAP
 from lightning_recon.attacks.robbing_the_fed import RobbingTheFed
 from lightning_recon.attacks.rog import ROGAttack
+from lightning_recon.attacks.scale_mia import ScaleMIA
 from lightning_recon.attacks.soliton_biases import SolitonBiases
 from lightning_recon.attacks.spectral import SpectralLDPAttack
 
@@ -50,6 +51,7 @@ __all__ = [
     "OptimizationAttack",
     "ROGAttack",
     "RobbingTheFed",
+    "ScaleMIA",
     "SolitonBiases",
     "SpectralLDPAttack",
 ]
