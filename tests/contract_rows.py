@@ -54,6 +54,7 @@ ATTACKS = {
     "FeatureInversionAttack": on(
         attacks.FeatureInversionAttack, READABLE["linear end"], kernel_size=3, **QUICK
     ),
+    "Fishing": on(attacks.Fishing, iterations=2),
     "GaussNewtonInversion": on(attacks.GaussNewtonInversion, iterations=2),
     "GradInversion": on(attacks.GradInversion, num_restarts=2, iterations=2),
     "IDLG": on(attacks.IDLG, iterations=2, optimizer=lbfgs),
@@ -61,6 +62,7 @@ ATTACKS = {
     "LDPAttack": on(attacks.LDPAttack, num_bins=64, iterations=2),
     "LinearLayerInversion": on(attacks.LinearLayerInversion, READABLE["linear"]),
     "Loki": on(attacks.Loki),
+    "ModelInconsistency": on(attacks.ModelInconsistency, READABLE["linear"]),
     "ModernInvertingGradients": on(attacks.ModernInvertingGradients, iterations=2),
     "MultiScale": on(attacks.MultiScale, num_scales=2, iterations=2),
     "RGAP": on(attacks.RGAP, READABLE["convolutions"]),
@@ -74,7 +76,7 @@ SINGLE = {"APRIL", "IDLG", "RGAP"}
 """Those that read updates of one sample."""
 UNCOUNTED = {
     *("AnnealedInversion", "FeatureInversionAttack", "GradInversion", "IDLG"),
-    *("GaussNewtonInversion", "InvertingGradients"),
+    *("Fishing", "GaussNewtonInversion", "InvertingGradients"),
     *("ModernInvertingGradients", "MultiScale", "ROGAttack"),
 }
 """Those to which the number of samples need not be granted."""

@@ -4,12 +4,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_recon.attacks import Loki, RobbingTheFed, ScaleMIA
+from lightning_recon.attacks import (
+    ExactInversion,
+    Fishing,
+    Loki,
+    ModelInconsistency,
+    RobbingTheFed,
+    ScaleMIA,
+)
 from lightning_recon.attacks.features.linear_stack import run_features
 from lightning_recon.audit.scores import exact_pairs
 from lightning_recon.clients import Aggregate, FedAvg, FedSGD
 from lightning_recon.errors import InputError
-from lightning_recon.targets import LeNet, ROGLeNet
+from lightning_recon.observation import Mark
+from lightning_recon.targets import MLP, LeNet, ROGLeNet
 from lightning_recon.updates import DataSpec, PrivateBatch
 
 SIZE, CLASSES = 8, 10
@@ -166,3 +174,107 @@ class TestScaleMIA:
             ScaleMIA(rog_lenet(), kernel_size=4)
         with pytest.raises(InputError, match="num_public"):
             ScaleMIA(rog_lenet()).bind(DataSpec(SHAPE, CLASSES, 4), pictures(3))
+
+
+def below(attack, seen):
+    """What was observed of the layers below the last one, as one vector."""
+    return torch.cat(
+        [part.flatten() for name, part in seen.update.items() if name not in attack.last]
+    )
+
+
+def share_of(batch, places):
+    return PrivateBatch(*(part[places] for part in batch))
+
+
+class TestFishing:
+    @pytest.mark.parametrize("client", [FedSGD, lambda: Aggregate(FedSGD(), 4)])
+    def test_one_sample_of_a_class_is_all_that_is_left_of_a_batch(self, client):
+        batch = batch_of(32)._replace(labels=torch.tensor([3] + 31 * [5]))
+        attack = Fishing(lenet(), client=client(), target_class=3, iterations=2)
+        seen, found = attacked(attack, batch)
+        alone = Fishing(lenet(), target_class=3, iterations=2)
+        single, _ = attacked(alone, share_of(batch, slice(1)))
+        torch.testing.assert_close(32 * below(attack, seen), below(alone, single))
+        assert found.labels.tolist() == [3]
+        assert found.images.shape == (1, *SHAPE)
+
+    def test_an_honest_layer_mixes_them(self):
+        batch = batch_of(32)._replace(labels=torch.tensor([3] + 31 * [5]))
+        attack = Fishing(lenet(), target_class=5, iterations=2)  # the class of all others
+        seen, _ = attacked(attack, batch)
+        single = attack.federation.play(share_of(batch, slice(1, 2)), 0)
+        one, all_of_them = below(attack, single), below(attack, seen)
+        assert not torch.allclose(one * all_of_them.norm() / one.norm(), all_of_them, rtol=0.01)
+
+    def test_of_one_class_the_furthest_along_a_row_outweighs_the_others(self):
+        shares = []
+        for seed in range(6):
+            batch = batch_of(16, seed)._replace(labels=torch.full((16,), 2))
+            attack = Fishing(lenet(), fish="feature", target_class=2, iterations=1)
+            seen, _ = attacked(attack, batch)
+            with torch.no_grad():
+                doubt = 1 - seen.payload.double()(batch.images.double()).softmax(1)[:, 2]
+            shares.append(float(doubt.max() / doubt.sum()))
+        assert sum(share > 0.8 for share in shares) >= 3  # by chance a sample has 1 / 16
+
+    def test_the_single_image_comes_back(self):
+        batch = batch_of(16)._replace(labels=torch.tensor([3] + 15 * [5]))
+        attack = Fishing(lenet(), target_class=3, iterations=150)
+        _, found = attacked(attack, batch)
+        error = (batch.images - found.images).square().mean((1, 2, 3))
+        assert int(error.argmin()) == 0
+        assert error[0] < 0.5 * error[1:].min()
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"target_class": CLASSES}, "target_class"),
+            ({"fish": "both"}, "class or feature"),
+            ({"num_samples": 1}, "num_samples"),
+        ],
+    )
+    def test_settings_out_of_range(self, settings, words):
+        with pytest.raises(InputError, match=words):
+            Fishing(lenet(), **settings)
+
+    def test_a_last_layer_without_a_bias(self):
+        with pytest.raises(InputError, match="no bias"):
+            attacked(Fishing(rog_lenet(bias=False)), batch_of(4))
+
+
+def mlp(**settings):
+    return MLP(CLASSES, SIZE, (200,), first_std=0.5, **settings)
+
+
+class TestModelInconsistency:
+    @pytest.mark.parametrize("place", [0, 4])
+    def test_one_client_of_a_round_is_read_as_if_alone(self, place):
+        batch = batch_of(40)
+        attack = ModelInconsistency(mlp(), Aggregate(FedSGD(), 5), place=place)
+        seen, found = attacked(attack, batch)
+        own = batch.images.chunk(5)[place]
+        others = torch.cat([part for at, part in enumerate(batch.images.chunk(5)) if at != place])
+        assert found.marks.count(Mark.CERTIFIED) == num_exact(found.images, own) == 8
+        assert num_exact(found.images, others) == 0
+        alone = ModelInconsistency(mlp())
+        single, _ = attacked(alone, share_of(batch, slice(8 * place, 8 * place + 8)))
+        for name in ("model.layers.1.weight", "model.layers.1.bias"):
+            torch.testing.assert_close(5 * seen.update[name], single.update[name])
+
+    def test_an_honest_sum_mixes_them(self):
+        batch = batch_of(40)
+        _, found = attacked(ExactInversion(mlp(), Aggregate(FedSGD(), 5)), batch)
+        assert num_exact(found.images, batch.images[:8]) < 8
+
+    def test_nothing_sent_is_nothing_found(self):
+        attack = ModelInconsistency(mlp(), Aggregate(FedSGD(), 2))
+        attacked(attack, batch_of(8))
+        noise = attack.federation.play_noise(torch.zeros(8, dtype=torch.int64), 0)
+        assert len(attack.reconstruct(noise).images) == 0
+
+    def test_what_cannot_be_silenced(self):
+        with pytest.raises(InputError, match="no ReLU"):
+            attacked(ModelInconsistency(mlp(activation="sigmoid")), batch_of(4))
+        with pytest.raises(InputError, match="place"):
+            ModelInconsistency(mlp(), Aggregate(FedSGD(), 2), place=2)

@@ -9,6 +9,7 @@ from lightning_recon.attacks.curious_abandon_honesty import CuriousAbandonHonest
 from lightning_recon.attacks.dlg import DLG
 from lightning_recon.attacks.exact import ExactInversion
 from lightning_recon.attacks.feature_inversion import FeatureInversionAttack
+from lightning_recon.attacks.fishing import Fishing
 from lightning_recon.attacks.gauss_newton_inversion import GaussNewtonInversion
 from lightning_recon.attacks.grad_inversion import GradInversion
 from lightning_recon.attacks.gradient_matching import GradientMatching
@@ -17,6 +18,7 @@ from lightning_recon.attacks.inverting_gradients import InvertingGradients
 from lightning_recon.attacks.ldp import LDPAttack
 from lightning_recon.attacks.linear_layer import LinearLayerInversion
 from lightning_recon.attacks.loki import Loki
+from lightning_recon.attacks.model_inconsistency import ModelInconsistency
 from lightning_recon.attacks.modern import ModernInvertingGradients
 from lightning_recon.attacks.multi_scale import MultiScale
 from lightning_recon.attacks.optimization import OptimizationAttack
@@ -39,6 +41,7 @@ __all__ = [
     "CuriousAbandonHonesty",
     "ExactInversion",
     "FeatureInversionAttack",
+    "Fishing",
     "GaussNewtonInversion",
     "GradInversion",
     "GradientMatching",
@@ -46,6 +49,7 @@ __all__ = [
     "LDPAttack",
     "LinearLayerInversion",
     "Loki",
+    "ModelInconsistency",
     "ModernInvertingGradients",
     "MultiScale",
     "OptimizationAttack",
