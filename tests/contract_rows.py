@@ -54,17 +54,21 @@ ATTACKS = {
     "FeatureInversionAttack": on(
         attacks.FeatureInversionAttack, READABLE["linear end"], kernel_size=3, **QUICK
     ),
+    "Fishing": on(attacks.Fishing, iterations=2),
     "GaussNewtonInversion": on(attacks.GaussNewtonInversion, iterations=2),
     "GradInversion": on(attacks.GradInversion, num_restarts=2, iterations=2),
     "IDLG": on(attacks.IDLG, iterations=2, optimizer=lbfgs),
     "InvertingGradients": on(attacks.InvertingGradients, iterations=2),
     "LDPAttack": on(attacks.LDPAttack, num_bins=64, iterations=2),
     "LinearLayerInversion": on(attacks.LinearLayerInversion, READABLE["linear"]),
+    "Loki": on(attacks.Loki),
+    "ModelInconsistency": on(attacks.ModelInconsistency, READABLE["linear"]),
     "ModernInvertingGradients": on(attacks.ModernInvertingGradients, iterations=2),
     "MultiScale": on(attacks.MultiScale, num_scales=2, iterations=2),
     "RGAP": on(attacks.RGAP, READABLE["convolutions"]),
     "ROGAttack": on(attacks.ROGAttack, iterations=2),
     "RobbingTheFed": on(attacks.RobbingTheFed, num_bins=64),
+    "ScaleMIA": on(attacks.ScaleMIA, READABLE["pools"], decoder_steps=2),
     "SolitonBiases": on(attacks.SolitonBiases, READABLE["linear"]),
     "SpectralLDPAttack": on(attacks.SpectralLDPAttack, num_bins=64, shrinkage_steps=2),
 }
@@ -72,7 +76,7 @@ SINGLE = {"APRIL", "IDLG", "RGAP"}
 """Those that read updates of one sample."""
 UNCOUNTED = {
     *("AnnealedInversion", "FeatureInversionAttack", "GradInversion", "IDLG"),
-    *("GaussNewtonInversion", "InvertingGradients"),
+    *("Fishing", "GaussNewtonInversion", "InvertingGradients"),
     *("ModernInvertingGradients", "MultiScale", "ROGAttack"),
 }
 """Those to which the number of samples need not be granted."""

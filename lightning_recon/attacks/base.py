@@ -166,6 +166,11 @@ class Attack(LightningModule, ABC):
         """In which clients compute: who writes their code knows it, and results print it."""
         return self.client.mode
 
+    @property
+    def num_clients(self) -> int:
+        """Clients of a round, of whose updates the server sees the mean: it has picked them."""
+        return self.client.num_clients
+
     # --- one client ----------------------------------------------------------------------------
 
     def play(self, client: int, *, noise_only: bool = False) -> Observation:

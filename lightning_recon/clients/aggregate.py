@@ -1,6 +1,6 @@
 """Several clients of whom the server sees the mean update alone."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,30 @@ from lightning_recon.randomness import derive_seed
 from lightning_recon.updates import Buffers, PrivateBatch, Update
 
 
+class ClientPayload(nn.Module, ABC):
+    """A model of which a malicious server sends every client of a round another version.
+
+    All versions have the names and shapes of this one, so that their updates can be summed.
+    Pasquini, Francati, Ateniese, "Eluding Secure Aggregation in Federated Learning via Model
+    Inconsistency", CCS 2022.
+    """
+
+    @abstractmethod
+    def for_client(self, place: int) -> nn.Module:
+        """Return what one client is sent.
+
+        Args:
+            place: of the client in the round, from 0 on.
+        """
+
+
 class Aggregate(WrappedClient):
     """The mean update of several clients, as secure aggregation shows it to the server.
 
     Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS
     2017; the cryptography is not simulated, its result is.  A batch of the data module is shared
     out in order, equally: what an audit calls one client here is a whole round of them.  Defenses
-    act on the mean.
+    act on the mean.  Of a :class:`ClientPayload` each gets its own version.
 
     Args:
         client: the protocol of each.
@@ -56,24 +73,23 @@ class Aggregate(WrappedClient):
         Raises:
             InputError: if the samples cannot be shared out equally.
         """
-        return _mean(
-            [
-                self.client.local_update(loss, parameters, *share, gradient=gradient)
-                for share in zip(self._shares(images), self._shares(labels), strict=True)
-            ]
-        )
+        mean = _Mean()
+        for share in zip(self._shares(images), self._shares(labels), strict=True):
+            mean.add(self.client.local_update(loss, parameters, *share, gradient=gradient))
+        return mean.result()
 
     def run(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> tuple[Update, Buffers]:
         """Return the means of the clients' updates and buffers, each of randomness of its own."""
         shares = zip(*(self._shares(field) for field in batch), strict=True)
-        updates, buffers = zip(
-            *(
-                self.client.run(payload, PrivateBatch(*share), seed=derive_seed(seed, place))
-                for place, share in enumerate(shares)
-            ),
-            strict=True,
-        )
-        return _mean(updates), _mean(buffers)
+        updates, buffers = _Mean(), _Mean()
+        for place, share in enumerate(shares):
+            sent = payload.for_client(place) if isinstance(payload, ClientPayload) else payload
+            update, left = self.client.run(
+                sent, PrivateBatch(*share), seed=derive_seed(seed, place)
+            )
+            updates.add(update)
+            buffers.add(left)
+        return updates.result(), buffers.result()
 
     def _shares(self, field: Tensor) -> list[Tensor]:
         if len(field) % self.num_clients:
@@ -84,9 +100,25 @@ class Aggregate(WrappedClient):
         return list(field.chunk(self.num_clients))
 
 
-def _mean(parts: Sequence[Update]) -> Update:
-    stacks = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
-    return {
-        name: stack.mean(0) if stack.is_floating_point() else stack.double().mean(0).to(stack)
-        for name, stack in stacks.items()
-    }
+class _Mean:
+    """The mean of tensors by name, of which no more than two sets are held."""
+
+    def __init__(self) -> None:
+        self._total: Update = {}
+        self._types: dict[str, torch.dtype] = {}
+        self._count = 0
+
+    def add(self, part: Update) -> None:
+        self._types = {name: one.dtype for name, one in part.items()}
+        part = {
+            name: one if one.is_floating_point() else one.double() for name, one in part.items()
+        }
+        if self._count:
+            part = {name: total + part[name] for name, total in self._total.items()}
+        self._total = part
+        self._count += 1
+
+    def result(self) -> Update:
+        return {
+            name: (total / self._count).to(self._types[name]) for name, total in self._total.items()
+        }

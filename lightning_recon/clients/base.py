@@ -42,6 +42,8 @@ class Client(ABC):
     """The L2 norm to which the client clips the gradient of every sample; None: it does not."""
     weight_decay: float = 0.0
     """So many times its weights a local step adds to its gradient."""
+    num_clients: int = 1
+    """Clients of whose updates the server sees one, the mean."""
 
     def __init__(
         self, label_smoothing: float = 0.0, mode: Literal["train", "eval"] = "train"

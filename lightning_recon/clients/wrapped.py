@@ -24,6 +24,7 @@ class WrappedClient(Client):
         self.protocol = client.protocol
         self.clip_norm = client.clip_norm
         self.weight_decay = client.weight_decay
+        self.num_clients = client.num_clients
 
     @property
     def gradient_scale(self) -> float:

@@ -14,7 +14,7 @@ from lightning_recon.targets.base import Target, load_weights, seeded
 
 
 class ROGLeNet(Target):
-    """Two 5x5 convolutions of 32 and 64 channels and two linear layers without bias.
+    """Two 5x5 convolutions of 32 and 64 channels and two linear layers.
 
     A ReLU and a 2x2 max-pool stand after each convolution; the hidden linear layer has 512
     features and a ReLU.
@@ -24,6 +24,7 @@ class ROGLeNet(Target):
         image_size: height and width of the images, a multiple of 4; the hidden layer depends on it.
         in_channels: channels of the images.
         num_features: of the hidden linear layer.
+        bias: whether the linear layers have one, which they have not in the paper.
         weights: a file with the tensors, or null for random weights drawn from ``seed``.
         seed: of the random weights.
 
@@ -37,6 +38,7 @@ class ROGLeNet(Target):
         image_size: int = 128,
         in_channels: int = 3,
         num_features: int = 512,
+        bias: bool = False,
         weights: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -51,8 +53,8 @@ class ROGLeNet(Target):
                 nn.ReLU(),
                 nn.MaxPool2d(2),
             )
-            self.hidden = nn.Linear(64 * (image_size // 4) ** 2, num_features, bias=False)
-            self.classifier = nn.Linear(num_features, num_classes, bias=False)
+            self.hidden = nn.Linear(64 * (image_size // 4) ** 2, num_features, bias=bias)
+            self.classifier = nn.Linear(num_features, num_classes, bias=bias)
         load_weights(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:

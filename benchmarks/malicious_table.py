@@ -1,0 +1,405 @@
+"""The tables of docs/exact.md on malicious servers, each beside its baseline and null controls.
+
+    python -m benchmarks.malicious_table --root data/cifar10.npz [--parts loki fishing ...]
+
+Rounds hold images of CIFAR-10's test set; what a server may know, its public images, are of the
+training set.  A line appears as it is done; with ``--cache`` what is done is kept, and a run that
+was stopped goes on.  "Exact" is every pixel within half a level.  Of the controls, ``noise`` is
+what is found exactly where the server sees noise of the update's size, ``other`` what it finds of
+images that no client of the round holds.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_recon.attacks import (
+    ExactInversion,
+    Fishing,
+    InvertingGradients,
+    Loki,
+    ModelInconsistency,
+    RobbingTheFed,
+    ScaleMIA,
+)
+from lightning_recon.attacks.base import Attack
+from lightning_recon.attacks.features.linear_stack import run_features
+from lightning_recon.audit.matching import match
+from lightning_recon.audit.scores import exact_pairs
+from lightning_recon.clients import Aggregate, Client, FedAvg, FedSGD
+from lightning_recon.data.arrays import read_npz
+from lightning_recon.functional.image_quality import psnr
+from lightning_recon.observation import Mark, Observation
+from lightning_recon.randomness import make_generator
+from lightning_recon.targets import MLP, LeNet, ROGLeNet, TutorialCNN
+from lightning_recon.updates import DataSpec, PrivateBatch, Update
+
+SHAPE = (3, 32, 32)
+SHARE = 8  # images of a client
+NUM_PUBLIC = 1000
+FOUND = 1e-2  # relative error of a latent vector that counts as found
+Record = dict[str, float]
+
+
+class Images(NamedTuple):
+    """CIFAR-10: what clients hold, and what the server has."""
+
+    images: Tensor
+    """N C H W, uint8."""
+    labels: Tensor
+    public: Tensor
+    """N C H W in [0, 1]."""
+
+    def at(self, places: Tensor) -> PrivateBatch:
+        """Return some of the images as a round."""
+        masks = torch.ones(len(places), 1, *SHAPE[1:], dtype=torch.bool)
+        return PrivateBatch(self.images[places].float() / 255, self.labels[places], masks, places)
+
+    def drawn(self, seed: int, size: int) -> tuple[PrivateBatch, Tensor]:
+        """Return a round's images, and others that it does not hold."""
+        order = torch.randperm(len(self.images), generator=make_generator(seed, "malicious table"))
+        return self.at(order[:size]), self.images[order[size:]][:size].float() / 255
+
+    def fished(self, seed: int, size: int, *, one_class: bool) -> tuple[PrivateBatch, int]:
+        """Return a batch whose first image alone is of a class, or that is of one, and the class.
+
+        The class goes round with the seed.
+        """
+        wanted = seed % 10
+        order = torch.randperm(len(self.images), generator=make_generator(seed, "fished"))
+        is_of = self.labels[order] == wanted
+        own, others = order[is_of], order[~is_of]
+        return self.at(
+            own[:size] if one_class else torch.cat([own[:1], others[: size - 1]])
+        ), wanted
+
+
+class Case(NamedTuple):
+    """One line: a round's number is made a record."""
+
+    name: str
+    rounds: int
+    measure: Callable[[int], Record]
+
+
+def bound(attack: Attack, size: int, public: Tensor) -> Any:
+    """Return an attack that knows of the data what it may."""
+    attack.bind(DataSpec(SHAPE, 10, size), public)
+    return attack
+
+
+def noisy(seen: Observation, seed: int) -> Observation:
+    """Return an observation of noise of the update's size."""
+    generator = make_generator(seed, "noise round")
+    update: Update = {
+        name: part.std() * torch.randn(part.shape, generator=generator).to(part)
+        for name, part in seen.update.items()
+    }
+    return seen._replace(update=update)
+
+
+def count_exact(found: Tensor, images: Tensor) -> int:
+    """Return how many of the images were found to the pixel."""
+    return int(exact_pairs(found.double(), images.double()).any(0).sum())
+
+
+def exact_record(attack: Attack, batch: PrivateBatch, other: Tensor, seed: int) -> Record:
+    """Play a round and count the images that are found exactly."""
+    started = time.perf_counter()
+    seen = attack.federation.play(batch, seed)
+    played = time.perf_counter()
+    found = attack.reconstruct(seen)
+    seconds = time.perf_counter() - played
+    noise = attack.reconstruct(noisy(seen, seed)).images if seed < 2 else found.images[:0]
+    return {
+        "images": len(batch.images),
+        "exact": count_exact(found.images, batch.images),
+        "noise": count_exact(noise, batch.images),
+        "other": count_exact(found.images, other),
+        "round": played - started,
+        "seconds": seconds,
+    }
+
+
+def local_steps() -> Client:
+    """Return the protocol of several local steps."""
+    return FedAvg(0.01, epochs=5, minibatch_size=4)
+
+
+def loki(data: Images) -> Iterator[Case]:
+    """Return the lines of Loki and of Robbing the Fed."""
+
+    def line(make: Callable[..., Attack], client: Client, clients: int) -> Callable[[int], Record]:
+        def measure(seed: int) -> Record:
+            size = clients * SHARE
+            attack = make(TutorialCNN(10), Aggregate(client, clients))
+            attack = bound(attack, size, data.public)
+            return exact_record(attack, *data.drawn(seed, size), seed)
+
+        return measure
+
+    for protocol, client in (("one step", FedSGD()), ("20 local steps", local_steps())):
+        sparse = protocol != "one step"
+        for clients in (2, 10, 100):
+            rounds = {2: 50, 10: 10, 100: 1}[clients]
+            name = f"{protocol}, {clients} clients"
+            rows = 4 * SHARE
+
+            def robbing(
+                target: Any, client: Client, *, rows: int = rows, sparse: bool = sparse
+            ) -> Attack:
+                return RobbingTheFed(target, client, num_bins=rows, sparse=sparse)
+
+            def wide(target: Any, client: Client, *, rows: int = rows * clients) -> Attack:
+                return robbing(target, client, rows=rows)
+
+            yield Case(f"Loki, {rows} rows; {name}", rounds, line(Loki, client, clients))
+            yield Case(
+                f"RobbingTheFed, {rows} rows; {name}", rounds, line(robbing, client, clients)
+            )
+            yield Case(
+                f"RobbingTheFed, {rows * clients} rows; {name}", rounds, line(wide, client, clients)
+            )
+
+
+def inconsistency(data: Images) -> Iterator[Case]:
+    """Return the lines of model inconsistency and of an honest server."""
+
+    def line(make: Any, clients: int) -> Callable[[int], Record]:
+        def measure(seed: int) -> Record:
+            batch, other = data.drawn(seed, clients * SHARE)
+            target = MLP(10, 32, (1000,), first_std=0.5, seed=seed)
+            attack = bound(make(target, Aggregate(FedSGD(), clients)), len(batch.images), other[:0])
+            started = time.perf_counter()
+            seen = attack.federation.play(batch, seed)
+            found = attack.reconstruct(seen)
+            seconds = time.perf_counter() - started
+            noise = attack.reconstruct(noisy(seen, seed)) if seed < 2 else None
+            certified = [mark == Mark.CERTIFIED for mark in found.marks]
+            right = exact_pairs(found.images.double(), batch.images.double()).any(1)
+            return {
+                "images": SHARE,
+                "exact": count_exact(found.images, batch.images[:SHARE]),
+                "wrong": int((torch.tensor(certified) & ~right).sum()) if certified else 0,
+                "noise": sum(mark == Mark.CERTIFIED for mark in noise.marks) if noise else 0,
+                "other": count_exact(found.images, other),
+                "seconds": seconds,
+            }
+
+        return measure
+
+    for clients, rounds in ((2, 50), (10, 20), (100, 5)):
+        yield Case(
+            f"ModelInconsistency, {clients} clients", rounds, line(ModelInconsistency, clients)
+        )
+        if clients < 100:
+            yield Case(f"ExactInversion, {clients} clients", rounds, line(ExactInversion, clients))
+
+
+def scale_mia(data: Images) -> Iterator[Case]:
+    """Return the lines of Scale-MIA; what is learned of public images is learned once."""
+    learned: dict[tuple[int, int], ScaleMIA] = {}
+
+    def line(clients: int, share: int) -> Callable[[int], Record]:
+        def measure(seed: int) -> Record:
+            size = clients * share
+            batch, other = data.drawn(seed, size)
+            if (clients, share) not in learned:
+                target = ROGLeNet(10, 32, num_features=512, bias=True)
+                attack = ScaleMIA(target, Aggregate(FedSGD(), clients), decoder_steps=300)
+                learned[clients, share] = bound(attack, size, data.public)
+            attack = learned[clients, share]
+            seen = attack.federation.play(batch, seed)
+            started = time.perf_counter()
+            found = attack.reconstruct(seen)
+            seconds = time.perf_counter() - started
+            with torch.no_grad():
+                true = run_features(attack.target, attack.stack, batch.images)
+                maps = true.view(-1, *attack.stack.map_shape)
+                best = attack._decoder[0].decode(maps, *SHAPE[1:]).clamp(0, 1)  # type: ignore
+            latent = attack.read_latent(seen)[0]
+            error = torch.cdist(true, latent).amin(1) / true.norm(dim=1)
+            mean = data.public.mean(0).expand_as(batch.images)
+            noise = attack.reconstruct(noisy(seen, seed)).images
+            return {
+                "images": size,
+                "exact": int((error < FOUND).sum()),
+                "psnr": float(matched(found.images, batch.images, mean).sum()),
+                "best": float(psnr(best, batch.images).sum()),
+                "mean": float(psnr(mean, batch.images).sum()),
+                "noise": float(matched(noise, batch.images, mean).sum()),
+                "other": float(matched(found.images, other[:size], mean).sum()),
+                "seconds": seconds,
+            }
+
+        return measure
+
+    yield Case("ScaleMIA, 1 client of 64", 12, line(1, 64))
+    for clients, rounds in ((2, 50), (10, 10), (50, 2)):
+        yield Case(f"ScaleMIA, {clients} clients of {SHARE}", rounds, line(clients, SHARE))
+
+
+def matched(found: Tensor, images: Tensor, mean: Tensor) -> Tensor:
+    """Return the PSNR of every image, the mean image standing for what was not found."""
+    if not len(found):
+        return psnr(mean, images)
+    row = match(found.float(), images).row
+    return psnr(torch.where((row < 0)[:, None, None, None], mean, found[row].float()), images)
+
+
+def fishing(data: Images, iterations: int) -> Iterator[Case]:
+    """Return the lines of fishing, and of Inverting Gradients on the same batches."""
+
+    def line(fish: Any, size: int, *, inverts: bool) -> Callable[[int], Record]:
+        def measure(seed: int) -> Record:
+            batch, wanted = data.fished(seed, size, one_class=fish == "feature")
+            attack = Fishing(
+                LeNet(10, seed=seed), fish=fish, target_class=wanted, iterations=iterations
+            )
+            bound(attack, size, data.public)
+            started = time.perf_counter()
+            seen = attack.federation.play(batch, seed)
+            doubt = -torch.expm1(
+                seen.payload.double()(batch.images.double()).log_softmax(1)[:, wanted]
+            ).float()
+            weight = doubt.where(batch.labels == wanted, 1 - doubt).detach()
+            seen.payload.float()
+            record = {
+                "images": 1,
+                "share": float(weight.max() / weight.sum()),
+                "exact": int(weight.max() / weight.sum() > 0.9),
+            }
+            if inverts:
+                mean = data.public.mean(0)[None]
+                one = batch.images[weight.argmax()][None]
+                noise = attack.reconstruct(noisy(seen, seed)).images if seed < 2 else mean
+                record |= {
+                    "psnr": float(psnr(attack.reconstruct(seen).images, one)),
+                    "mean": float(psnr(mean, one)),
+                    "noise": float(psnr(noise, one)),
+                }
+            return record | {"seconds": time.perf_counter() - started}
+
+        return measure
+
+    def honest(size: int) -> Callable[[int], Record]:
+        def measure(seed: int) -> Record:
+            batch, _ = data.fished(seed, size, one_class=False)
+            attack = InvertingGradients(LeNet(10, seed=seed), iterations=iterations)
+            bound(attack, size, data.public)
+            started = time.perf_counter()
+            found = attack.reconstruct(attack.federation.play(batch, seed)).images
+            mean = data.public.mean(0).expand_as(batch.images)
+            one = matched(found, batch.images, mean)[:1]
+            return {
+                "images": 1,
+                "share": 1 / size,
+                "exact": 0,
+                "psnr": float(one),
+                "mean": float(psnr(mean[:1], batch.images[:1])),
+                "seconds": time.perf_counter() - started,
+            }
+
+        return measure
+
+    for size in (16, 64):
+        yield Case(f"class, {size} images", 50, line("class", size, inverts=False))
+        yield Case(f"feature, {size} images of one class", 50, line("feature", size, inverts=False))
+    yield Case("class, 64 images, inverted", 10, line("class", 64, inverts=True))
+    yield Case("InvertingGradients, 16 images", 3, honest(16))
+
+
+HEADS = (
+    "setting",
+    "rounds",
+    "images",
+    "found",
+    "noise",
+    "other",
+    "PSNR",
+    "best",
+    "mean",
+    "seconds",
+)
+COUNTED = ("noise", "other")
+
+
+def line(cells: tuple[str, ...]) -> None:
+    """Print a line of the table at once."""
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def report(case: Case, found: list[Record]) -> None:
+    """Print what came of the rounds of one case, with a 95 % interval over images."""
+    total = {key: sum(one.get(key, 0.0) for one in found) for one in found for key in one}
+    number = total["images"]
+    share = total["exact"] / number
+    error = 1.96 * (share * (1 - share) / number) ** 0.5
+
+    def mean(key: str) -> str:
+        if key not in total:
+            return ""
+        is_count = key in COUNTED and "psnr" not in total
+        return f"{total[key]:.0f}" if is_count else f"{total[key] / number:.2f}"
+
+    middle = f"{share:.3f} ± {error:.3f}"
+    if "share" in total:
+        shares = torch.tensor([one["share"] for one in found])
+        middle = f"{middle} (median share {float(shares.median()):.3f})"
+    seconds = f"{total['seconds'] / len(found):.1f}"
+    cells = (mean("noise"), mean("other"), mean("psnr"), mean("best"), mean("mean"), seconds)
+    line((case.name, str(len(found)), f"{number:.0f}", middle, *cells))
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--root", required=True, help=".npz file of CIFAR-10")
+    parts = ("loki", "inconsistency", "scale_mia", "fishing")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--only", default="", help="lines whose name holds this")
+    parser.add_argument("--rounds", type=int, help="of a line, at the most")
+    parser.add_argument("--iterations", type=int, default=1000, help="of fishing's inversion")
+    parser.add_argument("--cache", type=Path, help="file that keeps what is done, a line a round")
+    arguments = parser.parse_args()
+    root = Path(arguments.root)
+    images, labels = read_npz(root, "test")
+    public = torch.from_numpy(read_npz(root, "train")[0][-NUM_PUBLIC:]).permute(0, 3, 1, 2)
+    data = Images(
+        torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), public.float() / 255
+    )
+    tables = {
+        "loki": loki(data),
+        "inconsistency": inconsistency(data),
+        "scale_mia": scale_mia(data),
+        "fishing": fishing(data, arguments.iterations),
+    }
+    done: dict[str, Record] = {}
+    if arguments.cache and arguments.cache.is_file():
+        done = dict(json.loads(one) for one in arguments.cache.read_text().splitlines())
+    for part in arguments.parts:
+        line(HEADS)
+        line(("---",) * len(HEADS))
+        for case in tables[part]:
+            if arguments.only not in case.name:
+                continue
+            found = []
+            for number in range(min(case.rounds, arguments.rounds or case.rounds)):
+                key = f"{part}/{case.name}/{number}"
+                if key not in done:
+                    done[key] = case.measure(number)
+                    if arguments.cache:
+                        with arguments.cache.open("a") as file:
+                            file.write(json.dumps([key, done[key]]) + "\n")
+                found.append(done[key])
+            report(case, found)
+
+
+if __name__ == "__main__":
+    main()
