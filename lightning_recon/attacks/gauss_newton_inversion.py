@@ -34,7 +34,7 @@ from lightning_recon.attacks.features.decoding import teaching_images
 from lightning_recon.attacks.features.spectrum import Spectrum
 from lightning_recon.attacks.matching.batched import is_out_of_memory
 from lightning_recon.attacks.matching.equations import Equations
-from lightning_recon.attacks.matching.evidence import KNOWN, Reader, grants_of
+from lightning_recon.attacks.matching.evidence import KNOWN, Evidence, Reader, grants_of
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
@@ -220,22 +220,13 @@ class GaussNewtonInversion(OptimizationAttack):
             latents = torch.randn(shape, generator=generator, dtype=torch.float64)
             starts.append(self.spectrum.decode(_START * latents.to(reference.device)))
         start = torch.cat(starts).to(reference)
-        equations = Equations(evidence)
-        self._check(start[: len(evidence.labels)], equations)
-        return start, equations
+        return start, self._equations(evidence, start[: len(evidence.labels)])
 
-    def _check(self, images: Tensor, equations: Equations) -> None:
+    def _equations(self, evidence: Evidence, images: Tensor) -> Equations:
         """Note what is to be solved; raise InputError if it cannot be differentiated twice."""
-        notes = equations.evidence.notes
-        unknowns = images.numel()
-        notes |= {"equations": float(equations.number), "unknowns": float(unknowns)}
-        if equations.number < unknowns:
-            rank_zero_warn(
-                f"{type(self).__name__}: {unknowns} unknowns in {equations.number} equations; the "
-                "mean and the spectrum of public images decide the rest"
-            )
         try:
             with _precisely(images.device):
+                equations = Equations(evidence, images.double())
                 torch.func.jvp(equations.residual, (images,), (torch.zeros_like(images),))
         except RuntimeError as error:
             if is_out_of_memory(error):
@@ -246,6 +237,14 @@ class GaussNewtonInversion(OptimizationAttack):
                 f"differentiated by the images: {reason}; choose an attack such as "
                 "InvertingGradients"
             ) from error
+        unknowns = images.numel()
+        evidence.notes.update(equations=float(equations.number), unknowns=float(unknowns))
+        if equations.number < unknowns:
+            rank_zero_warn(
+                f"{type(self).__name__}: {unknowns} unknowns in {equations.number} equations; the "
+                "mean and the spectrum of public images decide the rest"
+            )
+        return equations
 
     # --- a step --------------------------------------------------------------------------------
 

@@ -51,6 +51,17 @@ class Identification(NamedTuple):
     num_candidates: int | None = None
 
 
+class LocalEstimated(NamedTuple):
+    """What a linearised attacker would get, in dB, by mean squared errors over the same images."""
+
+    num_images: int | None = None
+    psnr_mean_image: float | None = None
+    psnr_attack: float | None = None
+    psnr: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+
+
 class Guarantee(NamedTuple):
     """Privacy that is claimed, or that holds."""
 
@@ -145,6 +156,7 @@ class Results(NamedTuple):
     null: Mapping[str, Control] = _NONE
     thresholds: Mapping[str, Mapping[str, float]] = _NONE
     identification: Identification = Identification()
+    local_estimate: LocalEstimated = LocalEstimated()
     notes: Sequence[Mapping[str, float]] = ()
     """The attack's own numbers, by client."""
     curves: Sequence[Curve] = ()
@@ -275,6 +287,7 @@ def _check_version(content: Mapping[str, Any], path: Path) -> None:
         )
     missing = ResultsJson.__required_keys__ - content.keys()
     missing -= {"integrity"} if version < 3 else set()
+    missing -= {"local_estimate"} if version < 4 else set()
     if version == 1 and len(missing) == len(ResultsJson.__required_keys__) - 1:
         raise InputError(f"{path} holds nothing of an audit; name the folder of a finished run")
     if version > 1 and missing:

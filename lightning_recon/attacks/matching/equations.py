@@ -1,7 +1,9 @@
 """An observed update as equations for the images, each in units of its own error.
 
 Where the defenses are known and what they add has a known variance, every number is divided by its
-standard deviation.  Elsewhere every layer is divided by its norm: the update counts as exact.
+standard deviation.  Elsewhere every layer is divided by its norm: the update counts as exact.  A
+layer of little but rounding is divided by more, for it would drown the others: the keys' bias of an
+attention has no gradient, and a bias before batch norm in training mode has none.
 """
 
 import copy
@@ -18,6 +20,7 @@ _LEAST_VARIANCE = 0.1  # of the largest in a tensor: while images are far off, i
 EXACT = 1e-16
 """Variance of an equation that counts as exact, in units of its layer's squared norm: that of
 numbers which are right to 1e-6 of their layer's size, as float32 leaves them."""
+_ROUNDING = 1e-6  # of a layer's norm, which float32 leaves in the layers that are weighed by it
 
 
 class Equations:
@@ -25,18 +28,21 @@ class Equations:
 
     Args:
         evidence: what was observed of one client.
+        images: B C H W, float64, any: the rounding of their simulated update tells that of every
+            layer.
 
     Attributes:
         variance: of an equation: 1, or :data:`EXACT`.
         number: of equations.
     """
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: Evidence, images: Tensor) -> None:
         self.evidence = evidence
         self._precise = copy.deepcopy(evidence.payload).double()
         chain = evidence.chain or ()
         self.is_noisy = chain_variance(chain, evidence.observed, evidence.observed) is not None
         self.variance = 1.0 if self.is_noisy else EXACT
+        self._rounding = {} if self.is_noisy else self._rounding_of(images)
         self.weights = self._weights(evidence.observed)
         self.number = sum(
             part.numel() if self.is_noisy else int((self.weights[name] != 0).sum())
@@ -70,6 +76,13 @@ class Equations:
         ]
         return torch.cat(parts)
 
+    def _rounding_of(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the norm of every layer's rounding."""
+        reference = next(iter(self.evidence.observed.values()))
+        with torch.no_grad():
+            precise, rounded = (self._simulate(one) for one in (images, images.to(reference)))
+        return {name: (part - rounded[name]).norm() for name, part in precise.items()}
+
     def _simulate(self, images: Tensor) -> Update:
         evidence = self.evidence
         is_precise = images.dtype == torch.float64
@@ -101,7 +114,8 @@ class Equations:
         for name, part in observed.items():
             if added is None:
                 norm = part.double().norm()
-                weight = torch.where(norm > 0, 1 / norm, 0.0).expand_as(part)
+                size = norm.maximum(self._rounding[name] / _ROUNDING)
+                weight = torch.where(norm > 0, 1 / size, 0.0).expand_as(part)
             else:
                 variance = added[name].double()
                 most = variance.max() if variance.numel() else variance.new_zeros(())
