@@ -13,6 +13,7 @@ import lightning_recon.attacks.gauss_newton_inversion as module
 from lightning_recon.__main__ import main
 from lightning_recon.attacks import GaussNewtonInversion, InvertingGradients
 from lightning_recon.attacks.features.spectrum import Spectrum
+from lightning_recon.attacks.matching.probable import probable_step
 from lightning_recon.audit.auditor import Auditor
 from lightning_recon.audit.local_estimate import local_estimate, van_trees_mse
 from lightning_recon.audit.results import read_results
@@ -23,7 +24,7 @@ from lightning_recon.errors import InputError
 from lightning_recon.functional.damped_least_squares import conjugate_gradients, jacobian, products
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.observation import Reconstruction
-from lightning_recon.targets import LeNet, ModuleTarget
+from lightning_recon.targets import LeNet, ModuleTarget, TinyViT
 from lightning_recon.updates import PrivateBatch
 
 SIZE = 8
@@ -130,6 +131,49 @@ class TestExact:
         mean = attack.spectrum.mean[None].float()
         assert found.notes["rank"] == found.notes["equations"] == 0
         assert psnr(found.images, mean.clamp(0, 1)).min() > 30
+
+
+class TestKinks:
+    def test_soft_kinks_at_first_bring_nearer(self):
+        def net():
+            torch.manual_seed(0)
+            return ModuleTarget(
+                nn.Sequential(
+                    nn.Conv2d(3, 16, 3, padding=1),
+                    nn.ReLU(),
+                    nn.MaxPool2d(2),
+                    nn.Conv2d(16, 16, 3, padding=1),
+                    nn.ReLU(),
+                    nn.Flatten(),
+                    nn.Linear(256, 10),
+                ),
+                10,
+            )
+
+        hard, images = attacked(target=net(), soft_iterations=0, iterations=12)
+        soft, _ = attacked(target=net(), iterations=14)
+        assert psnr(soft.images, images).mean() > psnr(hard.images, images).mean() + 3
+        assert psnr(soft.images, images).mean() > 25
+
+    def test_a_step_by_products_is_that_of_the_jacobian(self):
+        attack = bind(GaussNewtonInversion(lenet()), natural(40))
+        observation = attack.federation.play(batch_of(natural(1, 7)), 0)
+        with attack.computing():
+            start, equations = attack.initialize(observation)
+            images = start.double()
+            with torch.no_grad(), equations.inexact(0.0, images):
+                both = [
+                    probable_step(images, equations, attack.spectrum, 48, is_explicit)
+                    for is_explicit in (True, False)
+                ]
+        torch.testing.assert_close(*both, rtol=0, atol=0.02)
+        assert (both[0] - images).abs().max() > 0.05
+
+    def test_layers_of_rounding_do_not_drown_the_others(self):
+        """The bias of an attention's keys has no gradient but rounding."""
+        target = TinyViT(10, SIZE, width=24, depth=1, num_heads=2)
+        found, images = attacked(target=target, iterations=16)
+        assert psnr(found.images, images).min() > 60
 
 
 class TestInput:
