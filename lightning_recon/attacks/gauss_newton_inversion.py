@@ -12,6 +12,12 @@ noise is known and next to nothing where the update is exact, D the damping of L
 Marquardt.  Images move along their cosines, first along the few of largest variance, then along
 all; a Jacobian serves for as many steps as it brings nearer.
 
+Where ReLUs and max-pools are, the update jumps as one flips, and a linear model does not foresee
+it.  There the network is soft at first (:mod:`~lightning_recon.attacks.matching.softened`), less
+and less, and at last itself; the error that this leaves in each layer is fitted along, as its most
+probable size is the one seen, and q is 1: the pattern of open ReLUs is found on the way, and the
+images are the most probable ones within it.
+
 Gauss-Newton steps on a network's gradient are not published for images to our knowledge; the
 objective is that of Zhu, Liu & Han, "Deep Leakage from Gradients", NeurIPS 2019, with the prior of
 Balunović et al., "Bayesian Framework for Gradient Leakage", ICLR 2022.  Levenberg, Quarterly of
@@ -130,10 +136,10 @@ def _precisely(device: torch.device) -> Iterator[None]:
 class GaussNewtonInversion(OptimizationAttack):
     """Solves the observed update for the images by damped Gauss-Newton steps.
 
-    Convolutional networks without kinks (sigmoid, SiLU, average pools) are read to about the last
-    digit where the update is exact and determines the images.  ReLUs and max-pools make the
-    gradient jump, and the steps stall; on vision transformers they stalled as well.  Notes tell the
-    number of equations and unknowns, and the rank.
+    Networks without kinks (sigmoid, SiLU, average pools, small vision transformers) are read to
+    about the last digit where the update is exact and determines the images.  ReLUs and max-pools
+    are soft at first; of their networks the most probable images come back.  Notes tell the number
+    of equations and unknowns, and without kinks the rank.
 
     Args:
         target: the model that the federation trains; it can be differentiated twice.
