@@ -19,6 +19,7 @@ from lightning_recon.files import finite_json
 from lightning_recon.schemas import MisfitError, conform
 
 _AGAIN = "run the audit again"
+_ADDED = {"integrity": 3, "local_estimate": 4}  # by key, the version that has it first
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
 
 
@@ -285,10 +286,10 @@ def _check_version(content: Mapping[str, Any], path: Path) -> None:
             f"{path} is of version {version}, and this program reads up to {SCHEMA_VERSION}; use a "
             "newer one"
         )
-    missing = ResultsJson.__required_keys__ - content.keys()
-    missing -= {"integrity"} if version < 3 else set()
-    missing -= {"local_estimate"} if version < 4 else set()
-    if version == 1 and len(missing) == len(ResultsJson.__required_keys__) - 1:
+    later = {name for name, first in _ADDED.items() if version < first}
+    required = ResultsJson.__required_keys__ - later
+    missing = required - content.keys()
+    if version == 1 and missing == required:
         raise InputError(f"{path} holds nothing of an audit; name the folder of a finished run")
     if version > 1 and missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; {_AGAIN}")
