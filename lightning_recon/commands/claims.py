@@ -234,8 +234,8 @@ def page() -> str:
     for claim in CLAIMS:
         config = f"[{claim.config}](../configs/{claim.config}.yaml)" if claim.config else ""
         shown = f"[{claim.shown_in}]({claim.shown_in})" if claim.shown_in else ""
-        cells = (claim.setting, claim.oracles, claim.published, claim.same, claim.blind)
-        cells += (claim.mean_image, claim.estimate, config, shown)
+        cells = [claim.setting, claim.oracles, claim.published, claim.same, claim.blind]
+        cells += [claim.mean_image, claim.estimate, config, shown]
         lines.append(f"| {claim.name} ({claim.paper}) | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

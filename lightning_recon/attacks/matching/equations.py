@@ -49,7 +49,7 @@ class Equations:
         self._temperature = 0.0
         self._fits_errors = False
         self.has_kinks = self._meets_kinks(images)
-        self._rounding = {} if self.is_noisy else self._rounding_of(images)
+        self._sizes = self._sizes_of(evidence.observed, images)
         self.weights = self._weights(evidence.observed)
         self.number = sum(
             part.numel() if self.is_noisy else int((self.weights[name] != 0).sum())
@@ -118,12 +118,17 @@ class Equations:
             with Softened(1.0):
                 return not torch.equal(hard, payload(images))
 
-    def _rounding_of(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the norm of every layer's rounding."""
-        reference = next(iter(self.evidence.observed.values()))
+    def _sizes_of(self, observed: Update, images: Tensor) -> dict[str, Tensor]:
+        """Return the norm of every layer, or more where little of it is not rounding."""
         with torch.no_grad():
-            precise, rounded = (self._simulate(one) for one in (images, images.to(reference)))
-        return {name: (part - rounded[name]).norm() for name, part in precise.items()}
+            precise = self._simulate(images)
+            rounded = self._simulate(images.to(next(iter(observed.values()))))
+        sizes = {name: part.double().norm() for name, part in observed.items()}
+        largest = max(sizes.values(), default=images.new_zeros(()))
+        for name, part in precise.items():
+            least = (part - rounded[name]).norm() / _ROUNDING
+            sizes[name] = sizes[name].maximum(least.minimum(largest))
+        return sizes
 
     def _simulate(self, images: Tensor) -> Update:
         evidence = self.evidence
@@ -155,10 +160,7 @@ class Equations:
         for name, part in self.evidence.observed.items():
             own = self.weights[name]
             error = (simulated[name] - part).square().mean()
-            size = part.double().norm()
-            if name in self._rounding:
-                size = size.maximum(self._rounding[name] / _ROUNDING)
-            least = (_LEAST_ERROR * size).square() / max(1, part.numel())
+            least = (_LEAST_ERROR * self._sizes[name]).square() / max(1, part.numel())
             variance = error.maximum(least)
             if self.is_noisy:
                 variance = variance.maximum(own.clamp_min(1e-30).square().reciprocal())
@@ -172,9 +174,8 @@ class Equations:
         weights: Update = {}
         for name, part in observed.items():
             if added is None:
-                norm = part.double().norm()
-                size = norm.maximum(self._rounding[name] / _ROUNDING)
-                weight = torch.where(norm > 0, 1 / size, 0.0).expand_as(part)
+                size = self._sizes[name]
+                weight = torch.where(part.any(), 1 / size, 0.0).expand_as(part)
             else:
                 variance = added[name].double()
                 most = variance.max() if variance.numel() else variance.new_zeros(())
