@@ -29,13 +29,11 @@ from lightning_recon.attacks import RGAP, Attack, GaussNewtonInversion, Invertin
 from lightning_recon.attacks.features.spectrum import Spectrum
 from lightning_recon.audit.local_estimate import MAX_UNKNOWNS, local_estimate
 from lightning_recon.clients import FedSGD
-from lightning_recon.defenses import QSGD, Defense, GaussianNoise
-from lightning_recon.observation import Observation
+from lightning_recon.defenses import QSGD, ClipL2, Defense, GaussianNoise, LaplaceNoise, TopK
 from lightning_recon.targets import ConvNet, LeNet, Target, TinyViT
 from lightning_recon.updates import DataSpec, PrivateBatch
 
 NUM_PUBLIC = 256
-NOISE = 0.01  # norm of the noise, of the gradient's
 
 
 class Row(NamedTuple):
@@ -63,6 +61,22 @@ def lenet(size: int) -> Target:
     return LeNet(10, size)
 
 
+def noised(std: float, *before: Defense) -> list[Defense]:
+    """Return a chain that ends in noise, of so much of the norm of what reaches it."""
+    return [*before, GaussianNoise(std)]
+
+
+DEFENSES: dict[str, Callable[[], list[Defense]]] = {
+    "": list,
+    "noise": lambda: noised(0.01),
+    "noise-10": lambda: noised(0.1),
+    "laplace": lambda: [LaplaceNoise(0.01 / math.sqrt(2))],
+    "qsgd": lambda: [QSGD(16)],
+    "qsgd-4": lambda: [QSGD(4)],
+    "clip-noise": lambda: noised(0.03, ClipL2(0.5)),
+    "top-k": lambda: [TopK(0.9)],
+}
+"""By name; noise is of so much of the norm, all numbers together."""
 ROWS = {
     **{f"lenet-{size}": Row(lenet, size) for size in (1, 2, 4, 5)},
     "noise-1": Row(lenet, 1, "noise"),
@@ -79,40 +93,44 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
 }
 
 
-def observed(attack: Attack, batch: PrivateBatch, client: int, noise: bool) -> Observation:
-    """Return what the server sees of a client; noise is scaled to its gradient."""
-    if noise:
-        clean = attack.client(attack.target, batch, seed=0)
-        numbers = torch.cat([part.flatten() for part in clean.values()])
-        (defense,) = attack.federation.defenses
-        assert isinstance(defense, GaussianNoise)
-        defense.noise_std = NOISE * float(numbers.norm()) / math.sqrt(len(numbers))
-    return attack.federation.play(batch, client)
+def scale_noise(attack: Attack, batch: PrivateBatch) -> None:
+    """Bring the noise of a chain from shares of the norm to numbers."""
+    clean = attack.client(attack.target, batch, seed=0)
+    numbers = torch.cat([part.flatten() for part in clean.values()])
+    unit = float(numbers.norm())
+    for defense in attack.federation.defenses:
+        if isinstance(defense, ClipL2):
+            defense.clip_norm *= unit
+            unit = min(unit, defense.clip_norm)
+        elif isinstance(defense, GaussianNoise):
+            assert defense.noise_std is not None
+            defense.noise_std *= unit / math.sqrt(len(numbers))
+        elif isinstance(defense, LaplaceNoise):
+            defense.scale *= unit / math.sqrt(len(numbers))
 
 
 def attacked(
-    name: str, row: Row, client: int, data: tuple[Tensor, Tensor, Tensor]
+    name: str,
+    row: Row,
+    client: int,
+    data: tuple[Tensor, Tensor, Tensor],
 ) -> dict[str, Any]:
-    """Return what an attack finds of a client."""
+    """Return what an attack finds of a client, and where there is a defense the local estimate."""
     test, labels, public = data
     here = slice(row.batch_size * client, row.batch_size * (client + 1))
     images, mean = test[here], public.mean(0)
     public = public[:NUM_PUBLIC]
-    chains: dict[str, list[Defense]] = {
-        "": [],
-        "noise": [GaussianNoise(1.0)],
-        "qsgd": [QSGD(16)],
-    }
     attack = ATTACKS[name](
         row.target(test.shape[-1]),
         client=FedSGD(mode="eval"),
-        defenses=chains[row.defense],
+        defenses=DEFENSES[row.defense](),
         adaptive=bool(row.defense),
     )
     attack.bind(DataSpec((3, *test.shape[2:]), 10, row.batch_size), public)
     masks = torch.ones_like(images[:, :1], dtype=torch.bool)
     batch = PrivateBatch(images, labels[here], masks, torch.arange(len(images)))
-    observation = observed(attack, batch, client, row.defense == "noise")
+    scale_noise(attack, batch)
+    observation = attack.federation.play(batch, client)
     started = time.process_time()
     with attack.computing():
         found = attack.reconstruct(observation)
@@ -150,6 +168,21 @@ def table(name: str, attack: str, found: Sequence[dict[str, Any]]) -> str:
     return f"| {' | '.join(words)} |"
 
 
+def of_size(cifar: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return test images, their labels and public images, made smaller by averages."""
+    test, labels, public = images_of(cifar)
+    if size != test.shape[-1]:
+        test, public = (nn.functional.adaptive_avg_pool2d(x, size) for x in (test, public))
+    return test, labels, public
+
+
+def recorded(file: Path, size: int) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """Return what stands in a file of images of a size, by row, attack and client."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = [one for one in map(json.loads, lines) if one["size"] == size]
+    return {(one["row"], one["attack"], one["client"]): one for one in found}
+
+
 def main() -> None:
     """Attack, and print a row for each setting and attack."""
     parser = argparse.ArgumentParser(
@@ -163,15 +196,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="images are made smaller: pixels")
     parser.add_argument("--output", type=Path, default=Path("second_order.jsonl"))
     options = parser.parse_args()
-    test, labels, public = images_of(options.cifar)
-    if options.size != test.shape[-1]:
-        test, public = (nn.functional.adaptive_avg_pool2d(x, options.size) for x in (test, public))
-    data = test, labels, public
-    done: dict[tuple[str, str, int], dict[str, Any]] = {}
-    for line in options.output.read_text().splitlines() if options.output.exists() else ():
-        one = json.loads(line)
-        if one["size"] == options.size:
-            done[one["row"], one["attack"], one["client"]] = one
+    data = of_size(options.cifar, options.size)
+    done = recorded(options.output, options.size)
     print("| row | attack | clients | median | mean | worst | > 90 dB | mean image |", end="")
     print(" mean / estimate, by MSE | s/client |\n|" + "---|" * 10)
     for name in options.rows:

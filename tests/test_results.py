@@ -34,7 +34,7 @@ def test_a_run_conforms_to_the_schema(tmp_path, monkeypatch, command):
     assert main([command, "--config", TINY]) == 0
     content = json.loads((RUN / "results.json").read_text())
     assert problems(ResultsJson, content) == []
-    assert content["schema_version"] == SCHEMA_VERSION == 3
+    assert content["schema_version"] == SCHEMA_VERSION == 4
     results = read_results(RUN / "results.json")
     assert results == view(content)
     assert results.metric("psnr").mean == content["metrics"]["psnr"]["mean"]
@@ -136,7 +136,7 @@ def test_a_file_of_the_previous_version_is_read(tmp_path):
         ("{", "line 1 is truncated or no JSON"),
         ([1], "holds no object"),
         ({"name": "another program's"}, "holds nothing of an audit"),
-        ({**VERSION_1, "schema_version": 4}, "is of version 4, and this program reads up to 3"),
+        ({**VERSION_1, "schema_version": 5}, "is of version 5, and this program reads up to 4"),
         ({**VERSION_1, "schema_version": "2"}, "schema_version is '2', no version"),
         ({**VERSION_1, "schema_version": True}, "schema_version is True, no version"),
         ({**VERSION_1, "schema_version": 2}, "lacks citation, clients_unrecovered, command"),

@@ -91,7 +91,7 @@ def test_is_refused_on_resume_and_on_report(name, run, capfd):
         ("results.json", r'"recovered": (\d+)', r'"recovered": 9\1', "results.json was changed"),
         ("results.json", r'"claim_holds": \w+', '"claim_holds": true', "results.json was changed"),
         ("results.json", r'"integrity": \{', '"integrity": {"data": 3,', "stands twice"),
-        ("results.json", r'"schema_version": 3', '"schema_version": "3"', "no version"),
+        ("results.json", r'"schema_version": 4', '"schema_version": "4"', "no version"),
         ("results.json", r'"seed": 0', '"seed": "0"', "was changed"),
         ("clients.csv", r"\n0,0,(\d+),", r"\n0,0,9\1,", "clients.csv was changed"),
     ],

@@ -431,6 +431,20 @@ class TestCommand:
         assert plain.main(["report", "out"]) == 0
         assert (captured / "out" / "report.html").read_text() == page
 
+    def test_a_canary_has_a_local_estimate(self, captured, capsys):
+        known = ("--truth", "truth", "--lr", ".1", "--steps", "1", "--estimate")
+        assert self.run(*self.ARGS, *known, "--output", "out") == 0
+        assert "by the mean squared error: mean image" in capsys.readouterr().out
+        content = json.loads((captured / "out" / "audit.json").read_text())
+        truths = [client["truth"] for client in content["clients"] if client["truth"]]
+        (found,) = [truth["local_estimate"] for truth in truths]
+        assert found["psnr"] > found["psnr_mean_image"] + 3
+        assert "a linearised attacker" in (captured / "out" / "report.html").read_text()
+
+    def test_an_estimate_needs_the_truth(self, captured, capsys):
+        assert self.run(*self.ARGS, "--estimate", "--output", "out") == 2
+        assert "add --truth FOLDER" in capsys.readouterr().err
+
     def test_an_audit_that_was_stopped_goes_on_and_another_is_refused(self, captured, capsys):
         assert self.run(*self.ARGS, "--output", "out") == 0
         first = (captured / "out" / "clients.csv").read_text()

@@ -12,6 +12,12 @@ noise is known and next to nothing where the update is exact, D the damping of L
 Marquardt.  Images move along their cosines, first along the few of largest variance, then along
 all; a Jacobian serves for as many steps as it brings nearer.
 
+Where ReLUs and max-pools are, the update jumps as one flips, and a linear model does not foresee
+it.  There the network is soft at first (:mod:`~lightning_recon.attacks.matching.softened`), less
+and less, and at last itself; the error that this leaves in each layer is fitted along, as its most
+probable size is the one seen, and q is 1: the pattern of open ReLUs is found on the way, and the
+images are the most probable ones within it.
+
 Gauss-Newton steps on a network's gradient are not published for images to our knowledge; the
 objective is that of Zhu, Liu & Han, "Deep Leakage from Gradients", NeurIPS 2019, with the prior of
 Balunović et al., "Bayesian Framework for Gradient Leakage", ICLR 2022.  Levenberg, Quarterly of
@@ -19,10 +25,10 @@ Applied Mathematics 2, 1944; Marquardt, SIAM Journal 11, 1963.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -34,7 +40,8 @@ from lightning_recon.attacks.features.decoding import teaching_images
 from lightning_recon.attacks.features.spectrum import Spectrum
 from lightning_recon.attacks.matching.batched import is_out_of_memory
 from lightning_recon.attacks.matching.equations import Equations
-from lightning_recon.attacks.matching.evidence import KNOWN, Reader, grants_of
+from lightning_recon.attacks.matching.evidence import KNOWN, Evidence, Reader, grants_of
+from lightning_recon.attacks.matching.probable import probable_step
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
@@ -51,6 +58,8 @@ from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.randomness import derive_seed
 from lightning_recon.targets import Target
 
+_T = TypeVar("_T")
+_HOT, _COLD = 0.6, 0.03  # first and last temperature of kinks, in standard deviations
 _SHARES = (1 / 16, 1 / 4, 1 / 2, 1.0)  # of an image's cosines, stage by stage
 _STAGE_STEPS = 3  # at most, but in the last
 _SLOW = 0.5  # of the objective that is left: a stage is done, a Jacobian too old
@@ -77,6 +86,8 @@ class Progress(NamedTuple):
     is_done: bool = False
     rank: int = -1
     """Of the last Jacobian by all cosines, where the update counts as exact; -1: not known."""
+    soft: int = 0
+    """Linear models so far, where there are kinks."""
 
 
 class _Damped(Optimizer):
@@ -125,10 +136,10 @@ def _precisely(device: torch.device) -> Iterator[None]:
 class GaussNewtonInversion(OptimizationAttack):
     """Solves the observed update for the images by damped Gauss-Newton steps.
 
-    Convolutional networks without kinks (sigmoid, SiLU, average pools) are read to about the last
-    digit where the update is exact and determines the images.  ReLUs and max-pools make the
-    gradient jump, and the steps stall; on vision transformers they stalled as well.  Notes tell the
-    number of equations and unknowns, and the rank.
+    Networks without kinks (sigmoid, SiLU, average pools, small vision transformers) are read to
+    about the last digit where the update is exact and determines the images.  ReLUs and max-pools
+    are soft at first; of their networks the most probable images come back.  Notes tell the number
+    of equations and unknowns, and without kinks the rank.
 
     Args:
         target: the model that the federation trains; it can be differentiated twice.
@@ -144,6 +155,8 @@ class GaussNewtonInversion(OptimizationAttack):
         num_restarts: independent starts, at least 1; the one of least objective is returned.
         max_unknowns: of an explicit Jacobian, at least 0; with more, as where the memory does not
             suffice, a step takes products alone, by conjugate gradients.
+        soft_iterations: linear models at first in which ReLUs and max-pools are soft, less and
+            less, where there are any; at least 0.
         iterations: linear models of one client, at least 1; a restart that comes no nearer is
             done.
         seed: of all randomness: the clients', the defenses' and the attack's own.
@@ -168,6 +181,7 @@ class GaussNewtonInversion(OptimizationAttack):
         label_inference: LabelMethod = "residual_counts",
         num_restarts: int = 1,
         max_unknowns: int = 6144,
+        soft_iterations: int = 12,
         iterations: int = 24,
         seed: int = 0,
     ) -> None:
@@ -175,6 +189,7 @@ class GaussNewtonInversion(OptimizationAttack):
         for argument, value, least in (
             ("num_restarts", num_restarts, 1),
             ("max_unknowns", max_unknowns, 0),
+            ("soft_iterations", soft_iterations, 0),
         ):
             if value < least:
                 raise InputError(f"{name}: {argument} must be at least {least}, not {value}")
@@ -190,6 +205,7 @@ class GaussNewtonInversion(OptimizationAttack):
         self.reader = Reader(name, label_inference)
         self.num_restarts = num_restarts
         self.max_unknowns = max_unknowns
+        self.soft_iterations = soft_iterations
 
     @property
     def num_dummies_held(self) -> int:
@@ -220,22 +236,13 @@ class GaussNewtonInversion(OptimizationAttack):
             latents = torch.randn(shape, generator=generator, dtype=torch.float64)
             starts.append(self.spectrum.decode(_START * latents.to(reference.device)))
         start = torch.cat(starts).to(reference)
-        equations = Equations(evidence)
-        self._check(start[: len(evidence.labels)], equations)
-        return start, equations
+        return start, self._equations(evidence, start[: len(evidence.labels)])
 
-    def _check(self, images: Tensor, equations: Equations) -> None:
+    def _equations(self, evidence: Evidence, images: Tensor) -> Equations:
         """Note what is to be solved; raise InputError if it cannot be differentiated twice."""
-        notes = equations.evidence.notes
-        unknowns = images.numel()
-        notes |= {"equations": float(equations.number), "unknowns": float(unknowns)}
-        if equations.number < unknowns:
-            rank_zero_warn(
-                f"{type(self).__name__}: {unknowns} unknowns in {equations.number} equations; the "
-                "mean and the spectrum of public images decide the rest"
-            )
         try:
             with _precisely(images.device):
+                equations = Equations(evidence, images.double())
                 torch.func.jvp(equations.residual, (images,), (torch.zeros_like(images),))
         except RuntimeError as error:
             if is_out_of_memory(error):
@@ -246,6 +253,14 @@ class GaussNewtonInversion(OptimizationAttack):
                 f"differentiated by the images: {reason}; choose an attack such as "
                 "InvertingGradients"
             ) from error
+        unknowns = images.numel()
+        evidence.notes.update(equations=float(equations.number), unknowns=float(unknowns))
+        if equations.number < unknowns:
+            rank_zero_warn(
+                f"{type(self).__name__}: {unknowns} unknowns in {equations.number} equations; the "
+                "mean and the spectrum of public images decide the rest"
+            )
+        return equations
 
     # --- a step --------------------------------------------------------------------------------
 
@@ -278,28 +293,20 @@ class GaussNewtonInversion(OptimizationAttack):
         self, images: Tensor, equations: Equations, progress: Progress
     ) -> tuple[Progress, Found]:
         """Take one Jacobian, and go on to the next stage where it did not help much."""
+        if equations.has_kinks and not progress.is_done:
+            return self._soften(images, equations, progress)
         equations.weigh(images)
         before = self._found(images, equations)
         if progress.is_done:
             return progress, before
         size = math.prod(self.spec.image_shape)
         number = max(1, math.ceil(_SHARES[progress.stage] * size))
-        is_explicit = len(images) * number <= self.max_unknowns
-        after, damping, rank = before, progress.damping, -1
-        if is_explicit:
-            try:
-                after, damping, rank = self._explicit(before, equations, number, damping)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                rank_zero_warn(
-                    f"{type(self).__name__}: the memory does not suffice for the Jacobian of "
-                    f"{len(images) * number} unknowns; products alone are taken from here on"
-                )
-                self.max_unknowns = len(images) * number - 1
-                is_explicit = False
-        if not is_explicit:
-            after, damping = self._matrix_free(before, equations, number, damping)
+
+        def step(is_explicit: bool) -> tuple[Found, float, int]:
+            take = self._explicit if is_explicit else self._matrix_free
+            return take(before, equations, number, progress.damping)
+
+        after, damping, rank = self._where_memory_suffices(step, len(images) * number)
         is_slow = not after.objective <= _SLOW * before.objective
         is_over = is_slow or progress.steps + 1 >= _STAGE_STEPS
         if number < size:
@@ -310,6 +317,39 @@ class GaussNewtonInversion(OptimizationAttack):
         if not equations.is_noisy:
             is_done |= after.misfit <= _ROUNDED * len(equations.weights)
         return Progress(damping, progress.stage, progress.steps + 1, is_done, rank), after
+
+    def _where_memory_suffices(self, step: Callable[[bool], _T], unknowns: int) -> _T:
+        """Take a step with an explicit Jacobian, or by products where it would be too large."""
+        if unknowns <= self.max_unknowns:
+            try:
+                return step(True)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                rank_zero_warn(
+                    f"{type(self).__name__}: the memory does not suffice for the Jacobian of "
+                    f"{unknowns} unknowns; products alone are taken from here on"
+                )
+                self.max_unknowns = unknowns - 1
+        return step(False)
+
+    def _soften(
+        self, images: Tensor, equations: Equations, progress: Progress
+    ) -> tuple[Progress, Found]:
+        """Take one linear model of a network whose kinks are soft, and soon no more."""
+        size, done = math.prod(self.spec.image_shape), progress.soft
+        number = min(size, math.ceil(size * _SHARES[0] * 2**done))
+        last = max(1, self.soft_iterations - 1)
+        is_soft = done < self.soft_iterations
+        with equations.inexact(_HOT * (_COLD / _HOT) ** (done / last) if is_soft else 0.0, images):
+            found = self._where_memory_suffices(
+                partial(probable_step, images, equations, self.spectrum, number),
+                len(images) * number,
+            )
+        equations.weigh(images if found is None else found)
+        is_done = found is None and not is_soft
+        after = self._found(images if found is None else found, equations)
+        return progress._replace(soft=done + 1, is_done=is_done), after
 
     def _found(self, images: Tensor, equations: Equations, residual: Tensor | None = None) -> Found:
         residual = equations.residual(images) if residual is None else residual
@@ -364,8 +404,8 @@ class GaussNewtonInversion(OptimizationAttack):
 
     def _matrix_free(
         self, before: Found, equations: Equations, number: int, damping: float
-    ) -> tuple[Found, float]:
-        """Take one step by products with the Jacobian; return where it leads and the damping."""
+    ) -> tuple[Found, float, int]:
+        """Take one step by products with the Jacobian; return the same, without a rank."""
         images = before.images
         forward, backward = products(
             equations.residual,
@@ -387,9 +427,9 @@ class GaussNewtonInversion(OptimizationAttack):
             step = conjugate_gradients(product, -slope, 1 / (added + scale), _PRODUCTS)
             nearer, _ = self._moved(before, step, equations)
             if nearer.objective < before.objective:
-                return nearer, max(damping / _FEWER, _LEAST_DAMPING)
+                return nearer, max(damping / _FEWER, _LEAST_DAMPING), -1
             damping *= _MORE
-        return before, damping
+        return before, damping, -1
 
     def _moved(self, found: Found, step: Tensor, equations: Equations) -> tuple[Found, Tensor]:
         """Return what becomes of images that move along the cosines, and their residual."""

@@ -8,11 +8,15 @@ Beside the scores stand the null controls, without which a prior cannot be told 
   than any guess can reach;
 - ``noise_only``: the same attack on the update of a client that sent nothing but noise;
 - ``other_client``: the reconstruction from this client's update against the next client's images.
+
+And, where it is asked for, what a linearised attacker would get
+(:mod:`~lightning_recon.audit.local_estimate`): an attack far below it is weak here.
 """
 
 from collections.abc import Mapping
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_recon.attacks import Attack, GradientMatching
@@ -24,6 +28,7 @@ from lightning_recon.audit.guesses import (
     mean_of,
     shown,
 )
+from lightning_recon.audit.local_estimate import Estimator
 from lightning_recon.audit.privacy_statement import privacy_statement
 from lightning_recon.audit.records import ClientRecord
 from lightning_recon.audit.scores import Row, add_marks, mark_convincing, score
@@ -52,6 +57,8 @@ class Auditor:
             included, fewer if the data set ends; 0: none, and no rate.
         extra_metrics: further scores of each image, by the name of their column; those that are
             ``unavailable`` are left out.
+        num_estimated_clients: clients, by number, of whose images is told what a linearised
+            attacker would get.
 
     Raises:
         InputError: if a further metric cannot score such images.
@@ -64,8 +71,11 @@ class Auditor:
         null_controls: bool = True,
         num_candidates: int = 1000,
         extra_metrics: Mapping[str, PerImageMetric] | None = None,
+        num_estimated_clients: int = 0,
     ) -> None:
         self.data = data
+        self.num_estimated_clients = num_estimated_clients
+        self._estimator: Estimator | None = None
         self.recovered_psnr = recovered_psnr
         self.null_controls = null_controls
         self.public = data.public_images()
@@ -138,6 +148,8 @@ class Auditor:
             row["score"] = float(reconstruction.score[matched]) if matched >= 0 else torch.nan
         wrong = add_marks(rows, reconstruction, truth.images)
         notes = {**reconstruction.notes, **wrong}
+        if client < self.num_estimated_clients:
+            notes |= self._estimate(attack, client, truth, rows)
         federation = attack.federation
         if federation.has_payload:
             shapes = {name: tensor.shape for name, tensor in federation.payload.named_parameters()}
@@ -207,6 +219,25 @@ class Auditor:
             values = psnr(shown(reconstruction.images, other, self.mean_image), other)
             controls["other_client"] = {"psnr": float(values.mean())}
         return controls
+
+    def _estimate(
+        self, attack: Attack, client: int, truth: PrivateBatch, rows: list[Row]
+    ) -> dict[str, float]:
+        """Add to rows what a linearised attacker gets, and return notes on it; none if unknown."""
+        if self._estimator is None or self._estimator.attack is not attack:
+            self._estimator = Estimator(attack, self.public, self.data.seed)
+        try:
+            found = self._estimator.estimate(truth, client)
+        except InputError as error:
+            rank_zero_warn(f"client {client} has no local estimate: {error}")
+            return {}
+        for row, value in zip(rows, found.mse.tolist(), strict=True):
+            row["mse_local_estimate"] = value
+        return {
+            "estimate_equations": float(found.num_equations),
+            "estimate_unknowns": float(found.num_unknowns),
+            "estimate_told": found.num_told,
+        }
 
     def _prior_free_bound(
         self, attack: Attack, client: int, truth: PrivateBatch

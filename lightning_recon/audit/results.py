@@ -19,6 +19,7 @@ from lightning_recon.files import finite_json
 from lightning_recon.schemas import MisfitError, conform
 
 _AGAIN = "run the audit again"
+_ADDED = {"integrity": 3, "local_estimate": 4}  # by key, the version that has it first
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
 
 
@@ -49,6 +50,17 @@ class Identification(NamedTuple):
     ci_low: float | None = None
     ci_high: float | None = None
     num_candidates: int | None = None
+
+
+class LocalEstimated(NamedTuple):
+    """What a linearised attacker would get, in dB, by mean squared errors over the same images."""
+
+    num_images: int | None = None
+    psnr_mean_image: float | None = None
+    psnr_attack: float | None = None
+    psnr: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
 
 
 class Guarantee(NamedTuple):
@@ -145,6 +157,7 @@ class Results(NamedTuple):
     null: Mapping[str, Control] = _NONE
     thresholds: Mapping[str, Mapping[str, float]] = _NONE
     identification: Identification = Identification()
+    local_estimate: LocalEstimated = LocalEstimated()
     notes: Sequence[Mapping[str, float]] = ()
     """The attack's own numbers, by client."""
     curves: Sequence[Curve] = ()
@@ -273,9 +286,10 @@ def _check_version(content: Mapping[str, Any], path: Path) -> None:
             f"{path} is of version {version}, and this program reads up to {SCHEMA_VERSION}; use a "
             "newer one"
         )
-    missing = ResultsJson.__required_keys__ - content.keys()
-    missing -= {"integrity"} if version < 3 else set()
-    if version == 1 and len(missing) == len(ResultsJson.__required_keys__) - 1:
+    later = {name for name, first in _ADDED.items() if version < first}
+    required = ResultsJson.__required_keys__ - later
+    missing = required - content.keys()
+    if version == 1 and missing == required:
         raise InputError(f"{path} holds nothing of an audit; name the folder of a finished run")
     if version > 1 and missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; {_AGAIN}")

@@ -9,7 +9,7 @@ from typing import TypedDict
 from lightning_recon.data.masked_images import MaskSummary
 from lightning_recon.privacy.sensitivity import Adjacency
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of what is written now.  Files without ``schema_version`` are of version 1."""
 
 
@@ -51,6 +51,16 @@ class IdentificationJson(Interval):
     num_candidates: int | None
 
 
+class LocalEstimateJson(Interval):
+    """What a linearised attacker would get, by mean squared errors over the same images."""
+
+    num_images: int
+    psnr_mean_image: float
+    psnr_attack: float
+    psnr: float
+    """Of the estimate; its interval, too."""
+
+
 class ScoresJson(TypedDict):
     """What the rows of all images come to: :func:`lightning_recon.audit.scores.aggregate`."""
 
@@ -68,6 +78,8 @@ class ScoresJson(TypedDict):
     null: dict[str, ControlJson]
     thresholds: dict[str, dict[str, float]]
     identification: IdentificationJson | None
+    local_estimate: LocalEstimateJson | None
+    """None where it was not asked for, or cannot be had."""
 
 
 class ClaimJson(TypedDict):

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_recon.audit.matching import match
-from lightning_recon.audit.schema import ControlJson, IdentificationJson, MetricJson, ScoresJson
+from lightning_recon.audit.schema import (
+    ControlJson,
+    IdentificationJson,
+    LocalEstimateJson,
+    MetricJson,
+    ScoresJson,
+)
 from lightning_recon.audit.statistics import (
     bootstrap_interval,
     share_at,
@@ -52,6 +58,7 @@ NOT_METRICS = (
         "exact",
         "p_value",
         "psnr_noise_only",
+        "mse_local_estimate",
         *(f"psnr_{name}" for name in _NULLS),
     ),
 )
@@ -243,7 +250,10 @@ def aggregate(
         - ``thresholds``: for ``psnr`` (dB) and ``lpips`` the share of all images at or beyond each
           of :data:`THRESHOLDS`; ``psnr_mean_image`` is that of the mean image, the control;
         - ``identification``: ``rate`` with ``ci_low`` and ``ci_high``, and ``num_candidates``;
-          None where it was not asked for.
+          None where it was not asked for;
+        - ``local_estimate``: of the images that have ``mse_local_estimate`` what the mean squared
+          errors of the mean image, of the attack and of the estimate come to, in dB; None where
+          there are none.
 
         Without rows, ``metrics``, ``null`` and ``thresholds`` are empty.
     """
@@ -266,6 +276,7 @@ def aggregate(
         "null": _nulls(rows),
         "thresholds": {name: shares for name, shares in thresholds.items() if shares},
         "identification": _identification(rows, num_candidates),
+        "local_estimate": _local_estimate(rows),
     }
 
 
@@ -326,6 +337,30 @@ def _identification(rows: Sequence[Row], num_candidates: int | None) -> Identifi
         "ci_high": rate.high,
         "num_candidates": num_candidates,
     }
+
+
+def _local_estimate(rows: Sequence[Row]) -> LocalEstimateJson | None:
+    """Return the mean image, the attack and the local estimate, by their mean squared errors."""
+    there = [row for row in rows if np.isfinite(row.get("mse_local_estimate", np.nan))]
+    if not there:
+        return None
+    errors = _mean(there, "mse_local_estimate")
+    assert errors is not None
+    mean_image = [10 ** (-row["psnr_mean_image"] / 10) for row in there]
+    return {
+        "num_images": len(there),
+        "psnr_mean_image": _as_psnr(float(np.mean(mean_image))),
+        "psnr_attack": _as_psnr(float(np.mean([row["mse"] for row in there]))),
+        "psnr": _as_psnr(errors.value),
+        "ci_low": None if errors.high is None else _as_psnr(errors.high),
+        "ci_high": None if errors.low is None else _as_psnr(errors.low),
+    }
+
+
+def _as_psnr(error: float) -> float:
+    """Return a mean squared error in dB, within the range of PSNR."""
+    least, largest = _RANGES["psnr"]
+    return float(np.clip(-10 * np.log10(max(error, 1e-12)), least, largest))
 
 
 class _Mean(NamedTuple):

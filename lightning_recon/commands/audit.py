@@ -54,6 +54,10 @@ def audit(options: Any) -> str:
         "seed": options.seed,
         "truth": None if truth is None else str(truth),
     }
+    if options.estimate:
+        if truth is None:
+            raise InputError("--estimate is of a client whose images are known; add --truth FOLDER")
+        settings["estimate"] = True
     if options.mode is not None:  # an audit that was begun without the option goes on
         settings["mode"] = options.mode
     auditor = Auditor(
@@ -85,6 +89,13 @@ def _words(found: Mapping[str, Any], folder: Path) -> str:
         if client["truth"]:
             truth = client["truth"]
             lines.append(f"  by the truth: {truth['right']} of {truth['num_images']} images right")
+            if estimate := truth.get("local_estimate"):
+                lines.append(
+                    "  by the mean squared error: mean image {psnr_mean_image:.1f} dB, best attack "
+                    "{psnr_attack:.1f} dB, a linearised attacker {psnr:.1f} dB; no bound".format(
+                        **estimate
+                    )
+                )
     return "\n".join([*lines, f"report: {folder / 'report.html'}"])
 
 

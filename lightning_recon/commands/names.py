@@ -27,6 +27,7 @@ LIGHT = {
     "clients": "list what a client may do between a batch and its update",
     "priors": "list the penalties that an attack can put on images",
     "refiners": "list the networks that can improve a reconstruction",
+    "papers": "list what papers claim, beside what was reached here",
     "doctor": "tell what is installed, and which devices, data and checkpoints are found",
     "completion": "print the script that completes commands and options at the Tab key",
 }

@@ -162,6 +162,12 @@ def _add_audit(parser: Parser) -> None:
         "--truth", metavar="FOLDER", help="what clients trained on, if known: adds the scores"
     )
     parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="with --truth: tells what a linearised attacker would get of those clients, too; "
+        "seconds for a small image, minutes for batches",
+    )
+    parser.add_argument(
         "--public",
         metavar="FOLDER",
         help="images like the clients', but nobody's; by default sample photographs",

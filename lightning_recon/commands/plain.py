@@ -81,6 +81,10 @@ def _run(command: str, options: Namespace) -> int:
         from lightning_recon.runs.estimate import estimate
 
         print(estimate(options.config, options.num_clients, options.output))  # noqa: T201
+    elif command == "papers":
+        from lightning_recon.commands import claims
+
+        print(claims.as_json() if options.json else claims.words())  # noqa: T201
     elif command == "doctor":
         from lightning_recon.commands.doctor import doctor
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypedDict
 
 from lightning_recon.documents import read_json, refusal
 from lightning_recon.report.cards import Card, picture, within_budget
+from lightning_recon.report.figures import NO_BOUND
 from lightning_recon.report.findings import Finding
 from lightning_recon.report.page import Table, count, number, share, write_page
 from lightning_recon.report.pictures import load_picture
@@ -65,13 +66,25 @@ class FoundJson(TypedDict):
     text: str
 
 
-class TruthJson(TypedDict):
-    """How right an audit of a client was."""
+class EstimateJson(TypedDict):
+    """What a linearised attacker would get of a client, in dB, by mean squared errors."""
 
+    psnr_mean_image: float
+    psnr_attack: float
+    psnr: float
+
+
+class _RequiredTruthJson(TypedDict):
     num_images: int
     right: int
     psnr: list[float]
     picture_right: list[bool]
+
+
+class TruthJson(_RequiredTruthJson, total=False):
+    """How right an audit of a client was."""
+
+    local_estimate: EstimateJson
 
 
 class ClientJson(TypedDict):
@@ -265,10 +278,24 @@ def _client(folder: Path, client: Mapping[str, Any], place: int) -> dict[str, An
         "is_leak": client["verdict"] == "leaked",
         "reason": client["reason"],
         "findings": client["findings"],
-        "privacy": client["privacy"],
+        "privacy": client["privacy"] | _estimated(client["truth"]),
         "attacks": client["attacks"],
         "cards": _cards(folder, client),
     }
+
+
+def _estimated(truth: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the local estimate between what it is to be read with; nothing without one."""
+    found = (truth or {}).get("local_estimate")
+    if not found:
+        return {}
+    values = {
+        "mean image": found["psnr_mean_image"],
+        "best attack": found["psnr_attack"],
+        "a linearised attacker": found["psnr"],
+    }
+    words = ", ".join(f"{name} {number(value, 1, 'dB')}" for name, value in values.items())
+    return {"By the mean squared error of its images": f"{words}. {NO_BOUND}"}
 
 
 def _cards(folder: Path, client: Mapping[str, Any]) -> list[Card]:

@@ -34,6 +34,8 @@ MIN_CLIENTS = 4
 clients themselves, by 2.7 for three and by 9 for two, that it would be all that one sees; tables
 have it."""
 
+NO_BOUND = "The estimate is no bound: better priors and kinks of the network may give more."
+
 NO_INTERVAL = f"No interval is drawn of fewer than {MIN_CLIENTS} clients."
 
 CONTROLS = {name: -1 - i for i, name in enumerate(NULLS)}
@@ -126,6 +128,25 @@ def leakage(results: Results) -> list[Chart]:
         "leak. What lies to the right of the controls came out of the update."
     )
     return [Chart(title, [("", ladder(title, dots, "PSNR, dB"))], note)]
+
+
+def linearised(results: Results) -> list[Chart]:
+    """Return control, attack and local estimate beside each other, where there is an estimate."""
+    found = results.local_estimate
+    if found.psnr is None or found.psnr_attack is None or found.psnr_mean_image is None:
+        return []
+    ends = drawn_interval(results.num_clients, found.ci_low, found.ci_high)
+    dots = [
+        Dot("Control: mean image", found.psnr_mean_image, number=CONTROLS["mean_image"]),
+        Dot("This attack", found.psnr_attack, number=_ATTACK),
+        Dot("Local estimate", found.psnr, *ends, number=_EXPECTED),
+    ]
+    title = "What a linearised attacker would get"
+    note = (
+        f"Of the mean squared error over {count(found.num_images or 0, 'image')}. {NO_BOUND} An "
+        "attack far below the estimate is weak here."
+    )
+    return [Chart(title, [("", ladder(title, dots, "PSNR of the mean error, dB"))], note)]
 
 
 def _dot(label: str, results: Results, number: int) -> Dot:

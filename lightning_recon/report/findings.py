@@ -159,6 +159,24 @@ def _unrecovered(results: Results) -> Iterator[str]:
         yield f"No image was recovered of {noun} {listed([str(c) for c in clients], rest=_REST)}."
 
 
+def _weak_attack(results: Results) -> Iterator[str]:
+    found = results.local_estimate
+    if found.psnr is None or found.psnr_attack is None or found.psnr_mean_image is None:
+        return
+    if found.psnr >= found.psnr_attack + _WEAK:
+        yield (
+            f"The attack stays {found.psnr - found.psnr_attack:.1f} dB below what a linearised "
+            "attacker would get of these images: a stronger one may recover more."
+        )
+    elif found.psnr <= found.psnr_mean_image + _NOTHING:
+        yield (
+            "A linearised attacker would get no more than the mean image of this update. Other "
+            "attackers may: this is no guarantee."
+        )
+
+
+_WEAK = 3.0  # dB
+_NOTHING = 0.5  # dB
 _REST = ", all in results.json"
 _CHECKS: tuple[tuple[Literal["alarm", "note"], Callable[[Results], Iterator[str]]], ...] = (
     ("alarm", _partial),
@@ -173,5 +191,6 @@ _CHECKS: tuple[tuple[Literal["alarm", "note"], Callable[[Results], Iterator[str]
     ("note", _failed_control),
     ("note", _buffers),
     ("note", _unsimulated),
+    ("note", _weak_attack),
     ("note", _unrecovered),
 )

@@ -15,6 +15,7 @@ from lightning_recon.report.figures import (
     NULLS,
     distribution,
     leakage,
+    linearised,
     objective_curves,
 )
 from lightning_recon.report.findings import findings
@@ -119,7 +120,7 @@ def _content(run: Run) -> dict[str, Any]:
         "pictures_note": pictures_note,
         "distribution": distribution(results, run.rows),
         "metrics": _metrics(results),
-        "leakage": leakage(results),
+        "leakage": [*leakage(results), *linearised(results)],
         "curves": curves,
         "images": _image_table(run.rows, is_masked=results.is_masked),
     }

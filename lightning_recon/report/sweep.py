@@ -59,6 +59,7 @@ _LABELS = {
     "null_nearest_public": "Nearest public, dB",
     "null_noise_only": "Noise only, dB",
     "null_other_client": "Other client, dB",
+    "local_estimate": "Local estimate, dB",
     "noise_std": "Noise std",
     "clip_norm": "C",
     "epsilon_claimed": "Claimed ε",
@@ -443,6 +444,6 @@ def _shown(cell: Cell, name: str) -> str:
         return cell[name] or DASH
     if name in _SHARES:
         return share(value)
-    if name.startswith(("psnr", "null_")):
+    if name.startswith(("psnr", "null_", "local_estimate")):
         return number(value, 1)
     return number(value)

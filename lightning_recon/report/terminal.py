@@ -31,6 +31,8 @@ def print_summary(results: Results, folder: Path) -> None:
         wrong = results.noted("certified_wrong")
         checked = "" if wrong is None else f"; by the truth {wrong:,} of them are wrong"
         console.print(f"proven   {count(certified, 'image')}{checked}", highlight=False)
+    if estimated := _estimated(results):
+        console.print(f"estimate {estimated}", highlight=False)
     print_findings(console, findings(results))
     console.print(f"data     {number(results.data.description)}", highlight=False)
     console.print(f"privacy  {number(results.privacy.statement)}", highlight=False)
@@ -78,3 +80,17 @@ def _figures(results: Results) -> Table:
     for name, control in results.null.items():
         table.add_row(f"null control: {name}, psnr (dB)", number(control.psnr, 2), "", "")
     return table
+
+
+def _estimated(results: Results) -> str:
+    """Return the local estimate between what it is to be read with; empty without one."""
+    found = results.local_estimate
+    if found.psnr is None:
+        return ""
+    values = {
+        "mean image": found.psnr_mean_image,
+        "this attack": found.psnr_attack,
+        "a linearised attacker": found.psnr,
+    }
+    words = ", ".join(f"{name} {number(value, 1, 'dB')}" for name, value in values.items())
+    return f"{words}, by the mean squared error of {count(found.num_images or 0, 'image')}"

@@ -53,6 +53,9 @@ class Audit(Callback):
             ``lpips: {class_path: LPIPS, init_args: {weights: FILE}}``; one that finds no network
             is reported as unavailable.
         num_pictured_clients: clients, by number, whose pictures are written.
+        num_estimated_clients: clients, by number, of whose images is told what a linearised
+            attacker would get: seconds for one small image, minutes for larger ones or batches; 0:
+            none.
         on_failure: what ``test`` does about a client whose attack fails: end, or record it (its
             images then count with the mean image) and go on.
         psnr_every: iterations between two scores in the progress bar.
@@ -67,6 +70,7 @@ class Audit(Callback):
         num_candidates: int = 1000,
         extra_metrics: dict[str, PerImageMetric] | None = None,
         num_pictured_clients: int = 50,
+        num_estimated_clients: int = 0,
         on_failure: Literal["stop", "record"] = "stop",
         psnr_every: int = 50,
         images_every: int = 100,
@@ -79,6 +83,7 @@ class Audit(Callback):
         for name, value, least in (
             ("num_candidates", num_candidates, 0),
             ("num_pictured_clients", num_pictured_clients, 0),
+            ("num_estimated_clients", num_estimated_clients, 0),
             ("psnr_every", psnr_every, 1),
             ("images_every", images_every, 1),
         ):
@@ -90,6 +95,7 @@ class Audit(Callback):
         self.num_candidates = num_candidates
         self.extra_metrics = extra_metrics
         self.num_pictured_clients = num_pictured_clients
+        self.num_estimated_clients = num_estimated_clients
         self.on_failure = on_failure
         self.psnr_every = psnr_every
         self.images_every = images_every
@@ -154,7 +160,12 @@ class Audit(Callback):
     def auditor(self, data: ClientDataModule) -> Auditor:
         """Return the auditor of some data, with this audit's settings."""
         return Auditor(
-            data, self.recovered_psnr, self.null_controls, self.num_candidates, self.extra_metrics
+            data,
+            self.recovered_psnr,
+            self.null_controls,
+            self.num_candidates,
+            self.extra_metrics,
+            self.num_estimated_clients,
         )
 
     def _record(

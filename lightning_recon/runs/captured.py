@@ -1,5 +1,6 @@
 """The audit of a capture: one client after the other, and what is written."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from lightning_recon.runs.command import command_line
 from lightning_recon.runs.results import device_name, versions
 from lightning_recon.runs.stopping import Stopped
 from lightning_recon.verdict import Auditor, ClientAudit, compare_replies
+from lightning_recon.verdict.canary import estimate_canary
 from lightning_recon.verdict.evidence import margin
 
 SCHEMA_VERSION = 1
@@ -116,7 +118,7 @@ def _audit_held(
             done = folder / "clients" / f"{path.parent.name}_{path.stem}.json"
             is_done = done.exists()
             if not is_done:
-                write_json(done, _audited(capture, path, auditor, folder, truth))
+                write_json(done, _audited(capture, path, auditor, folder, settings, truth))
             clients.append(read_stored(ClientJson, done))
             before += clients[-1].get("seconds", 0.0) if is_done else 0.0
             progress.advance(task)
@@ -160,7 +162,12 @@ def _settings(folder: Path) -> Any:
 
 
 def _audited(
-    capture: Capture, path: Path, auditor: Auditor, folder: Path, truth: Path | None
+    capture: Capture,
+    path: Path,
+    auditor: Auditor,
+    folder: Path,
+    settings: Mapping[str, Any],
+    truth: Path | None,
 ) -> dict[str, Any]:
     """Audit one client, write its pictures, and return what is said of it."""
     base = {"file": str(path.relative_to(capture.folder)), "fingerprint": "", "truth": None}
@@ -215,14 +222,25 @@ def _audited(
         "controls": controls,
         "num_samples": audit.num_samples,
         "attacks": audit.attacks,
-        "truth": None if known is None else _score(audit, known, reply, auditor, folder, stem),
+        "truth": None
+        if known is None
+        else _score(
+            audit, known, reply, auditor, folder, stem, is_estimated=settings.get("estimate", False)
+        ),
         "fingerprint": audit.fingerprint,
         "seconds": round(time.monotonic() - started, 2),
     }
 
 
 def _score(
-    audit: ClientAudit, truth: Truth, reply: Reply, auditor: Auditor, folder: Path, stem: str
+    audit: ClientAudit,
+    truth: Truth,
+    reply: Reply,
+    auditor: Auditor,
+    folder: Path,
+    stem: str,
+    *,
+    is_estimated: bool,
 ) -> dict[str, Any]:
     """Return how right an audit was, all true images counted."""
     images = truth.images
@@ -239,7 +257,27 @@ def _score(
         "right": sum(judged.right),
         "psnr": [round(value, 2) for value in judged.psnr],
         "picture_right": judged.picture_right,
+        **(_estimate(judged, truth, reply, auditor) if is_estimated else {}),
     }
+
+
+def _estimate(
+    judged: "Judgement", truth: Truth, reply: Reply, auditor: Auditor
+) -> dict[str, dict[str, float]]:
+    """Return mean image, attack and local estimate by their mean squared errors, in dB."""
+    try:
+        found = estimate_canary(auditor, reply, truth.images, truth.labels)
+    except InputError as error:
+        print(f"{reply.name} has no local estimate: {error}", file=sys.stderr)  # noqa: T201
+        return {}
+    mean = auditor.setting.public.mean(0)
+    errors = {
+        "psnr_mean_image": float((truth.images - mean).square().mean()),
+        "psnr_attack": sum(10 ** (-value / 10) for value in judged.psnr) / len(judged.psnr),
+        "psnr": float(found.mse.mean()),
+    }
+    decibels = {name: -10 * math.log10(max(error, 1e-10)) for name, error in errors.items()}
+    return {"local_estimate": {name: round(value, 2) for name, value in decibels.items()}}
 
 
 class Judgement(NamedTuple):

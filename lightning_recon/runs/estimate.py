@@ -13,16 +13,11 @@ from jsonargparse import ArgumentError
 from rich.progress import track
 
 from lightning_recon.attacks import Attack
-from lightning_recon.attacks.features.decoding import teaching_images
-from lightning_recon.attacks.features.spectrum import Spectrum
-from lightning_recon.audit.local_estimate import LocalEstimate, local_estimate, van_trees_mse
+from lightning_recon.audit.local_estimate import Estimator, LocalEstimate, van_trees_mse
 from lightning_recon.audit.statistics import bootstrap_interval
 from lightning_recon.data import ClientDataModule
 from lightning_recon.errors import InputError
-from lightning_recon.federation import Federation
 from lightning_recon.files import write_json
-from lightning_recon.observation import Grant
-from lightning_recon.randomness import derive_seed
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.cells import SECTIONS, read_yaml
 from lightning_recon.runs.refusals import explain
@@ -32,7 +27,6 @@ _NO_BOUND = (
     "No bound: other priors and kinks of the network may give an attacker more, and an attack may "
     "be weaker.  Nothing here says that an update is safe."
 )
-_GRANTS = (Grant.LABELS, Grant.NUM_SAMPLES, Grant.CLIENT, Grant.DEFENSES)
 
 
 class Estimated(NamedTuple):
@@ -40,7 +34,7 @@ class Estimated(NamedTuple):
 
     clients: list[LocalEstimate]
     bound_mse: float | None
-    """Van Trees', for images of the prior; None: the clients differ in their number of images."""
+    """Van Trees', for images of the prior; None: it is not known, see :func:`.van_trees_mse`."""
 
 
 def estimate(config: Path, num_clients: int | None, output: Path | None) -> str:
@@ -77,18 +71,10 @@ def estimated_clients(attack: Attack, data: ClientDataModule, number: int) -> Es
         data: set up.
         number: of clients, at least 1.
     """
-    federation = Federation(attack.target, attack.client, [*attack.federation.defenses], data.seed)
-    federation.start(lambda: attack.federation.payload, _GRANTS)
-    public, _ = teaching_images(
-        data.public_images(), data.image_shape, derive_seed(data.seed, "synthetic")
-    )
-    spectrum = Spectrum(public.double())
-    found = []
-    for client in track(range(number), "estimating", disable=number < 2, transient=True):
-        batch = data.client(client)
-        found.append(local_estimate(federation.play(batch, client), batch, spectrum))
-    sizes = {len(one.mse) for one in found}
-    return Estimated(found, van_trees_mse(found, spectrum) if len(sizes) == 1 else None)
+    estimator = Estimator(attack, data.public_images(), data.seed)
+    numbers = track(range(number), "estimating", disable=number < 2, transient=True)
+    found = [estimator.estimate(data.client(client), client) for client in numbers]
+    return Estimated(found, van_trees_mse(found, estimator.spectrum))
 
 
 def _made(config: Path) -> tuple[Attack, ClientDataModule]:
@@ -122,7 +108,7 @@ def _summary(estimated: Estimated) -> dict[str, Any]:
         "num_images": len(mse),
         "num_equations": clients[0].num_equations,
         "num_unknowns": clients[0].num_unknowns,
-        "num_above_noise": [one.num_above_noise for one in clients],
+        "num_told": [round(one.num_told, 1) for one in clients],
         "mse": {"mean": _mean(mse), "interval": interval, "images": mse},
         "mean_image_mse": _mean(prior),
         "van_trees_mse": estimated.bound_mse,
@@ -133,12 +119,12 @@ def _words(summary: dict[str, Any]) -> str:
     """Return the lines for a terminal."""
     mean, interval = summary["mse"]["mean"], summary["mse"]["interval"]
     said = "" if interval is None else f", 95 % interval {_span(interval)}"
-    above = summary["num_above_noise"]
+    told = summary["num_told"]
     bound = summary["van_trees_mse"]
     lines = [
         f"{summary['num_images']} images of {summary['num_clients']} clients; "
         f"{summary['num_equations']} equations for {summary['num_unknowns']} unknowns of a client, "
-        f"{min(above)} to {max(above)} directions above the noise",
+        f"{min(told):.0f} to {max(told):.0f} directions told",
         f"mean image (null control)    {_decibels(summary['mean_image_mse'])}",
         f"local estimate               {_decibels(mean)}{said}",
     ]

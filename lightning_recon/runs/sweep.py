@@ -263,6 +263,7 @@ def _tidy(results: Results, records: Sequence[ClientRecord]) -> dict[str, Any]:
         "precision": results.precision,
         "identification": results.identification.rate,
         **{f"null_{name}": control.psnr for name, control in results.null.items()},
+        "local_estimate": results.local_estimate.psnr,
         "clip_norm": privacy.clip_norm,
         "noise_std": privacy.noise_std,
         "epsilon_claimed": privacy.claimed.epsilon,

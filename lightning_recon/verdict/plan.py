@@ -84,7 +84,7 @@ def plan_attacks(
         training: of the client.
         setting: of the audit.
     """
-    client, known = _client(sent, training), _known(sent, training)
+    client, known = client_of(sent, training), _known(sent, training)
     skipped: dict[str, str] = {}
     plans: list[Plan] = []
 
@@ -148,7 +148,7 @@ def proving(target: Target, sent: Sent, training: Training, seed: int) -> ExactI
         training: of the client.
         seed: of the attack.
     """
-    return ExactInversion(target, _client(sent, training), seed=seed)
+    return ExactInversion(target, client_of(sent, training), seed=seed)
 
 
 def matching(
@@ -165,7 +165,7 @@ def matching(
     """
     return InvertingGradients(
         target,
-        client=_client(sent, training),
+        client=client_of(sent, training),
         known=_known(sent, training),
         iterations=_ITERATIONS[setting.effort],
         seed=seed,
@@ -178,8 +178,13 @@ def _known(sent: Sent, training: Training) -> list[str]:
     return ["num_samples", "client"] if simulates else ["num_samples"]
 
 
-def _client(sent: Sent, training: Training) -> Client:
-    """Return the protocol that the attacks simulate; unknown numbers are not granted to them."""
+def client_of(sent: Sent, training: Training) -> Client:
+    """Return the protocol that the attacks simulate; unknown numbers are not granted to them.
+
+    Args:
+        sent: by the client.
+        training: of the client.
+    """
     if sent.protocol == "fedsgd":
         return FedSGD(mode=training.mode)
     return FedAvg(

@@ -1,23 +1,31 @@
 """An observed update as equations for the images, each in units of its own error.
 
 Where the defenses are known and what they add has a known variance, every number is divided by its
-standard deviation.  Elsewhere every layer is divided by its norm: the update counts as exact.
+standard deviation.  Elsewhere every layer is divided by its norm: the update counts as exact.  A
+layer of little but rounding is divided by more, for it would drown the others: the keys' bias of an
+attention has no gradient, and a bias before batch norm in training mode has none.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from lightning_recon.attacks.matching.evidence import Evidence
+from lightning_recon.attacks.matching.softened import Softened
 from lightning_recon.clients.base import functional
 from lightning_recon.defenses import chain_variance, expected_chain
+from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.updates import Update
 
 _LEAST_VARIANCE = 0.1  # of the largest in a tensor: while images are far off, it is a guess
 EXACT = 1e-16
 """Variance of an equation that counts as exact, in units of its layer's squared norm: that of
 numbers which are right to 1e-6 of their layer's size, as float32 leaves them."""
+_LEAST_ERROR = 0.01  # of a layer's norm, where errors are fitted
+_ROUNDING = 1e-6  # of a layer's norm, which float32 leaves in the layers that are weighed by it
 
 
 class Equations:
@@ -25,33 +33,65 @@ class Equations:
 
     Args:
         evidence: what was observed of one client.
+        images: B C H W, float64, any: the rounding of their simulated update tells that of every
+            layer.
 
     Attributes:
-        variance: of an equation: 1, or :data:`EXACT`.
         number: of equations.
+        has_kinks: whether ReLUs or max-pools make the simulated update jump.
     """
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: Evidence, images: Tensor) -> None:
         self.evidence = evidence
         self._precise = copy.deepcopy(evidence.payload).double()
         chain = evidence.chain or ()
         self.is_noisy = chain_variance(chain, evidence.observed, evidence.observed) is not None
-        self.variance = 1.0 if self.is_noisy else EXACT
+        self._temperature = 0.0
+        self._fits_errors = False
+        self.has_kinks = self._meets_kinks(images)
+        self._sizes = self._sizes_of(evidence.observed, images)
         self.weights = self._weights(evidence.observed)
         self.number = sum(
             part.numel() if self.is_noisy else int((self.weights[name] != 0).sum())
             for name, part in evidence.observed.items()
         )
 
+    @property
+    def variance(self) -> float:
+        """Of an equation: 1, or :data:`EXACT`."""
+        return 1.0 if self.is_noisy or self._fits_errors else EXACT
+
+    @contextmanager
+    def inexact(self, temperature: float, images: Tensor) -> Iterator[None]:
+        """Simulate with soft kinks; the variance of a layer is what its numbers lack, in the mean.
+
+        A soft network, and images inside another pattern of ReLUs, leave errors, whose sizes are
+        the most probable ones at these images.
+
+        Args:
+            temperature: of ReLUs and max-pools, at least 0
+                (:mod:`~lightning_recon.attacks.matching.softened`).
+            images: B C H W, float64.
+        """
+        self._temperature, self._fits_errors = temperature, True
+        try:
+            self.weigh(images)
+            yield
+        finally:
+            self._temperature, self._fits_errors = 0.0, False
+
     def weigh(self, images: Tensor) -> None:
-        """Take the variances of noise that depends on the update from that of these images.
+        """Take the variances of noise that depends on the update, and errors, from these images.
 
         Args:
             images: B C H W, float64.
         """
+        update = self.evidence.observed
         if self.is_noisy:
-            simulated = self._simulate(images)
-            self.weights = self._weights(self._scaled(simulated))
+            update = self._scaled(self._simulate(images))
+        self.weights = self._weights(update)
+        if self._fits_errors:
+            self.weights = self._fitted(self._expected(images))
 
     def residual(self, images: Tensor) -> Tensor:
         """Return what the simulated update lacks, weighted: M numbers.
@@ -59,22 +99,43 @@ class Equations:
         Args:
             images: B C H W, float32 or float64, which is the precision of all that is computed.
         """
-        evidence = self.evidence
-        simulated = self._simulate(images)
-        simulated = expected_chain(evidence.chain or (), simulated, self._as(images))
-        simulated = self._scaled(simulated)
-        observed = self._as(images)
+        simulated, observed = self._expected(images), self._as(images)
         parts = [
             (self.weights[name].to(images) * (part - observed[name])).flatten()
             for name, part in simulated.items()
         ]
         return torch.cat(parts)
 
+    def _expected(self, images: Tensor) -> Update:
+        simulated = self._simulate(images)
+        simulated = expected_chain(self.evidence.chain or (), simulated, self._as(images))
+        return self._scaled(simulated)
+
+    def _meets_kinks(self, images: Tensor) -> bool:
+        payload = self._precise
+        with left_as_found(payload, training=False, keeps_buffers=True), torch.no_grad():
+            hard = payload(images)
+            with Softened(1.0):
+                return not torch.equal(hard, payload(images))
+
+    def _sizes_of(self, observed: Update, images: Tensor) -> dict[str, Tensor]:
+        """Return the norm of every layer, or more where little of it is not rounding."""
+        with torch.no_grad():
+            precise = self._simulate(images)
+            rounded = self._simulate(images.to(next(iter(observed.values()))))
+        sizes = {name: part.double().norm() for name, part in observed.items()}
+        largest = max(sizes.values(), default=images.new_zeros(()))
+        for name, part in precise.items():
+            least = (part - rounded[name]).norm() / _ROUNDING
+            sizes[name] = sizes[name].maximum(least.minimum(largest))
+        return sizes
+
     def _simulate(self, images: Tensor) -> Update:
         evidence = self.evidence
         is_precise = images.dtype == torch.float64
         payload = self._precise if is_precise else evidence.payload
-        with evidence.client.working(payload):
+        soft = Softened(self._temperature) if self._temperature else nullcontext()
+        with evidence.client.working(payload), soft:
             found = evidence.client.simulate(payload, images, evidence.labels, gradient=functional)
         return evidence.client.stand_in(found, self._as(images))
 
@@ -93,6 +154,19 @@ class Equations:
         factor = dot / energy.clamp_min(torch.finfo(energy.dtype).tiny)
         return {name: factor * part for name, part in simulated.items()}
 
+    def _fitted(self, simulated: Update) -> Update:
+        """Return one over the greater of every number's own error and its layer's mean one."""
+        weights: Update = {}
+        for name, part in self.evidence.observed.items():
+            own = self.weights[name]
+            error = (simulated[name] - part).square().mean()
+            least = (_LEAST_ERROR * self._sizes[name]).square() / max(1, part.numel())
+            variance = error.maximum(least)
+            if self.is_noisy:
+                variance = variance.maximum(own.clamp_min(1e-30).square().reciprocal())
+            weights[name] = torch.where(own > 0, variance.rsqrt(), 0.0)
+        return weights
+
     def _weights(self, update: Update) -> Update:
         """Return one over the standard deviation of every number, float64; 0: not compared."""
         observed = self.evidence.observed
@@ -100,8 +174,8 @@ class Equations:
         weights: Update = {}
         for name, part in observed.items():
             if added is None:
-                norm = part.double().norm()
-                weight = torch.where(norm > 0, 1 / norm, 0.0).expand_as(part)
+                size = self._sizes[name]
+                weight = torch.where(part.any(), 1 / size, 0.0).expand_as(part)
             else:
                 variance = added[name].double()
                 most = variance.max() if variance.numel() else variance.new_zeros(())

@@ -65,7 +65,7 @@ def _soft_relu(x: Tensor, temperature: float) -> Tensor:
 
 def _soft_max_pool(
     temperature: float,
-    x: Tensor,
+    maps: Tensor,
     kernel_size: Any,
     stride: Any = None,
     padding: Any = 0,
@@ -74,16 +74,21 @@ def _soft_max_pool(
     return_indices: bool = False,
 ) -> Tensor | None:
     """Return the soft pool, B C h w; None if there is none of this kind."""
-    if ceil_mode or return_indices or _pair(dilation) != (1, 1) or x.ndim != 4:
+    if ceil_mode or return_indices or _pair(dilation) != (1, 1) or maps.ndim != 4:
         return None
     (height, width), (down, right) = _pair(kernel_size), _pair(stride or kernel_size)
     above, beside = _pair(padding)
-    unit = _width(x, temperature)
-    padded = x / unit
+    unit = _width(maps, temperature)
+    padded = maps / unit
     if above or beside:
         padded = F.pad(padded, (beside, beside, above, above), value=-torch.inf)
-    windows = padded.unfold(2, height, down).unfold(3, width, right)
-    return unit * windows.flatten(4).logsumexp(4)
+    last = (padded.shape[2] - height) // down * down, (padded.shape[3] - width) // right * right
+    places = [  # and no unfold, which vmap takes one image at a time
+        padded[:, :, y : y + last[0] + 1 : down, x : x + last[1] + 1 : right]
+        for y in range(height)
+        for x in range(width)
+    ]
+    return unit * torch.stack(places).logsumexp(0)
 
 
 def _width(x: Tensor, temperature: float) -> Tensor:

@@ -1,0 +1,66 @@
+"""What an attack gets beside what the local estimate says, over networks and defenses.
+
+    python -m benchmarks.estimate_check --cifar CIFAR10.npz [--size 8] [--clients 3]
+
+GaussNewtonInversion, to which the defense and the labels are granted, on one image a client, first
+CIFAR-10 test images made smaller by averages; 256 public images.  A cell is mean image, attack and
+local estimate in dB, each of the mean squared error over the clients: a guess, what one attack
+gets, and what a linearised Gaussian attacker would get.  Every client is a line of the output file.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.second_order import DEFENSES, ROWS, attacked, of_size, recorded
+
+NETWORKS = ("lenet-1", "silu-1", "gelu-1", "vit-1", "relu-1")
+
+
+def main() -> None:
+    """Attack, and print a row for each network."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cifar", required=True, help="an .npz with x_test, y_test and x_train")
+    parser.add_argument("--size", type=int, default=8, help="of the images, in pixels")
+    parser.add_argument("--clients", type=int, default=3)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--output", type=Path, default=Path("estimate_check.jsonl"))
+    options = parser.parse_args()
+    data = of_size(options.cifar, options.size)
+    done = recorded(options.output, options.size)
+    defenses = [name for name in DEFENSES if name]
+    print(f"| network | {' | '.join(defenses)} |\n|{'---|' * (1 + len(defenses))}")
+    for network in options.networks:
+        cells = []
+        for defense in defenses:
+            found = []
+            for client in range(options.clients):
+                key = f"{network} {defense}", "second", client
+                if key not in done:
+                    row = ROWS[network]._replace(defense=defense)
+                    done[key] = attacked("second", row, client, data)
+                    done[key] |= {"row": key[0], "attack": key[1], "client": client}
+                    done[key] |= {"size": options.size}
+                    with options.output.open("a") as file:
+                        file.write(json.dumps(done[key]) + "\n")
+                found.append(done[key])
+            cells.append(cell(found))
+        print(f"| {network} | {' | '.join(cells)} |", flush=True)
+
+
+def cell(found: list[dict[str, list[float]]]) -> str:
+    """Return mean image, attack and estimate of some clients, in dB."""
+    errors = [
+        np.mean(10 ** (-np.array([one["mean_image"] for one in found]) / 10)),
+        np.mean(10 ** (-np.array([one["psnr"] for one in found]) / 10)),
+        np.mean([one["estimate_mse"] for one in found]),
+    ]
+    return " / ".join(f"{min(100.0, -10 * np.log10(max(error, 1e-12))):.1f}" for error in errors)
+
+
+if __name__ == "__main__":
+    main()
