@@ -1,0 +1,170 @@
+"""The model that the malicious server sends to clients that do several local steps.
+
+After the first step rows are not zero any more.  What is kept out of the way, and how:
+
+- Rows must not change the logits, or the next step's gradients would tell of the rows.  In
+  class B, layers that ``torch.nn`` has, a row's pre-activation passes min(max(z, -d), d).  It is 0
+  as it is sent; the first hit moves it by far more than d, whatever the sign of the residual, and
+  from then on the row is closed: it gets no gradient, and the logits keep within ``MAX_SHIFT`` of
+  the target's.  In class A, any stateless forward, the rows' output minus its own detached value
+  is added, which is zero, and every epoch adds to the row.
+- The payload of class B looks at every sample by itself, and that of class A at a minibatch alone,
+  so that samples may want the same row.  Each is sent twice, to a row of its norm and to one
+  chosen by a projection of its code (:mod:`lightning_recon.attacks.spectral.rows`).  Of those that
+  want a row at different steps the first one closes it.
+- A sample's other row has no place of its norm, so the norm is a number beside the sign's.
+- The target's logits are multiplied by ``logit_scale``: steps that hardly move them leave every
+  sample's residual at +-1, and the target's own part of the clipped delta is small.
+- Adam moves a coordinate by its learning rate, however large the gradient is, so that the few large
+  numbers of a code would be cut off.  ``num_spread`` columns take an orthonormal mixture of all
+  numbers (Hadamard, signs in front), which has none.
+
+Constants are buffers that nothing writes.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_recon.attacks.spectral.code import ChannelCode
+from lightning_recon.attacks.spectral.payload import (
+    NUM_HEAD_COLUMNS,
+    SPREAD,
+    Budget,
+    RowsPayload,
+)
+from lightning_recon.randomness import make_generator
+from lightning_recon.targets import Target
+from lightning_recon.updates import Update
+
+PayloadClass = Literal["A", "B"]
+"""What a forward pass is made of.  A: anything that keeps no state.  B: what the layers of
+``torch.nn`` compute, without ``detach`` or ``no_grad``, every sample by itself."""
+MAX_SHIFT = 0.01  # of a logit, by a row of class B
+SHARPNESS = 1e6  # how steeply rows that a sample is not meant for are closed, in units of d
+NORM_REACH = 4.0  # standard deviations of the logarithm of the norm that its number tells
+
+
+class LocalPayload(RowsPayload):
+    """The model, and rows that local steps write once (class B) or add up (class A).
+
+    Args:
+        payload_class: see :data:`PayloadClass`.
+        num_spread: a power of 2: columns that all numbers are mixed into; 0: a column a number.
+        seed: of the projections.
+    """
+
+    signs: Tensor
+    edges: Tensor
+    mixing: Tensor
+    num_side = 2
+
+    def __init__(
+        self,
+        model: Target,
+        code: ChannelCode,
+        num_bins: int,
+        gain: float,
+        logit_scale: float,
+        budget: Budget,
+        payload_class: PayloadClass,
+        num_spread: int,
+        seed: int,
+    ) -> None:
+        super().__init__(model, code, num_bins, gain, logit_scale, budget, copies=2)
+        self.payload_class = payload_class
+        self.num_spread = num_spread
+        self.num_used = self.num_side + code.num_columns
+        num_columns = num_spread or self.num_used
+        self.num_head = num_spread or min(num_columns, NUM_HEAD_COLUMNS)
+        like = self.class_sign
+        self.register_buffer("signs", _random_signs(code.num_columns, seed, "rows").to(like))
+        self.register_buffer("mixing", _random_signs(num_spread, seed, "mixing").to(like))
+        # the projection on random signs of a code, whose norm is 1, is about N(0, 1)
+        num_second = num_bins - self.num_first
+        quantile = torch.arange(1, num_second, dtype=torch.float64) / num_second
+        self.register_buffer("edges", torch.special.ndtri(quantile).to(like))
+        self.rows = nn.Parameter(like.new_zeros(num_bins, num_columns))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the scaled logits of B C H W images; rows move them by MAX_SHIFT at the most."""
+        logits: Tensor = self.model(images)
+        with torch.autocast(images.device.type, enabled=False):
+            code, log_norm = self.code.encode(images.to(self.class_sign.dtype))
+            sent = self._numbers(code, log_norm)
+            if self.num_spread:
+                sent = self._spread(sent)
+            places = (log_norm, code @ self.signs)
+            if self.payload_class == "A":
+                tables = ((self.thresholds, 0), (self.edges, self.num_first))
+                row = [
+                    torch.bucketize(place, table) + first
+                    for place, (table, first) in zip(places, tables, strict=True)
+                ]
+                seen = F.embedding(torch.stack(row, 1), self.rows)
+                shift = self.gain * (seen * sent[:, None]).sum((1, 2))
+                return self.with_rows(logits, shift - shift.detach())
+            bound = MAX_SHIFT / self.gain
+            closing = [
+                _outside(place, table)
+                for place, table in zip(places, (self.thresholds, self.edges), strict=True)
+            ]
+            answer = F.linear(sent, self.rows) + SHARPNESS * bound * torch.cat(closing, dim=1)
+            through = F.hardtanh(answer, -bound, bound).sum(1)
+            # all rows but two are closed, at the upper bound
+            return self.with_rows(logits, self.gain * (through - (self.num_bins - 2) * bound))
+
+    def _numbers(self, code: Tensor, log_norm: Tensor) -> Tensor:
+        """Return what a sample puts into each of its rows, B (2 + N)."""
+        reach = NORM_REACH * max(self.code.log_norm_std, 1e-3)
+        norm = F.hardtanh((log_norm - self.code.log_norm_mean) / reach)
+        side = self.sign_size * torch.stack([torch.ones_like(norm), norm], dim=1)
+        return torch.cat([side, self.scale * code], dim=1) / self.copies**0.5
+
+    def norm_of(self, sign: Tensor, number: Tensor) -> Tensor:
+        """Return the logarithm of the norm, R, that the first two numbers of rows tell."""
+        reach = NORM_REACH * max(self.code.log_norm_std, 1e-3)
+        return self.code.log_norm_mean + reach * (number / sign).nan_to_num().clamp(-1, 1)
+
+    def _spread(self, numbers: Tensor) -> Tensor:
+        padded = F.pad(numbers, (0, self.num_spread - numbers.shape[1]))
+        return hadamard(padded * self.mixing)
+
+    def head_of(self, update: Update) -> Tensor:
+        """Return the columns by which rows are tested, K n."""
+        return update["rows"][:, : self.num_head]
+
+    def read(self, update: Update, rows: Tensor) -> Tensor:
+        """Return what an update holds of rows, R: R (2 + N), mixed no more."""
+        read = update["rows"][rows]
+        if self.num_spread:
+            read = hadamard(read) * self.mixing
+        return read[:, : self.num_used]
+
+
+def _random_signs(number: int, seed: int, purpose: str) -> Tensor:
+    generator = make_generator(seed, purpose)
+    return 2.0 * torch.randint(2, (number,), generator=generator) - 1
+
+
+def _outside(place: Tensor, edges: Tensor) -> Tensor:
+    """Return how far each place, B, is from the bin between each pair of edges, B bins."""
+    below = F.relu(edges - place[:, None])  # of the bins above an edge
+    above = F.relu(place[:, None] - edges)
+    return F.pad(below, (1, 0)) + F.pad(above, (0, 1))
+
+
+def hadamard(numbers: Tensor) -> Tensor:
+    """Return B 2^n numbers times the orthonormal Hadamard matrix, which is its own inverse.
+
+    >>> hadamard(torch.tensor([[3.0, 4.0]]) * 2**0.5)
+    tensor([[ 7., -1.]])
+    """
+    size = numbers.shape[1]
+    for step in range(size.bit_length() - 1):
+        pairs = numbers.view(len(numbers), -1, 2, 2**step)
+        first, second = pairs.unbind(2)
+        numbers = torch.stack([first + second, first - second], dim=2).flatten(1)
+    return numbers / size**0.5
