@@ -157,6 +157,7 @@ class SpectralLDPAttack(OptimizationAttack):
         channel = self.channel
         self.clip_norm = clip_norm or channel.clip_norm or 1.0
         self.noise_std = max(noise_std or channel.noise_std or 0.0, MIN_NOISE * self.clip_norm)
+        # the server, which tells clients how to train, knows how they do
         self.is_local = not self.client.sends_gradient and not channel.clips_samples
         # a client that clips samples cannot keep those of a batch in different rows
         self.copies = 2 if channel.clips_samples or self.is_local else 1
@@ -215,7 +216,16 @@ class SpectralLDPAttack(OptimizationAttack):
             )
         rows = (model, self.code, self.num_bins, self.gain, self.logit_scale, self.budget)
         if self.is_local:
-            return LocalPayload(*rows, self.payload_class, num_spread=0, seed=self.seed)
+            weights = self.client.gradient_weights(num_samples)
+            in_epoch = -(-num_samples // self.client.fewest_samples(num_samples))
+            return LocalPayload(
+                *rows,
+                num_samples,
+                self.payload_class,
+                step_weights=weights[:in_epoch],
+                num_spread=0,
+                seed=self.seed,
+            )
         return SpectralPayload(*rows, self.copies)
 
     # --- decoding ------------------------------------------------------------------------------

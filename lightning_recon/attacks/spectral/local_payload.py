@@ -5,8 +5,7 @@ After the first step rows are not zero any more.  What is kept out of the way, a
 - Rows must not change the logits, or the next step's gradients would tell of the rows.  In
   class B, layers that ``torch.nn`` has, a row's pre-activation passes min(max(z, -d), d).  It is 0
   as it is sent; the first hit moves it by far more than d, whatever the sign of the residual, and
-  from then on the row is closed: it gets no gradient, and the logits keep within ``MAX_SHIFT`` of
-  the target's.  In class A, any stateless forward, the rows' output minus its own detached value
+  from then on the row is closed: it gets no gradient, and moves a logit by ``MAX_SHIFT``.  In class A, any stateless forward, the rows' output minus its own detached value
   is added, which is zero, and every epoch adds to the row.
 - The payload of class B looks at every sample by itself, and that of class A at a minibatch alone,
   so that samples may want the same row.  Each is sent twice, to a row of its norm and to one
@@ -15,6 +14,9 @@ After the first step rows are not zero any more.  What is kept out of the way, a
 - A sample's other row has no place of its norm, so the norm is a number beside the sign's.
 - The target's logits are multiplied by ``logit_scale``: steps that hardly move them leave every
   sample's residual at +-1, and the target's own part of the clipped delta is small.
+- Momentum multiplies a hit by what is left of the run, so that the samples of the last minibatch
+  would have the least energy.  How many rows have been written tells the step (those that have not
+  give exactly 0), and the later, the larger the gain.
 - Adam moves a coordinate by its learning rate, however large the gradient is, so that the few large
   numbers of a code would be cut off.  ``num_spread`` columns take an orthonormal mixture of all
   numbers (Hadamard, signs in front), which has none.
@@ -22,6 +24,7 @@ After the first step rows are not zero any more.  What is kept out of the way, a
 Constants are buffers that nothing writes.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -42,21 +45,28 @@ from lightning_recon.updates import Update
 PayloadClass = Literal["A", "B"]
 """What a forward pass is made of.  A: anything that keeps no state.  B: what the layers of
 ``torch.nn`` compute, without ``detach`` or ``no_grad``, every sample by itself."""
-MAX_SHIFT = 0.01  # of a logit, by a row of class B
+Places = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""For each of the two tables where a sample stands, B, and the edges between its rows."""
+MAX_SHIFT = 1e-5  # of a logit, by one row of class B that is closed
 SHARPNESS = 1e6  # how steeply rows that a sample is not meant for are closed, in units of d
-NORM_REACH = 4.0  # standard deviations of the logarithm of the norm that its number tells
+NORM_REACH = 2.5  # standard deviations of the logarithm of the norm that its number tells
+NORM_SHARE = 0.01  # of a sample's energy that the number takes at the most
 
 
 class LocalPayload(RowsPayload):
     """The model, and rows that local steps write once (class B) or add up (class A).
 
     Args:
+        num_samples: of the batch.
         payload_class: see :data:`PayloadClass`.
+        step_weights: of the steps of the first epoch: how often each one's gradient counts.
         num_spread: a power of 2: columns that all numbers are mixed into; 0: a column a number.
         seed: of the projections.
     """
 
     signs: Tensor
+    gains: Tensor
+    steps: Tensor
     edges: Tensor
     mixing: Tensor
     num_side = 2
@@ -69,13 +79,17 @@ class LocalPayload(RowsPayload):
         gain: float,
         logit_scale: float,
         budget: Budget,
+        num_samples: int,
         payload_class: PayloadClass,
+        step_weights: Sequence[float],
         num_spread: int,
         seed: int,
     ) -> None:
         super().__init__(model, code, num_bins, gain, logit_scale, budget, copies=2)
         self.payload_class = payload_class
         self.num_spread = num_spread
+        self.norm_size = (NORM_SHARE * budget.energy) ** 0.5
+        self.norm_reach = NORM_REACH * max(code.log_norm_std, 1e-3)
         self.num_used = self.num_side + code.num_columns
         num_columns = num_spread or self.num_used
         self.num_head = num_spread or min(num_columns, NUM_HEAD_COLUMNS)
@@ -83,50 +97,66 @@ class LocalPayload(RowsPayload):
         self.register_buffer("signs", _random_signs(code.num_columns, seed, "rows").to(like))
         self.register_buffer("mixing", _random_signs(num_spread, seed, "mixing").to(like))
         # the projection on random signs of a code, whose norm is 1, is about N(0, 1)
+        weights = torch.tensor(step_weights, dtype=torch.float64)
+        self.register_buffer("gains", (gain * weights.max() / weights).to(like))
+        written = self.copies * num_samples / len(weights)  # rows by each step
+        self.register_buffer("steps", (written * (torch.arange(1, len(weights)) - 0.5)).to(like))
         num_second = num_bins - self.num_first
         quantile = torch.arange(1, num_second, dtype=torch.float64) / num_second
         self.register_buffer("edges", torch.special.ndtri(quantile).to(like))
         self.rows = nn.Parameter(like.new_zeros(num_bins, num_columns))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the scaled logits of B C H W images; rows move them by MAX_SHIFT at the most."""
+        """Return the scaled logits of B C H W images; rows that were written hardly move them."""
         logits: Tensor = self.model(images)
         with torch.autocast(images.device.type, enabled=False):
             code, log_norm = self.code.encode(images.to(self.class_sign.dtype))
             sent = self._numbers(code, log_norm)
             if self.num_spread:
                 sent = self._spread(sent)
-            places = (log_norm, code @ self.signs)
+            places = ((log_norm, self.thresholds), (code @ self.signs, self.edges))
+            answer = F.linear(sent, self.rows)
             if self.payload_class == "A":
-                tables = ((self.thresholds, 0), (self.edges, self.num_first))
-                row = [
-                    torch.bucketize(place, table) + first
-                    for place, (table, first) in zip(places, tables, strict=True)
-                ]
-                seen = F.embedding(torch.stack(row, 1), self.rows)
-                shift = self.gain * (seen * sent[:, None]).sum((1, 2))
+                shift = self._added(answer, places)
                 return self.with_rows(logits, shift - shift.detach())
-            bound = MAX_SHIFT / self.gain
-            closing = [
-                _outside(place, table)
-                for place, table in zip(places, (self.thresholds, self.edges), strict=True)
-            ]
-            answer = F.linear(sent, self.rows) + SHARPNESS * bound * torch.cat(closing, dim=1)
-            through = F.hardtanh(answer, -bound, bound).sum(1)
-            # all rows but two are closed, at the upper bound
-            return self.with_rows(logits, self.gain * (through - (self.num_bins - 2) * bound))
+            return self.with_rows(logits, self._closing(answer, places))
+
+    def _added(self, answer: Tensor, places: Places) -> Tensor:
+        """Return the sum of a sample's two rows, B, from the answers of all, B K."""
+        (norm, thresholds), (projection, edges) = places
+        row = [
+            torch.bucketize(norm, thresholds),
+            torch.bucketize(projection, edges) + self.num_first,
+        ]
+        gain = self.gains[torch.bucketize((answer != 0).sum(1), self.steps)]
+        return gain * answer.gather(1, torch.stack(row, dim=1)).sum(1)
+
+    def _closing(self, answer: Tensor, places: Places) -> Tensor:
+        """Return the same of rows that are open, and next to nothing of the others, B."""
+        bound = MAX_SHIFT / float(self.gains.max())
+        written = F.hardtanh((F.relu(answer) + F.relu(-answer)) / bound, 0.0, 1.0).sum(1)
+        rows = torch.cat([_outside(*place) for place in places], dim=1)
+        closed = rows[:, None] + _outside(written, self.steps)[..., None]  # by row and step
+        through = F.hardtanh(answer[:, None] + SHARPNESS * bound * closed, -bound, bound)
+        # what is closed lies at the upper bound
+        return (through - bound).sum(2) @ self.gains
 
     def _numbers(self, code: Tensor, log_norm: Tensor) -> Tensor:
         """Return what a sample puts into each of its rows, B (2 + N)."""
-        reach = NORM_REACH * max(self.code.log_norm_std, 1e-3)
-        norm = F.hardtanh((log_norm - self.code.log_norm_mean) / reach)
-        side = self.sign_size * torch.stack([torch.ones_like(norm), norm], dim=1)
-        return torch.cat([side, self.scale * code], dim=1) / self.copies**0.5
+        norm = F.hardtanh((log_norm - self.code.log_norm_mean) / self.norm_reach)
+        side = [self.sign_size * torch.ones_like(norm), self.norm_size * norm]
+        sent = torch.cat([torch.stack(side, dim=1), self.scale * code], dim=1)
+        return sent / self.copies**0.5
 
-    def norm_of(self, sign: Tensor, number: Tensor) -> Tensor:
-        """Return the logarithm of the norm, R, that the first two numbers of rows tell."""
-        reach = NORM_REACH * max(self.code.log_norm_std, 1e-3)
-        return self.code.log_norm_mean + reach * (number / sign).nan_to_num().clamp(-1, 1)
+    def norm_of(self, received: Tensor, amplitude: Tensor) -> Tensor:
+        """Return the logarithm of the norm that the second number tells.
+
+        Args:
+            received: R (2 + N).
+            amplitude: R, what the code, of norm 1, was multiplied by on its way.
+        """
+        norm = received[:, 1] / amplitude * self.scale / self.norm_size
+        return self.code.log_norm_mean + self.norm_reach * norm.nan_to_num().clamp(-1, 1)
 
     def _spread(self, numbers: Tensor) -> Tensor:
         padded = F.pad(numbers, (0, self.num_spread - numbers.shape[1]))

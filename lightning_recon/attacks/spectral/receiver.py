@@ -105,11 +105,11 @@ def find_rows(
     is_single = misfit <= MISFIT_STDS * noise_std + MISFIT * expected
     if keeps_sums:
         is_single = is_single.new_ones(len(is_single))
+    amplitude = expected * (payload.scale / payload.sign_size) * received[:, 0].sign()
     log_norm = payload.row_log_norm(row)
     if isinstance(payload, LocalPayload):
-        told = payload.norm_of(received[:, 0], received[:, 1])
+        told = payload.norm_of(received, amplitude)
         log_norm = log_norm.where(row < payload.num_first, told)
-    amplitude = expected * (payload.scale / payload.sign_size) * received[:, 0].sign()
     return Received(
         received=received[is_single, payload.num_side :],
         amplitude=amplitude[is_single],

@@ -94,10 +94,12 @@ def unmix(
     share = 1 - (holds @ solve).diagonal()
     noise = noise_variance * float(chi2.isf(test_rate, num_columns))
     is_bad = left > noise * share + ROUNDING * one
-    is_alone = (holds.sum(1) == 0) & keeps_alone
-    is_bad &= ~is_alone
+    if keeps_alone:
+        is_bad &= holds.sum(1) > 0
     part = torch.from_numpy(connected_components((holds @ holds.T).cpu().numpy())[1]).to(first)
     is_spoilt = torch.isin(part, part[is_bad])
+    # one of several samples may have been too faint to be seen in what it shares
+    is_alone = ((holds.sum(1) == 0) | is_spoilt) & keeps_alone
     is_kept = ((solve @ holds).diagonal() > 1 - _TINY) & ~is_spoilt[first]
     is_shared = holds.sum(1) > 1
     found = (samples / variance.sqrt()[:, None])[is_kept].to(received.dtype)
