@@ -197,7 +197,7 @@ class CodedLDPAttack(AnalyticAttack):
             return linear.server_payload(model)
         num_rows = ROWS_A_SAMPLE * (linear.num_samples or self.spec.max_batch_size)
         return SpectralPayload(
-            model, self.digital, num_rows, linear.gain, linear.logit_scale, linear.budget
+            model, self.digital, num_rows, linear.logit_scale, linear.budget, linear.gain
         )
 
     # --- decoding ------------------------------------------------------------------------------

@@ -43,9 +43,10 @@ from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.attacks.spectral.code import SpectralCode
 from lightning_recon.attacks.spectral.decoder import SpectralDecoder
 from lightning_recon.attacks.spectral.local_payload import LocalPayload, PayloadClass
+from lightning_recon.attacks.spectral.local_steps import plan_steps
 from lightning_recon.attacks.spectral.payload import Budget, RowsPayload, SpectralPayload
 from lightning_recon.attacks.spectral.receiver import Received, find_rows
-from lightning_recon.clients import Client
+from lightning_recon.clients import Client, FedAvgAdamW
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Observation, Reconstruction
@@ -54,6 +55,7 @@ from lightning_recon.priors.shrinkage import MIN_IMAGES
 from lightning_recon.targets import Target
 
 NUM_BINS = 1024
+DEFAULT_SCALE = 1e-3
 NUM_LOCAL_BINS = 256  # 150 MB on images of 224x224
 MIN_NOISE = 1e-6  # of the clipping norm: the least noise that the code is made for
 
@@ -75,7 +77,8 @@ class SpectralLDPAttack(OptimizationAttack):
         gain: of the rows on the logits; large against the norm of the model's own gradient, so
             that the clipping budget is the rows'.
         logit_scale: what the target's logits are multiplied by; small, no sample's gradient
-            depends on what a trained target believes or local steps teach it.  1 keeps them.
+            depends on what a trained target believes or local steps teach it.  1 keeps them; null:
+            .001, and 0 under AdamW, which takes steps of one size whatever the gradient.
         payload_class: what a client is sent that does local steps: B, layers of ``torch.nn``; A,
             any stateless forward pass, in which every epoch adds to the rows.  For one gradient
             the payload is of class A.
@@ -96,7 +99,7 @@ class SpectralLDPAttack(OptimizationAttack):
         "a malicious server sends a modified model, made for the clipping norm and the noise's "
         "level that it knows, and sees one protected update of the client"
     )
-    protocols = ("fedsgd", "fedavg")
+    protocols = ("fedsgd", "fedavg", "fedavg-adamw")
     oracles = ("num_samples", "clip_norm", "noise_std")
     citation = (
         "this project, after You et al., IEEE TIFS 20:1519-1534, 2025, and "
@@ -113,7 +116,7 @@ class SpectralLDPAttack(OptimizationAttack):
         noise_std: float | None = None,
         num_samples: int | None = None,
         gain: float = 1e4,
-        logit_scale: float = 1e-3,
+        logit_scale: float | None = None,
         payload_class: PayloadClass = "B",
         false_positive_rate: float = 1e-3,
         shrinkage_steps: int = 600,
@@ -143,7 +146,7 @@ class SpectralLDPAttack(OptimizationAttack):
                 "SpectralLDPAttack: gain must be above 0 and shrinkage_steps at least 0, not "
                 f"{gain} and {shrinkage_steps}"
             )
-        if not 0 <= logit_scale <= 1:
+        if logit_scale is not None and not 0 <= logit_scale <= 1:
             raise InputError(
                 f"SpectralLDPAttack: logit_scale must lie between 0 and 1, not {logit_scale}"
             )
@@ -164,6 +167,8 @@ class SpectralLDPAttack(OptimizationAttack):
         self.num_bins = num_bins or (NUM_LOCAL_BINS if self.is_local else NUM_BINS)
         self.num_samples = num_samples
         self.gain = gain
+        if logit_scale is None:
+            logit_scale = 0.0 if self.client.protocol == FedAvgAdamW.protocol else DEFAULT_SCALE
         self.logit_scale = logit_scale
         self.payload_class: PayloadClass = payload_class
         self.false_positive_rate = false_positive_rate
@@ -214,19 +219,30 @@ class SpectralLDPAttack(OptimizationAttack):
                 f"SpectralLDPAttack: {num_samples} samples need at least {least} rows, "
                 f"not {self.num_bins}; raise num_bins"
             )
-        rows = (model, self.code, self.num_bins, self.gain, self.logit_scale, self.budget)
-        if self.is_local:
-            weights = self.client.gradient_weights(num_samples)
-            in_epoch = -(-num_samples // self.client.fewest_samples(num_samples))
-            return LocalPayload(
-                *rows,
-                num_samples,
-                self.payload_class,
-                step_weights=weights[:in_epoch],
-                num_spread=0,
-                seed=self.seed,
+        if not self.is_local:
+            return SpectralPayload(
+                model,
+                self.code,
+                self.num_bins,
+                self.logit_scale,
+                self.budget,
+                self.gain,
+                self.copies,
             )
-        return SpectralPayload(*rows, self.copies)
+        size = (self.budget.energy / self.copies) ** 0.5
+        steps = plan_steps(
+            self.client, num_samples, self.num_bins, self.gain, size, self.code.num_columns + 2
+        )
+        return LocalPayload(
+            model,
+            self.code,
+            self.logit_scale,
+            self.budget,
+            num_samples,
+            self.payload_class,
+            steps,
+            self.seed,
+        )
 
     # --- decoding ------------------------------------------------------------------------------
 

@@ -24,7 +24,6 @@ After the first step rows are not zero any more.  What is kept out of the way, a
 Constants are buffers that nothing writes.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -32,9 +31,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.attacks.spectral.code import ChannelCode
+from lightning_recon.attacks.spectral.local_steps import LocalSteps
 from lightning_recon.attacks.spectral.payload import (
     NUM_HEAD_COLUMNS,
-    SPREAD,
     Budget,
     RowsPayload,
 )
@@ -48,6 +47,7 @@ PayloadClass = Literal["A", "B"]
 Places = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 """For each of the two tables where a sample stands, B, and the edges between its rows."""
 MAX_SHIFT = 1e-5  # of a logit, by one row of class B that is closed
+OPEN_SHIFT = 0.1  # the same of a row that stays open, for it never comes near
 SHARPNESS = 1e6  # how steeply rows that a sample is not meant for are closed, in units of d
 NORM_REACH = 2.5  # standard deviations of the logarithm of the norm that its number tells
 NORM_SHARE = 0.01  # of a sample's energy that the number takes at the most
@@ -59,8 +59,7 @@ class LocalPayload(RowsPayload):
     Args:
         num_samples: of the batch.
         payload_class: see :data:`PayloadClass`.
-        step_weights: of the steps of the first epoch: how often each one's gradient counts.
-        num_spread: a power of 2: columns that all numbers are mixed into; 0: a column a number.
+        steps: what the rows are made for.
         seed: of the projections.
     """
 
@@ -69,24 +68,25 @@ class LocalPayload(RowsPayload):
     steps: Tensor
     edges: Tensor
     mixing: Tensor
+    places: Tensor
     num_side = 2
 
     def __init__(
         self,
         model: Target,
         code: ChannelCode,
-        num_bins: int,
-        gain: float,
         logit_scale: float,
         budget: Budget,
         num_samples: int,
         payload_class: PayloadClass,
-        step_weights: Sequence[float],
-        num_spread: int,
+        steps: LocalSteps,
         seed: int,
     ) -> None:
-        super().__init__(model, code, num_bins, gain, logit_scale, budget, copies=2)
+        super().__init__(model, code, steps.num_bins, logit_scale, budget, copies=2)
+        num_spread = steps.num_spread
         self.payload_class = payload_class
+        shift = MAX_SHIFT if steps.closes else OPEN_SHIFT
+        self.bound = shift / max(steps.gains)
         self.num_spread = num_spread
         self.norm_size = (NORM_SHARE * budget.energy) ** 0.5
         self.norm_reach = NORM_REACH * max(code.log_norm_std, 1e-3)
@@ -96,15 +96,18 @@ class LocalPayload(RowsPayload):
         like = self.class_sign
         self.register_buffer("signs", _random_signs(code.num_columns, seed, "rows").to(like))
         self.register_buffer("mixing", _random_signs(num_spread, seed, "mixing").to(like))
+        # numbers that stand beside each other would be mixed into a pattern that repeats itself
+        places = torch.randperm(num_spread, generator=make_generator(seed, "places"))
+        self.register_buffer("places", places[: self.num_used])
+        self.register_buffer("gains", torch.tensor(steps.gains).to(like))
+        num_steps = len(steps.gains)
+        written = self.copies * num_samples / num_steps  # rows by each step
+        self.register_buffer("steps", written * (torch.arange(1, num_steps) - 0.5).to(like))
         # the projection on random signs of a code, whose norm is 1, is about N(0, 1)
-        weights = torch.tensor(step_weights, dtype=torch.float64)
-        self.register_buffer("gains", (gain * weights.max() / weights).to(like))
-        written = self.copies * num_samples / len(weights)  # rows by each step
-        self.register_buffer("steps", (written * (torch.arange(1, len(weights)) - 0.5)).to(like))
-        num_second = num_bins - self.num_first
+        num_second = self.num_bins - self.num_first
         quantile = torch.arange(1, num_second, dtype=torch.float64) / num_second
         self.register_buffer("edges", torch.special.ndtri(quantile).to(like))
-        self.rows = nn.Parameter(like.new_zeros(num_bins, num_columns))
+        self.rows = nn.Parameter(like.new_zeros(self.num_bins, num_columns))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the scaled logits of B C H W images; rows that were written hardly move them."""
@@ -133,7 +136,7 @@ class LocalPayload(RowsPayload):
 
     def _closing(self, answer: Tensor, places: Places) -> Tensor:
         """Return the same of rows that are open, and next to nothing of the others, B."""
-        bound = MAX_SHIFT / float(self.gains.max())
+        bound = self.bound
         written = F.hardtanh((F.relu(answer) + F.relu(-answer)) / bound, 0.0, 1.0).sum(1)
         rows = torch.cat([_outside(*place) for place in places], dim=1)
         closed = rows[:, None] + _outside(written, self.steps)[..., None]  # by row and step
@@ -159,8 +162,8 @@ class LocalPayload(RowsPayload):
         return self.code.log_norm_mean + self.norm_reach * norm.nan_to_num().clamp(-1, 1)
 
     def _spread(self, numbers: Tensor) -> Tensor:
-        padded = F.pad(numbers, (0, self.num_spread - numbers.shape[1]))
-        return hadamard(padded * self.mixing)
+        spread = numbers.new_zeros(len(numbers), self.num_spread)
+        return hadamard(spread.index_copy(1, self.places, numbers) * self.mixing)
 
     def head_of(self, update: Update) -> Tensor:
         """Return the columns by which rows are tested, K n."""
@@ -170,8 +173,8 @@ class LocalPayload(RowsPayload):
         """Return what an update holds of rows, R: R (2 + N), mixed no more."""
         read = update["rows"][rows]
         if self.num_spread:
-            read = hadamard(read) * self.mixing
-        return read[:, : self.num_used]
+            return (hadamard(read) * self.mixing)[:, self.places]
+        return read
 
 
 def _random_signs(number: int, seed: int, purpose: str) -> Tensor:

@@ -68,7 +68,6 @@ class RowsPayload(nn.Module, ABC):
         model: the target.
         code: the code in front of the rows.
         num_bins: rows K.
-        gain: of the rows on the logits.
         logit_scale: what the target's logits are multiplied by.
         budget: squared norm of what a sample puts into its row.
         copies: 2 sends every sample to a row of a second table, too, at half the energy each.
@@ -84,7 +83,6 @@ class RowsPayload(nn.Module, ABC):
         model: Target,
         code: ChannelCode,
         num_bins: int,
-        gain: float,
         logit_scale: float,
         budget: Budget,
         copies: int,
@@ -93,7 +91,6 @@ class RowsPayload(nn.Module, ABC):
         self.model = model
         self.code = code
         self.num_bins = num_bins
-        self.gain = gain
         self.logit_scale = logit_scale
         self.sign_size = budget.sign_size
         self.scale = budget.code**0.5
@@ -128,19 +125,24 @@ class RowsPayload(nn.Module, ABC):
 
 
 class SpectralPayload(RowsPayload):
-    """The model, and rows that change none of its logits, for clients that send one gradient."""
+    """The model, and rows that change none of its logits, for clients that send one gradient.
+
+    Args:
+        gain: of the rows on the logits.
+    """
 
     def __init__(
         self,
         model: Target,
         code: ChannelCode,
         num_bins: int,
-        gain: float,
         logit_scale: float,
         budget: Budget,
+        gain: float,
         copies: int = 1,
     ) -> None:
-        super().__init__(model, code, num_bins, gain, logit_scale, budget, copies)
+        super().__init__(model, code, num_bins, logit_scale, budget, copies)
+        self.gain = gain
         num_columns = self.num_side + code.num_columns
         num_head = min(num_columns, NUM_HEAD_COLUMNS)
         like = self.class_sign
