@@ -152,6 +152,7 @@ CLIENTS = {
     "Aggregate": lambda: clients.Aggregate(clients.FedSGD(), 2),
     "DPSGD": lambda: clients.DPSGD(1.0),
     "FedAvg": lambda: clients.FedAvg(0.1, epochs=2, minibatch_size=2),
+    "FedAvgAdamW": lambda: clients.FedAvgAdamW(0.01, epochs=2, minibatch_size=2),
     "FedSGD": clients.FedSGD,
     "InstaHide": lambda: clients.InstaHide(clients.FedSGD(), 2),
     "MixUp": lambda: clients.MixUp(clients.FedSGD()),

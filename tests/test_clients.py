@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.attacks import InvertingGradients
-from lightning_recon.clients import DPSGD, Aggregate, Client, FedAvg, FedSGD, InstaHide, MixUp
+from lightning_recon.clients import (
+    DPSGD,
+    Aggregate,
+    Client,
+    FedAvg,
+    FedAvgAdamW,
+    FedSGD,
+    InstaHide,
+    MixUp,
+)
 from lightning_recon.clients.base import LocalLoss, functional
 from lightning_recon.defenses import ClipL2, GaussianNoise, apply_chain
 from lightning_recon.errors import InputError
@@ -280,6 +289,27 @@ def test_fedavg_is_the_change_of_the_weights_by_torch_sgd(
     assert client.num_steps(6) == 4
 
 
+def test_fedavg_adamw_is_the_change_of_the_weights_by_torch_adamw() -> None:
+    payload, batch = _net(), _batch()
+    settings = {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
+    update = FedAvgAdamW(0.1, 2, 4, shuffle=False, **settings)(payload, batch, seed=0)
+
+    trained = copy.deepcopy(payload)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=0.1, **settings)
+    for _ in range(2):
+        for part in (slice(0, 4), slice(4, 6)):
+            optimizer.zero_grad()
+            F.cross_entropy(trained(batch.images[part]), batch.labels[part]).backward()
+            optimizer.step()
+    for (name, after), before in zip(trained.named_parameters(), payload.parameters(), strict=True):
+        torch.testing.assert_close(update[name], after.detach() - before.detach())
+
+
+def test_attacks_that_read_sums_of_gradients_refuse_adamw() -> None:
+    with pytest.raises(InputError, match="not of fedavg-adamw with several steps"):
+        InvertingGradients(LeNet(), client=FedAvgAdamW(0.1))
+
+
 def test_one_step_of_fedavg_is_a_scaled_gradient_and_shuffling_depends_on_the_seed() -> None:
     payload, batch = _net(), _batch()
     gradient = FedSGD()(payload, batch, seed=0)
@@ -412,6 +442,8 @@ def test_an_aggregate_of_clients_that_clip_says_so() -> None:
         (lambda: FedAvg(0.1, minibatch_size=0), "minibatch_size"),
         (lambda: FedAvg(0.1, momentum=1.0), "momentum"),
         (lambda: FedAvg(0.1, weight_decay=-1.0), "weight_decay"),
+        (lambda: FedAvgAdamW(0.1, betas=(0.9, 1.0)), "betas must be in"),
+        (lambda: FedAvgAdamW(0.1, eps=0.0), "eps must be"),
         (lambda: FedSGD(label_smoothing=1.0), "label_smoothing"),
         (lambda: FedSGD(mode="test"), "mode"),  # type: ignore[arg-type]
         (lambda: Aggregate(FedSGD(), 0), "num_clients"),

@@ -1,5 +1,6 @@
 """What an honest client computes on the model that the server sent."""
 
+from lightning_recon.clients.adamw import FedAvgAdamW
 from lightning_recon.clients.aggregate import Aggregate
 from lightning_recon.clients.base import Client
 from lightning_recon.clients.dpsgd import DPSGD
@@ -14,6 +15,7 @@ __all__ = [
     "Aggregate",
     "Client",
     "FedAvg",
+    "FedAvgAdamW",
     "FedSGD",
     "InstaHide",
     "MixUp",

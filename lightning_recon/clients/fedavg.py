@@ -5,7 +5,7 @@ AISTATS 2017, Algorithm 1.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from lightning_recon.clients.base import Client, Gradient, LocalLoss, plain
 from lightning_recon.errors import InputError
 from lightning_recon.updates import Update
+
+OptimizerState = dict[str, dict[str, Any]]
+"""What the local optimizer remembers, by parameter and by name of its own."""
 
 
 class FedAvg(Client):
@@ -135,7 +138,7 @@ class FedAvg(Client):
                 "client; lower it, or take larger batches"
             )
         weights = dict(parameters)
-        velocity: Update = {}
+        state: OptimizerState = {}
         sparse: Update = {}  # the only step on what has sparse gradients
         for order in orders:
             for chosen in torch.split(order.to(images.device), size):
@@ -150,14 +153,25 @@ class FedAvg(Client):
                             )
                         sparse[name] = -self.learning_rate * change
                         continue
-                    if self.weight_decay:
-                        change = change + self.weight_decay * weights[name]
-                    if self.momentum:
-                        previous = velocity.get(name)
-                        change = change if previous is None else self.momentum * previous + change
-                        velocity[name] = change
-                    weights[name] = weights[name] - self.learning_rate * change
+                    weights[name] = self.step(weights[name], change, state.setdefault(name, {}))
         return {
             name: sparse[name] if name in sparse else weights[name] - parameters[name]
             for name in parameters
         }
+
+    def step(self, weight: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tensor:
+        """Return a parameter after one step of the local optimizer.
+
+        Args:
+            weight: before it.
+            gradient: of the loss, of the same shape.
+            state: what the optimizer remembers of this parameter, empty at the first step; it is
+                changed.
+        """
+        if self.weight_decay:
+            gradient = torch.add(gradient, weight, alpha=self.weight_decay)
+        if self.momentum:
+            if "velocity" in state:
+                gradient = torch.add(gradient, state["velocity"], alpha=self.momentum)
+            state["velocity"] = gradient
+        return torch.sub(weight, gradient, alpha=self.learning_rate)

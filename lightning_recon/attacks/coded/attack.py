@@ -28,7 +28,7 @@ from torch import Tensor
 from lightning_recon.attacks.analytic import AnalyticAttack
 from lightning_recon.attacks.coded.code import DigitalCode
 from lightning_recon.attacks.spectral.attack import SpectralLDPAttack
-from lightning_recon.attacks.spectral.payload import SpectralPayload, half_signs
+from lightning_recon.attacks.spectral.payload import RowsPayload, SpectralPayload, half_signs
 from lightning_recon.attacks.spectral.receiver import find_rows, read_signs
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
@@ -82,7 +82,7 @@ class CodedLDPAttack(AnalyticAttack):
         target: Target,
         client: Client | None = None,
         defenses: Sequence[Defense] = (),
-        num_bins: int = 1024,
+        num_bins: int | None = None,
         clip_norm: float | None = None,
         noise_std: float | None = None,
         num_samples: int | None = None,
@@ -186,7 +186,7 @@ class CodedLDPAttack(AnalyticAttack):
         ]
         return sum(found) / len(found)
 
-    def server_payload(self, model: Target) -> SpectralPayload:
+    def server_payload(self, model: Target) -> RowsPayload:
         """Return the target with the rows beside it.
 
         Raises:
@@ -196,7 +196,9 @@ class CodedLDPAttack(AnalyticAttack):
         if not self.is_digital:
             return linear.server_payload(model)
         num_rows = ROWS_A_SAMPLE * (linear.num_samples or self.spec.max_batch_size)
-        return SpectralPayload(model, self.digital, num_rows, linear.gain, linear.budget)
+        return SpectralPayload(
+            model, self.digital, num_rows, linear.logit_scale, linear.budget, linear.gain
+        )
 
     # --- decoding ------------------------------------------------------------------------------
 

@@ -21,7 +21,9 @@ that channel (:mod:`lightning_recon.attacks.spectral.code`): energy C^2 / B an i
   K rows with probability ``false_positive_rate``.  The sign's number is a fixed share of what one
   sample puts into its row.  Several samples in a row add up there, or cancel, while their codes,
   which point anywhere, add in energy: such a row is not returned as an image.
-- The rows are never held: see :class:`lightning_recon.rowsparse.RowSparse`.
+- Clients that do several local steps get another payload
+  (:mod:`lightning_recon.attacks.spectral.local_payload`), of which the same is read.
+- The rows of one gradient are never held: see :class:`lightning_recon.rowsparse.RowSparse`.
 
 The image of least expected squared error under the public spectrum (Wiener) is where the
 optimisation starts; its objective is the likelihood of the observation under the known noise and
@@ -30,7 +32,7 @@ the priors given.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
@@ -40,9 +42,11 @@ from lightning_recon.attacks.base import check_counts
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.attacks.spectral.code import SpectralCode
 from lightning_recon.attacks.spectral.decoder import SpectralDecoder
-from lightning_recon.attacks.spectral.payload import Budget, SpectralPayload
+from lightning_recon.attacks.spectral.local_payload import LocalPayload, PayloadClass
+from lightning_recon.attacks.spectral.local_steps import plan_steps
+from lightning_recon.attacks.spectral.payload import Budget, RowsPayload, SpectralPayload
 from lightning_recon.attacks.spectral.receiver import Received, find_rows
-from lightning_recon.clients import Client
+from lightning_recon.clients import Client, FedAvgAdamW
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Observation, Reconstruction
@@ -50,6 +54,9 @@ from lightning_recon.priors import Prior
 from lightning_recon.priors.shrinkage import MIN_IMAGES
 from lightning_recon.targets import Target
 
+NUM_BINS = 1024
+DEFAULT_SCALE = 1e-3
+NUM_LOCAL_BINS = 256  # 150 MB on images of 224x224
 MIN_NOISE = 1e-6  # of the clipping norm: the least noise that the code is made for
 
 
@@ -58,16 +65,23 @@ class SpectralLDPAttack(OptimizationAttack):
 
     Args:
         target: the model that the federation trains.
-        client: the clients' protocol; null: FedSGD, for which the attack is made.  FedAvg of one
-            step on the whole batch will do: noise and amplitudes are measured on the update.
+        client: the clients' protocol; null: FedSGD.  Noise and amplitudes are measured on the
+            update: neither the number of local steps nor their learning rate need be known.
         defenses: the clients' defenses, in order.
-        num_bins: rows K; one image is held by each.
+        num_bins: rows K; one image is held by each.  Null: 1024, and 256 under local steps, where
+            the client holds them.
         clip_norm: the clipping norm C that the code is made for; null: that of the defenses.
         noise_std: the noise that the code is made for; null: that of the defenses.  What decodes
             is measured on the update.
         num_samples: batch size that the payload is made for; null: the data's.
         gain: of the rows on the logits; large against the norm of the model's own gradient, so
             that the clipping budget is the rows'.
+        logit_scale: what the target's logits are multiplied by; small, no sample's gradient
+            depends on what a trained target believes or local steps teach it.  1 keeps them; null:
+            .001, and 0 under AdamW, which takes steps of one size whatever the gradient.
+        payload_class: what a client is sent that does local steps: B, layers of ``torch.nn``; A,
+            any stateless forward pass, in which every epoch adds to the rows.  For one gradient
+            the payload is of class A.
         false_positive_rate: probability that noise alone makes any row count as hit.
         shrinkage_steps: training steps of the local shrinkage on public images that were sent
             through the same channel (once a run); 0 decodes by Wiener's filter alone.
@@ -85,7 +99,7 @@ class SpectralLDPAttack(OptimizationAttack):
         "a malicious server sends a modified model, made for the clipping norm and the noise's "
         "level that it knows, and sees one protected update of the client"
     )
-    protocols = ("fedsgd",)
+    protocols = ("fedsgd", "fedavg", "fedavg-adamw")
     oracles = ("num_samples", "clip_norm", "noise_std")
     citation = (
         "this project, after You et al., IEEE TIFS 20:1519-1534, 2025, and "
@@ -97,11 +111,13 @@ class SpectralLDPAttack(OptimizationAttack):
         target: Target,
         client: Client | None = None,
         defenses: Sequence[Defense] = (),
-        num_bins: int = 1024,
+        num_bins: int | None = None,
         clip_norm: float | None = None,
         noise_std: float | None = None,
         num_samples: int | None = None,
         gain: float = 1e4,
+        logit_scale: float | None = None,
+        payload_class: PayloadClass = "B",
         false_positive_rate: float = 1e-3,
         shrinkage_steps: int = 600,
         priors: Sequence[Prior] = (),
@@ -130,17 +146,31 @@ class SpectralLDPAttack(OptimizationAttack):
                 "SpectralLDPAttack: gain must be above 0 and shrinkage_steps at least 0, not "
                 f"{gain} and {shrinkage_steps}"
             )
+        if logit_scale is not None and not 0 <= logit_scale <= 1:
+            raise InputError(
+                f"SpectralLDPAttack: logit_scale must lie between 0 and 1, not {logit_scale}"
+            )
+        if payload_class not in get_args(PayloadClass):
+            raise InputError(
+                f"SpectralLDPAttack: payload_class must be A or B, not {payload_class!r}"
+            )
         for name, value in (("clip_norm", clip_norm), ("noise_std", noise_std)):
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"SpectralLDPAttack: {name} must be above 0, not {value}")
         channel = self.channel
         self.clip_norm = clip_norm or channel.clip_norm or 1.0
         self.noise_std = max(noise_std or channel.noise_std or 0.0, MIN_NOISE * self.clip_norm)
+        # the server, which tells clients how to train, knows how they do
+        self.is_local = not self.client.sends_gradient and not channel.clips_samples
         # a client that clips samples cannot keep those of a batch in different rows
-        self.copies = 2 if channel.clips_samples else 1
-        self.num_bins = num_bins
+        self.copies = 2 if channel.clips_samples or self.is_local else 1
+        self.num_bins = num_bins or (NUM_LOCAL_BINS if self.is_local else NUM_BINS)
         self.num_samples = num_samples
         self.gain = gain
+        if logit_scale is None:
+            logit_scale = 0.0 if self.client.protocol == FedAvgAdamW.protocol else DEFAULT_SCALE
+        self.logit_scale = logit_scale
+        self.payload_class: PayloadClass = payload_class
         self.false_positive_rate = false_positive_rate
         self.shrinkage_steps = shrinkage_steps
         self.priors = nn.ModuleList(priors).requires_grad_(False)
@@ -176,7 +206,7 @@ class SpectralLDPAttack(OptimizationAttack):
         num_samples = self.num_samples or self.spec.max_batch_size
         return Budget.of(self.clip_norm, self.noise_std, num_samples, self.channel.clips_samples)
 
-    def server_payload(self, model: Target) -> SpectralPayload:
+    def server_payload(self, model: Target) -> RowsPayload:
         """Return the target with the rows beside it.
 
         Raises:
@@ -189,7 +219,30 @@ class SpectralLDPAttack(OptimizationAttack):
                 f"SpectralLDPAttack: {num_samples} samples need at least {least} rows, "
                 f"not {self.num_bins}; raise num_bins"
             )
-        return SpectralPayload(model, self.code, self.num_bins, self.gain, self.budget, self.copies)
+        if not self.is_local:
+            return SpectralPayload(
+                model,
+                self.code,
+                self.num_bins,
+                self.logit_scale,
+                self.budget,
+                self.gain,
+                self.copies,
+            )
+        size = (self.budget.energy / self.copies) ** 0.5
+        steps = plan_steps(
+            self.client, num_samples, self.num_bins, self.gain, size, self.code.num_columns + 2
+        )
+        return LocalPayload(
+            model,
+            self.code,
+            self.logit_scale,
+            self.budget,
+            num_samples,
+            self.payload_class,
+            steps,
+            self.seed,
+        )
 
     # --- decoding ------------------------------------------------------------------------------
 

@@ -1,6 +1,11 @@
-"""The model that the malicious server of :class:`SpectralLDPAttack` sends."""
+"""The model that the malicious server of :class:`SpectralLDPAttack` sends for one gradient.
+
+It is of class A, any stateless forward pass: it uses ``no_grad`` and hands out rows across the
+batch.
+"""
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -8,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.attacks.spectral.code import ChannelCode
+from lightning_recon.rowsparse import read_rows
 from lightning_recon.targets import Target
+from lightning_recon.updates import Update
 
 NUM_HEAD_COLUMNS = 2048  # those of the highest energy, by which rows are tested
 NUM_FOLDS = 64  # of the sum of a code, about N(0, 1), by which rows of the second table are chosen
@@ -54,34 +61,37 @@ def half_signs(num_classes: int) -> Tensor:
     return sign
 
 
-class SpectralPayload(nn.Module):
-    """The model, and rows that change none of its logits.
+class RowsPayload(nn.Module, ABC):
+    """The model with rows beside it, and what the server reads of them.
 
     Args:
         model: the target.
         code: the code in front of the rows.
         num_bins: rows K.
-        gain: of the rows on the logits.
+        logit_scale: what the target's logits are multiplied by.
         budget: squared norm of what a sample puts into its row.
         copies: 2 sends every sample to a row of a second table, too, at half the energy each.
     """
 
     class_sign: Tensor
     thresholds: Tensor
+    num_side = 1
+    """Numbers in front of the code: the first one tells the sign."""
 
     def __init__(
         self,
         model: Target,
         code: ChannelCode,
         num_bins: int,
-        gain: float,
+        logit_scale: float,
         budget: Budget,
-        copies: int = 1,
+        copies: int,
     ) -> None:
         super().__init__()
         self.model = model
         self.code = code
-        self.gain = gain
+        self.num_bins = num_bins
+        self.logit_scale = logit_scale
         self.sign_size = budget.sign_size
         self.scale = budget.code**0.5
         self.copies = copies
@@ -93,19 +103,63 @@ class SpectralPayload(nn.Module):
             "thresholds", (code.log_norm_mean + spread * quantile.logit()).to(like)
         )
         self.register_buffer("class_sign", half_signs(model.num_classes).to(like))
-        num_columns = 1 + code.num_columns
+
+    @abstractmethod
+    def head_of(self, update: Update) -> Tensor:
+        """Return the columns by which rows are tested, those of the highest energy, K n."""
+
+    @abstractmethod
+    def read(self, update: Update, rows: Tensor) -> Tensor:
+        """Return what an update holds of rows, R: R (num_side + N), copied."""
+
+    def with_rows(self, logits: Tensor, shift: Tensor) -> Tensor:
+        """Return logits, B classes, with +shift, B, on one half of them and -shift on the other."""
+        scaled = self.logit_scale * logits.to(shift.dtype)
+        return scaled + shift[:, None] * self.class_sign
+
+    def row_log_norm(self, row: Tensor) -> Tensor:
+        """Return the logarithm of the norm that a row stands for: its thresholds' middle."""
+        padded = torch.cat([self.thresholds[:1], self.thresholds, self.thresholds[-1:]])
+        row = row.clamp_max(self.num_first - 1)
+        return (padded[row] + padded[row + 1]) / 2
+
+
+class SpectralPayload(RowsPayload):
+    """The model, and rows that change none of its logits, for clients that send one gradient.
+
+    Args:
+        gain: of the rows on the logits.
+    """
+
+    def __init__(
+        self,
+        model: Target,
+        code: ChannelCode,
+        num_bins: int,
+        logit_scale: float,
+        budget: Budget,
+        gain: float,
+        copies: int = 1,
+    ) -> None:
+        super().__init__(model, code, num_bins, logit_scale, budget, copies)
+        self.gain = gain
+        num_columns = self.num_side + code.num_columns
         num_head = min(num_columns, NUM_HEAD_COLUMNS)
+        like = self.class_sign
         self.head = nn.Parameter(like.new_zeros(num_bins, num_head))
         # equal rows share their memory
         self.rows = nn.Parameter(like.new_zeros(num_columns - num_head).expand(num_bins, -1))
 
-    @property
-    def num_bins(self) -> int:
-        """Rows K."""
-        return len(self.head)
+    def head_of(self, update: Update) -> Tensor:
+        """Return the columns by which rows are tested, K n."""
+        return update["head"]
+
+    def read(self, update: Update, rows: Tensor) -> Tensor:
+        """Return what an update holds of rows, R: R (1 + N)."""
+        return torch.cat([update["head"][rows], read_rows(update["rows"], rows)], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the model's logits of B C H W images; only the gradients know of the rows."""
+        """Return the scaled logits of B C H W images; only the gradients know of the rows."""
         logits: Tensor = self.model(images)
         with torch.autocast(images.device.type, enabled=False):
             with torch.no_grad():
@@ -119,7 +173,7 @@ class SpectralPayload(nn.Module):
             first = sent[..., :num_head] * F.embedding(row, self.head)
             rest = sent[..., num_head:] * F.embedding(row, self.rows, sparse=True)
             shift: Tensor = self.gain * (first.sum((1, 2)) + rest.sum((1, 2)))
-            return logits.to(shift.dtype) + shift[:, None] * self.class_sign
+            return self.with_rows(logits, shift)
 
     def choose_rows(self, log_norm: Tensor) -> Tensor:
         """Return the row of each sample, B: that of its norm, or the nearest one that is free."""
@@ -136,8 +190,3 @@ class SpectralPayload(nn.Module):
         folded = (NUM_FOLDS * code.sum(1)).remainder(1)
         row: Tensor = (num_second * folded).long().clamp_max(num_second - 1)
         return row.add(self.num_first)
-
-    def row_log_norm(self, row: Tensor) -> Tensor:
-        """Return the logarithm of the norm that a row stands for: its thresholds' middle."""
-        padded = torch.cat([self.thresholds[:1], self.thresholds, self.thresholds[-1:]])
-        return (padded[row] + padded[row + 1]) / 2

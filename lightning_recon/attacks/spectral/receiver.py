@@ -1,15 +1,15 @@
-"""What the server reads of the rows of :class:`SpectralPayload` in one update."""
+"""What the server reads of the rows of :class:`RowsPayload` in one update."""
 
 import math
 from typing import NamedTuple
 
 from scipy.stats import chi2
-from torch import Tensor, arange, cat
+from torch import Tensor, arange
 
-from lightning_recon.attacks.spectral.payload import SpectralPayload
+from lightning_recon.attacks.spectral.local_payload import LocalPayload
+from lightning_recon.attacks.spectral.payload import RowsPayload
 from lightning_recon.attacks.spectral.rows import unmix
 from lightning_recon.observation import Observation
-from lightning_recon.rowsparse import read_rows
 
 MISFIT_STDS = 3.5  # of the noise, between a row's sign number and its energy, and
 MISFIT = 0.05  # of the number itself: what one sample may show
@@ -41,21 +41,21 @@ def read_signs(observation: Observation) -> Received | None:
     """Read all rows of an update whose numbers have one size (signSGD), which tells of no row.
 
     Args:
-        observation: with a :class:`SpectralPayload`.
+        observation: with a :class:`RowsPayload`.
 
     Returns:
         Every row, or None if the numbers differ in size.
     """
-    head = observation.update["head"]
     payload = observation.payload
-    assert isinstance(payload, SpectralPayload)
+    assert isinstance(payload, RowsPayload)
+    head = payload.head_of(observation.update)
     size = float(head[0, 0].abs())
     if size == 0 or not bool((head.abs() == size).all()):
         return None
     every = arange(len(head), device=head.device)
-    received = cat([head, read_rows(observation.update["rows"], every)], dim=1)
+    received = payload.read(observation.update, every)
     return Received(
-        received=received[:, 1:],
+        received=received[:, payload.num_side :],
         amplitude=received[:, 0] * (received.shape[1] - 1) ** 0.5,
         log_norm=payload.row_log_norm(every),
         noise_std=0.0,
@@ -69,14 +69,14 @@ def find_rows(
     """Find the rows that were hit, without the truth.
 
     Args:
-        observation: with a :class:`SpectralPayload`.
+        observation: with a :class:`RowsPayload`.
         false_positive_rate: probability that noise alone makes any row count as hit.
         keeps_sums: whether rows are kept that look as if they held several samples, for a code
             that tells so by itself.
     """
     payload = observation.payload
-    assert isinstance(payload, SpectralPayload)
-    head = observation.update["head"]
+    assert isinstance(payload, RowsPayload)
+    head = payload.head_of(observation.update)
     num_head = head.shape[1]
     energy = head.double().square().sum(1)
     # most rows hold noise and nothing else
@@ -88,10 +88,11 @@ def find_rows(
         most = observation.num_samples * payload.copies
         hit = hit[energy[hit].argsort(descending=True)[:most]]
 
-    received = cat([head[hit], read_rows(observation.update["rows"], hit)], dim=1)
+    received = payload.read(observation.update, hit)
+    is_local = isinstance(payload, LocalPayload)
     row, num_shared, num_unmixed = hit, 0, 0
     if payload.copies == 2:
-        found = unmix(received, hit < payload.num_first, noise_std**2, rate)
+        found = unmix(received, hit < payload.num_first, noise_std**2, rate, keeps_alone=is_local)
         received, row = found.received, hit[found.first]
         num_shared, num_unmixed = found.num_shared, int(found.is_mixed.sum())
     num_columns = received.shape[1]
@@ -105,10 +106,14 @@ def find_rows(
     if keeps_sums:
         is_single = is_single.new_ones(len(is_single))
     amplitude = expected * (payload.scale / payload.sign_size) * received[:, 0].sign()
+    log_norm = payload.row_log_norm(row)
+    if isinstance(payload, LocalPayload):
+        told = payload.norm_of(received, amplitude)
+        log_norm = log_norm.where(row < payload.num_first, told)
     return Received(
-        received=received[is_single, 1:],
+        received=received[is_single, payload.num_side :],
         amplitude=amplitude[is_single],
-        log_norm=payload.row_log_norm(row[is_single]),
+        log_norm=log_norm[is_single],
         noise_std=noise_std,
         notes={
             "rows_hit": len(hit),

@@ -1,0 +1,203 @@
+"""The model that the malicious server sends to clients that do several local steps.
+
+After the first step rows are not zero any more.  What is kept out of the way, and how:
+
+- Rows must not change the logits, or the next step's gradients would tell of the rows.  In
+  class B, layers that ``torch.nn`` has, a row's pre-activation passes min(max(z, -d), d).  It is 0
+  as it is sent; the first hit moves it by far more than d, whatever the sign of the residual, and
+  from then on the row is closed: it gets no gradient, and moves a logit by ``MAX_SHIFT``.  In class A, any stateless forward, the rows' output minus its own detached value
+  is added, which is zero, and every epoch adds to the row.
+- The payload of class B looks at every sample by itself, and that of class A at a minibatch alone,
+  so that samples may want the same row.  Each is sent twice, to a row of its norm and to one
+  chosen by a projection of its code (:mod:`lightning_recon.attacks.spectral.rows`).  Of those that
+  want a row at different steps the first one closes it.
+- A sample's other row has no place of its norm, so the norm is a number beside the sign's.
+- The target's logits are multiplied by ``logit_scale``: steps that hardly move them leave every
+  sample's residual at +-1, and the target's own part of the clipped delta is small.
+- Momentum multiplies a hit by what is left of the run, so that the samples of the last minibatch
+  would have the least energy.  How many rows have been written tells the step (those that have not
+  give exactly 0), and the later, the larger the gain.
+- Adam moves a coordinate by its learning rate, however large the gradient is, so that the few large
+  numbers of a code would be cut off.  ``num_spread`` columns take an orthonormal mixture of all
+  numbers (Hadamard, signs in front), which has none.
+
+Constants are buffers that nothing writes.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_recon.attacks.spectral.code import ChannelCode
+from lightning_recon.attacks.spectral.local_steps import LocalSteps
+from lightning_recon.attacks.spectral.payload import (
+    NUM_HEAD_COLUMNS,
+    Budget,
+    RowsPayload,
+)
+from lightning_recon.randomness import make_generator
+from lightning_recon.targets import Target
+from lightning_recon.updates import Update
+
+PayloadClass = Literal["A", "B"]
+"""What a forward pass is made of.  A: anything that keeps no state.  B: what the layers of
+``torch.nn`` compute, without ``detach`` or ``no_grad``, every sample by itself."""
+Places = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""For each of the two tables where a sample stands, B, and the edges between its rows."""
+MAX_SHIFT = 1e-5  # of a logit, by one row of class B that is closed
+OPEN_SHIFT = 0.1  # the same of a row that stays open, for it never comes near
+SHARPNESS = 1e6  # how steeply rows that a sample is not meant for are closed, in units of d
+NORM_REACH = 2.5  # standard deviations of the logarithm of the norm that its number tells
+NORM_SHARE = 0.01  # of a sample's energy that the number takes at the most
+
+
+class LocalPayload(RowsPayload):
+    """The model, and rows that local steps write once (class B) or add up (class A).
+
+    Args:
+        num_samples: of the batch.
+        payload_class: see :data:`PayloadClass`.
+        steps: what the rows are made for.
+        seed: of the projections.
+    """
+
+    signs: Tensor
+    gains: Tensor
+    steps: Tensor
+    edges: Tensor
+    mixing: Tensor
+    places: Tensor
+    num_side = 2
+
+    def __init__(
+        self,
+        model: Target,
+        code: ChannelCode,
+        logit_scale: float,
+        budget: Budget,
+        num_samples: int,
+        payload_class: PayloadClass,
+        steps: LocalSteps,
+        seed: int,
+    ) -> None:
+        super().__init__(model, code, steps.num_bins, logit_scale, budget, copies=2)
+        num_spread = steps.num_spread
+        self.payload_class = payload_class
+        shift = MAX_SHIFT if steps.closes else OPEN_SHIFT
+        self.bound = shift / max(steps.gains)
+        self.num_spread = num_spread
+        self.norm_size = (NORM_SHARE * budget.energy) ** 0.5
+        self.norm_reach = NORM_REACH * max(code.log_norm_std, 1e-3)
+        self.num_used = self.num_side + code.num_columns
+        num_columns = num_spread or self.num_used
+        self.num_head = num_spread or min(num_columns, NUM_HEAD_COLUMNS)
+        like = self.class_sign
+        self.register_buffer("signs", _random_signs(code.num_columns, seed, "rows").to(like))
+        self.register_buffer("mixing", _random_signs(num_spread, seed, "mixing").to(like))
+        # numbers that stand beside each other would be mixed into a pattern that repeats itself
+        places = torch.randperm(num_spread, generator=make_generator(seed, "places"))
+        self.register_buffer("places", places[: self.num_used])
+        self.register_buffer("gains", torch.tensor(steps.gains).to(like))
+        num_steps = len(steps.gains)
+        written = self.copies * num_samples / num_steps  # rows by each step
+        self.register_buffer("steps", written * (torch.arange(1, num_steps) - 0.5).to(like))
+        # the projection on random signs of a code, whose norm is 1, is about N(0, 1)
+        num_second = self.num_bins - self.num_first
+        quantile = torch.arange(1, num_second, dtype=torch.float64) / num_second
+        self.register_buffer("edges", torch.special.ndtri(quantile).to(like))
+        self.rows = nn.Parameter(like.new_zeros(self.num_bins, num_columns))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the scaled logits of B C H W images; rows that were written hardly move them."""
+        logits: Tensor = self.model(images)
+        with torch.autocast(images.device.type, enabled=False):
+            code, log_norm = self.code.encode(images.to(self.class_sign.dtype))
+            sent = self._numbers(code, log_norm)
+            if self.num_spread:
+                sent = self._spread(sent)
+            places = ((log_norm, self.thresholds), (code @ self.signs, self.edges))
+            answer = F.linear(sent, self.rows)
+            if self.payload_class == "A":
+                shift = self._added(answer, places)
+                return self.with_rows(logits, shift - shift.detach())
+            return self.with_rows(logits, self._closing(answer, places))
+
+    def _added(self, answer: Tensor, places: Places) -> Tensor:
+        """Return the sum of a sample's two rows, B, from the answers of all, B K."""
+        (norm, thresholds), (projection, edges) = places
+        row = [
+            torch.bucketize(norm, thresholds),
+            torch.bucketize(projection, edges) + self.num_first,
+        ]
+        gain = self.gains[torch.bucketize((answer != 0).sum(1), self.steps)]
+        return gain * answer.gather(1, torch.stack(row, dim=1)).sum(1)
+
+    def _closing(self, answer: Tensor, places: Places) -> Tensor:
+        """Return the same of rows that are open, and next to nothing of the others, B."""
+        bound = self.bound
+        written = F.hardtanh((F.relu(answer) + F.relu(-answer)) / bound, 0.0, 1.0).sum(1)
+        rows = torch.cat([_outside(*place) for place in places], dim=1)
+        closed = rows[:, None] + _outside(written, self.steps)[..., None]  # by row and step
+        through = F.hardtanh(answer[:, None] + SHARPNESS * bound * closed, -bound, bound)
+        # what is closed lies at the upper bound
+        return (through - bound).sum(2) @ self.gains
+
+    def _numbers(self, code: Tensor, log_norm: Tensor) -> Tensor:
+        """Return what a sample puts into each of its rows, B (2 + N)."""
+        norm = F.hardtanh((log_norm - self.code.log_norm_mean) / self.norm_reach)
+        side = [self.sign_size * torch.ones_like(norm), self.norm_size * norm]
+        sent = torch.cat([torch.stack(side, dim=1), self.scale * code], dim=1)
+        return sent / self.copies**0.5
+
+    def norm_of(self, received: Tensor, amplitude: Tensor) -> Tensor:
+        """Return the logarithm of the norm that the second number tells.
+
+        Args:
+            received: R (2 + N).
+            amplitude: R, what the code, of norm 1, was multiplied by on its way.
+        """
+        norm = received[:, 1] / amplitude * self.scale / self.norm_size
+        return self.code.log_norm_mean + self.norm_reach * norm.nan_to_num().clamp(-1, 1)
+
+    def _spread(self, numbers: Tensor) -> Tensor:
+        spread = numbers.new_zeros(len(numbers), self.num_spread)
+        return hadamard(spread.index_copy(1, self.places, numbers) * self.mixing)
+
+    def head_of(self, update: Update) -> Tensor:
+        """Return the columns by which rows are tested, K n."""
+        return update["rows"][:, : self.num_head]
+
+    def read(self, update: Update, rows: Tensor) -> Tensor:
+        """Return what an update holds of rows, R: R (2 + N), mixed no more."""
+        read = update["rows"][rows]
+        if self.num_spread:
+            return (hadamard(read) * self.mixing)[:, self.places]
+        return read
+
+
+def _random_signs(number: int, seed: int, purpose: str) -> Tensor:
+    generator = make_generator(seed, purpose)
+    return 2.0 * torch.randint(2, (number,), generator=generator) - 1
+
+
+def _outside(place: Tensor, edges: Tensor) -> Tensor:
+    """Return how far each place, B, is from the bin between each pair of edges, B bins."""
+    below = F.relu(edges - place[:, None])  # of the bins above an edge
+    above = F.relu(place[:, None] - edges)
+    return F.pad(below, (1, 0)) + F.pad(above, (0, 1))
+
+
+def hadamard(numbers: Tensor) -> Tensor:
+    """Return B 2^n numbers times the orthonormal Hadamard matrix, which is its own inverse.
+
+    >>> hadamard(torch.tensor([[3.0, 4.0]]) * 2**0.5)
+    tensor([[ 7., -1.]])
+    """
+    size = numbers.shape[1]
+    for step in range(size.bit_length() - 1):
+        pairs = numbers.view(len(numbers), -1, 2, 2**step)
+        first, second = pairs.unbind(2)
+        numbers = torch.stack([first + second, first - second], dim=2).flatten(1)
+    return numbers / size**0.5

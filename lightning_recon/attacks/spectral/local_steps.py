@@ -1,0 +1,74 @@
+"""What the server chooses for the local steps that it asks of its clients."""
+
+import math
+from typing import NamedTuple
+
+from lightning_recon.clients import Aggregate, Client, FedAvg, FedAvgAdamW
+from lightning_recon.clients.wrapped import WrappedClient
+from lightning_recon.errors import InputError
+
+ADAM_SIZE = 4.0  # of a gradient's coordinate in units of Adam's eps, about where it saturates
+MAX_NUMBERS = 2**25  # of all rows under Adam: 130 MB
+MIN_ADAM_BINS = 128
+
+
+class LocalSteps(NamedTuple):
+    """What rows are made for."""
+
+    num_bins: int
+    gains: tuple[float, ...]
+    """Of the rows on the logits, by step of the first epoch: the later, the larger under momentum,
+    which multiplies an early hit by what is left of the run."""
+    num_spread: int = 0
+    """A power of 2: columns that a sample's numbers are mixed into; 0: a column a number."""
+    closes: bool = True
+    """Whether a row of class B is closed by its first hit."""
+
+
+def plan_steps(
+    client: Client, num_samples: int, num_bins: int, gain: float, size: float, num_columns: int
+) -> LocalSteps:
+    """Return what rows are made for.
+
+    Under SGD rows are written with ``gain`` times what they would hold at a learning rate of 1.  Adam
+    moves a coordinate by lr g / (|g| + eps), never more than lr: the gradient is kept near eps, and
+    as many columns are taken as memory holds.
+
+    Args:
+        client: the protocol.
+        num_samples: of the batch.
+        num_bins: rows K; under Adam fewer, down to 128, if columns need the room.
+        gain: see above.
+        size: L2 norm of what a sample sends to a row.
+        num_columns: numbers that it sends.
+
+    Raises:
+        InputError: if the steps make weights explode, or the protocol is not known.
+    """
+    share = num_samples
+    while isinstance(client, WrappedClient):
+        share //= client.num_clients if isinstance(client, Aggregate) else 1
+        client = client.client
+    if not isinstance(client, FedAvg):
+        raise InputError(
+            f"SpectralLDPAttack cannot read what {type(client).__name__} sends after several steps: "
+            "its rows are made for SGD and AdamW; take FedSGD, FedAvg or FedAvgAdamW"
+        )
+    if client.learning_rate * client.weight_decay >= 1:
+        raise InputError(
+            f"SpectralLDPAttack: a learning_rate of {client.learning_rate:g} with a weight_decay of "
+            f"{client.weight_decay:g} makes every weight, and the rows, explode or vanish; lower one "
+            "until their product is below 1"
+        )
+    if isinstance(client, FedAvgAdamW):
+        least = 2 ** math.ceil(math.log2(num_columns))
+        room = 2 ** int(math.log2(MAX_NUMBERS / MIN_ADAM_BINS))
+        spread = max(least, room)
+        num_bins = min(num_bins, max(MIN_ADAM_BINS, MAX_NUMBERS // spread))
+        together = client.minibatch_size or share
+        step_gain = ADAM_SIZE * client.eps * together * spread**0.5 / size
+        return LocalSteps(num_bins, (step_gain,), spread, closes=False)
+    in_epoch = client.num_steps(share) // client.epochs
+    weights = client.gradient_weights(share)[:in_epoch]
+    gains = tuple(gain / client.learning_rate * weights[0] / weight for weight in weights)
+    return LocalSteps(num_bins, gains)
