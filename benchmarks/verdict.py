@@ -50,8 +50,7 @@ from lightning_recon.targets import (
 )
 from lightning_recon.updates import PrivateBatch
 from lightning_recon.verdict import Auditor, Setting
-from lightning_recon.verdict.confidence import SURE, confidence
-from lightning_recon.verdict.evidence import NAMES
+from lightning_recon.verdict.confidence import SURE, confidence, terms
 
 ROOT = Path(__file__).parents[1]
 CALIBRATION = ROOT / "lightning_recon" / "verdict" / "calibration.json"
@@ -59,6 +58,8 @@ RESULTS = Path(__file__).with_name("results")
 LEARNING_RATE = 0.01
 SIDE = 32
 NUM_PUBLIC = 256
+PENALTY = 5e-5
+"""On the squared weights of the regression."""
 
 
 class QuickstartNet(nn.Module):
@@ -126,9 +127,61 @@ class TwoStrides(nn.Module):
         return self.layers(images)
 
 
+def small_cnn(
+    convolutions: Sequence[nn.Module], linear: Sequence[int], *, bias: bool = True
+) -> nn.Sequential:
+    """Return convolutions, and linear layers of these widths behind them, ReLUs between all."""
+    layers: list[nn.Module] = []
+    for layer in convolutions:
+        layers += [layer, nn.ReLU()] if isinstance(layer, nn.Conv2d) else [layer]
+    layers.append(nn.Flatten())
+    for before, after in itertools.pairwise(linear):
+        layers += [nn.Linear(before, after, bias=bias), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
 def normalised(module: Callable[[], nn.Module]) -> Target:
     """Return a target that normalises as many tutorials do."""
     return ModuleTarget(module, num_classes=10, mean=0.5, std=0.5)
+
+
+def by_channel(module: Callable[[], nn.Module]) -> Target:
+    """Return a target that normalises by CIFAR-10's channels."""
+    mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
+    return ModuleTarget(module, num_classes=10, mean=mean, std=std)
+
+
+def pooled() -> nn.Module:
+    """Return padded convolutions and max-pools."""
+    body = [nn.Conv2d(3, 8, 5, padding=2), nn.MaxPool2d(2)]
+    body += [nn.Conv2d(8, 16, 5, padding=2), nn.MaxPool2d(2)]
+    return small_cnn(body, (16 * 8 * 8, 100, 10))
+
+
+def unpadded() -> nn.Module:
+    """Return convolutions without padding, and max-pools."""
+    body = [nn.Conv2d(3, 10, 5), nn.MaxPool2d(2), nn.Conv2d(10, 20, 3), nn.MaxPool2d(2)]
+    return small_cnn(body, (20 * 6 * 6, 64, 10))
+
+
+def averaged() -> nn.Module:
+    """Return convolutions and average pools, and one linear layer."""
+    body = [nn.Conv2d(3, 12, 3, padding=1), nn.AvgPool2d(2)]
+    body += [nn.Conv2d(12, 24, 3, padding=1), nn.AvgPool2d(2)]
+    return small_cnn(body, (24 * 8 * 8, 10))
+
+
+def strided() -> nn.Module:
+    """Return two convolutions with stride and one without, and one linear layer."""
+    body = [nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.Conv2d(12, 24, 3, stride=2, padding=1)]
+    return small_cnn([*body, nn.Conv2d(24, 32, 3, padding=1)], (32 * 8 * 8, 10))
+
+
+def biasless() -> nn.Module:
+    """Return convolutions and max-pools, and linear layers without biases."""
+    body = [nn.Conv2d(3, 16, 5, padding=2), nn.MaxPool2d(2)]
+    body += [nn.Conv2d(16, 32, 5, padding=2), nn.MaxPool2d(2)]
+    return small_cnn(body, (32 * 8 * 8, 128, 10), bias=False)
 
 
 Make = Callable[[], Target]
@@ -138,6 +191,15 @@ NETWORKS: dict[str, dict[str, Make]] = {
         "ROGLeNet": lambda: ROGLeNet(10, SIDE),
         "LeNet": lambda: LeNet(10, SIDE),
         "WideTail": lambda: normalised(WideTail),
+    },
+    "wider": {
+        "pooled": lambda: by_channel(pooled),
+        "MLP tanh": lambda: by_channel(lambda: MLP(10, SIDE, (256, 128), "tanh")),
+        "strided": lambda: normalised(strided),
+        "unpadded": lambda: ModuleTarget(unpadded, num_classes=10),
+        "averaged": lambda: by_channel(averaged),
+        "MLP 160": lambda: normalised(lambda: MLP(10, SIDE, (160, 80, 40))),
+        "biasless": lambda: normalised(biasless),
     },
     "test": {
         "MLP 200": lambda: normalised(lambda: MLP(10, SIDE, (200,)).requires_grad_(True)),
@@ -157,6 +219,8 @@ DEFENSES: dict[str, Callable[[float], list[Defense]]] = {
     "signs": lambda norm: [SignSGD(scaled=True)],
 }
 """By name, from the norm of the update before: noise in its units."""
+HOPELESS = ("DP noise", "signs")
+"""Behind which next to nothing comes back that a fit could learn of; the wider part has none."""
 SIZES = (1, 1, 2, 4, 4)
 STEPS = (1, 1, 1, 5)
 
@@ -168,7 +232,7 @@ def images_of(part: str, data: Path) -> list[tuple[str, Tensor]]:
     def cifar(name: str) -> Tensor:
         return torch.from_numpy(arrays[name]).permute(0, 3, 1, 2).float() / 255
 
-    if part == "fit":
+    if part != "test":
         return [("CIFAR-10", cifar("x_train")[2000:])]
     from lightning_recon.data import ImageFolderDataModule
 
@@ -196,7 +260,8 @@ def client_of(
 
     networks = NETWORKS[part]
     network = list(networks)[number % len(networks)]
-    defense = list(DEFENSES)[(number // len(networks)) % len(DEFENSES)]
+    defenses = [name for name in DEFENSES if part != "wider" or name not in HOPELESS]
+    defense = defenses[(number // len(networks)) % len(defenses)]
     size, steps = SIZES[draw(len(SIZES))], STEPS[draw(len(STEPS))]
     name, pool = pools[draw(len(pools))]
     images = pool[torch.randperm(len(pool), generator=generator)[:size]]
@@ -269,40 +334,57 @@ def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def fit(paths: Sequence[Path]) -> None:
-    """Fit the confidence, and write it into the package."""
+    """Fit the confidence, and write it into the package; show it on networks that are left out."""
     pictures = [
-        picture
+        (client["network"], picture)
         for client in read(paths)
         for picture in client["pictures"]
-        if NAMES[0] in picture["features"]  # the others have a certificate
+        if not _is_certified(picture)
     ]
+    names = list(terms(pictures[0][1]["features"]))
     inputs = torch.tensor(
-        [[picture["features"][name] for name in NAMES] for picture in pictures],
-        dtype=torch.float64,
+        [list(terms(picture["features"]).values()) for _, picture in pictures], dtype=torch.float64
     )
-    right = torch.tensor([picture["right"] for picture in pictures], dtype=torch.float64)
-    weights = torch.zeros(len(NAMES), dtype=torch.float64, requires_grad=True)
+    right = torch.tensor([picture["right"] for _, picture in pictures], dtype=torch.float64)
+    networks = np.array([network for network, _ in pictures])
+    chance = torch.zeros_like(right)
+    for network in dict.fromkeys(networks):
+        out = torch.from_numpy(networks == network)
+        weights, offset = _regression(inputs[~out], right[~out])
+        chance[out] = torch.sigmoid(inputs[out] @ weights + offset)
+    sure = chance >= SURE
+    print(f"each network by a fit on the {len(set(networks)) - 1} others: ", end="")
+    print(f"right of those called sure {right[sure].mean():.3f}, ", end="")
+    print(f"called sure of those right {sure[right == 1].double().mean():.3f}, ", end="")
+    print(f"Brier score {(chance - right).square().mean():.3f}")
+    weights, offset = _regression(inputs, right)
+    content = {
+        "command": "python -m benchmarks.verdict fit",
+        "offset": round(float(offset), 4),
+        "weights": {
+            name: round(float(weight), 4) for name, weight in zip(names, weights, strict=True)
+        },
+        "num_images": len(pictures),
+    }
+    CALIBRATION.write_text(json.dumps(content, indent=2) + "\n")
+    print(json.dumps(content, indent=2))
+
+
+def _regression(inputs: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights and offset of a logistic regression, regularised."""
+    weights = torch.zeros(inputs.shape[1], dtype=torch.float64, requires_grad=True)
     offset = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, offset], max_iter=500, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = F.binary_cross_entropy_with_logits(inputs @ weights + offset, right)
-        value = value + 3e-4 * weights.square().sum()
+        value = value + PENALTY * weights.square().sum()
         value.backward()
         return value
 
     optimizer.step(loss)
-    content = {
-        "command": "python -m benchmarks.verdict fit",
-        "offset": round(float(offset), 4),
-        "weights": {
-            name: round(float(weight), 4) for name, weight in zip(NAMES, weights, strict=True)
-        },
-        "num_images": len(pictures),
-    }
-    CALIBRATION.write_text(json.dumps(content, indent=2) + "\n")
-    print(json.dumps(content, indent=2))
+    return weights.detach(), offset.detach()
 
 
 def table(paths: Sequence[Path], figure: Path | None) -> None:
@@ -323,7 +405,7 @@ def table(paths: Sequence[Path], figure: Path | None) -> None:
         return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
 
     print(f"{len(clients)} clients, {images} images, {len(truth)} returned, {sum(is_right)} right")
-    proven = np.array([NAMES[0] not in one["features"] for _, one in pictures])
+    proven = np.array([_is_certified(one) for _, one in pictures])
     print(f"certified: {proven.sum()}, of them right {int(truth[proven].sum())}")
     print(f"right of those called sure: {shown(truth[sure], who[sure])}, of {sure.sum()}")
     print(f"called sure of those right: {shown(sure[is_right].astype(float), who[is_right])}")
@@ -348,8 +430,13 @@ def _row(clients: Sequence[dict[str, Any]]) -> list[str]:
 
 def _chance(picture: dict[str, Any]) -> float:
     """Return the confidence of the fit as it is now, or that of a certificate."""
-    features = picture["features"]
-    return confidence(features) if NAMES[0] in features else float(picture["confidence"])
+    return (
+        float(picture["confidence"]) if _is_certified(picture) else confidence(picture["features"])
+    )
+
+
+def _is_certified(picture: dict[str, Any]) -> bool:
+    return "p_value" in picture["features"]
 
 
 def _is_sure(picture: dict[str, Any]) -> bool:
@@ -404,8 +491,9 @@ def main() -> None:
     clients.add_argument("--share", type=int, nargs=2, default=(0, 1), metavar=("FIRST", "OF"))
     for name in ("fit", "table"):
         one = commands.add_parser(name)
-        part = "fit" if name == "fit" else "test"
-        one.add_argument("files", type=Path, nargs="*", default=[RESULTS / f"verdict_{part}.jsonl"])
+        parts = ("fit", "wider") if name == "fit" else ("test",)
+        files = [RESULTS / f"verdict_{part}.jsonl" for part in parts]
+        one.add_argument("files", type=Path, nargs="*", default=files)
         one.add_argument("--figure", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
