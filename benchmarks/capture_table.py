@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.verdict import ROOT, QuickstartNet, TwoStrides, normalised
+from benchmarks.verdict import ROOT
+from benchmarks.verdict_networks import QuickstartNet, TwoStrides, normalised
 from lightning_recon.captures import Capture, CaptureWriter
 from lightning_recon.clients import FedAvg
 from lightning_recon.defenses import QSGD, ClipL2, Defense, GaussianNoise, TopK, apply_chain

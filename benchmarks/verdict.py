@@ -2,10 +2,11 @@
 
 Each client trains one of several networks on real images behind one of several defenses, and is
 audited as a capture is (:mod:`lightning_recon.verdict`).  The fit sees CIFAR-10's training images
-on networks of its own; the test has CIFAR-10's test images and ImageNet's, on networks that the fit
-never saw::
+on networks of its own, in two parts, and says how it does on each network by a fit on the others;
+the test has CIFAR-10's test images and ImageNet's, on networks that the fit never saw::
 
     python -m benchmarks.verdict clients --part fit --num 160
+    python -m benchmarks.verdict clients --part wider --num 64
     python -m benchmarks.verdict fit
     python -m benchmarks.verdict clients --part test --num 500
     python -m benchmarks.verdict table --figure docs/verdict_reliability.png
@@ -24,8 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.verdict_networks import NETWORKS, SIDE
 from lightning_recon.audit.statistics import bootstrap_interval
 from lightning_recon.captures import Reply
 from lightning_recon.clients import FedAvg
@@ -41,112 +43,20 @@ from lightning_recon.defenses import (
 from lightning_recon.defenses.base import bind_chain
 from lightning_recon.randomness import make_generator
 from lightning_recon.runs.captured import judge
-from lightning_recon.targets import (
-    MLP,
-    LeNet,
-    ModuleTarget,
-    ROGLeNet,
-    Target,
-)
+from lightning_recon.targets import Target
 from lightning_recon.updates import PrivateBatch
 from lightning_recon.verdict import Auditor, Setting
-from lightning_recon.verdict.confidence import SURE, confidence
-from lightning_recon.verdict.evidence import NAMES
+from lightning_recon.verdict.confidence import SURE, confidence, terms
 
 ROOT = Path(__file__).parents[1]
 CALIBRATION = ROOT / "lightning_recon" / "verdict" / "calibration.json"
 RESULTS = Path(__file__).with_name("results")
 LEARNING_RATE = 0.01
-SIDE = 32
 NUM_PUBLIC = 256
+PENALTY = 5e-5
+"""On the squared weights of the regression."""
 
 
-class QuickstartNet(nn.Module):
-    """The convolutional network of Flower's tutorial, in its layers and sizes."""
-
-    def __init__(self, num_classes: int = 10) -> None:
-        super().__init__()
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(3, 6, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-        )
-        self.linear = nn.Sequential(
-            nn.Linear(400, 120),
-            nn.ReLU(),
-            nn.Linear(120, 84),
-            nn.ReLU(),
-            nn.Linear(84, num_classes),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits."""
-        return self.linear(self.convolutions(images))
-
-
-class WideTail(nn.Module):
-    """One convolution with stride, and linear layers that see its map."""
-
-    def __init__(self, num_classes: int = 10) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 12, 5, stride=2, padding=2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(12 * 16 * 16, 128),
-            nn.ReLU(),
-            nn.Linear(128, num_classes),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits."""
-        return self.layers(images)
-
-
-class TwoStrides(nn.Module):
-    """Two convolutions with stride, and one linear layer behind their map."""
-
-    def __init__(self, num_classes: int = 10) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 16, 5, stride=2, padding=2),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 5, stride=2, padding=2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(32 * 8 * 8, num_classes),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits."""
-        return self.layers(images)
-
-
-def normalised(module: Callable[[], nn.Module]) -> Target:
-    """Return a target that normalises as many tutorials do."""
-    return ModuleTarget(module, num_classes=10, mean=0.5, std=0.5)
-
-
-Make = Callable[[], Target]
-NETWORKS: dict[str, dict[str, Make]] = {
-    "fit": {
-        "MLP 400": lambda: MLP(10, SIDE, (400, 100)),
-        "ROGLeNet": lambda: ROGLeNet(10, SIDE),
-        "LeNet": lambda: LeNet(10, SIDE),
-        "WideTail": lambda: normalised(WideTail),
-    },
-    "test": {
-        "MLP 200": lambda: normalised(lambda: MLP(10, SIDE, (200,)).requires_grad_(True)),
-        "MLP sigmoid": lambda: MLP(10, SIDE, (300, 60), "sigmoid"),
-        "ROGLeNet, seed 9": lambda: normalised(lambda: ROGLeNet(10, SIDE).requires_grad_(True)),
-        "Quickstart": lambda: normalised(QuickstartNet),
-        "TwoStrides": lambda: ModuleTarget(TwoStrides, num_classes=10),
-    },
-}
 DEFENSES: dict[str, Callable[[float], list[Defense]]] = {
     "none": lambda norm: [],
     "small noise": lambda norm: [GaussianNoise(noise_std=2e-4 * norm)],
@@ -157,6 +67,8 @@ DEFENSES: dict[str, Callable[[float], list[Defense]]] = {
     "signs": lambda norm: [SignSGD(scaled=True)],
 }
 """By name, from the norm of the update before: noise in its units."""
+HOPELESS = ("DP noise", "signs")
+"""Behind which next to nothing comes back that a fit could learn of; the wider part has none."""
 SIZES = (1, 1, 2, 4, 4)
 STEPS = (1, 1, 1, 5)
 
@@ -168,7 +80,7 @@ def images_of(part: str, data: Path) -> list[tuple[str, Tensor]]:
     def cifar(name: str) -> Tensor:
         return torch.from_numpy(arrays[name]).permute(0, 3, 1, 2).float() / 255
 
-    if part == "fit":
+    if part != "test":
         return [("CIFAR-10", cifar("x_train")[2000:])]
     from lightning_recon.data import ImageFolderDataModule
 
@@ -196,7 +108,8 @@ def client_of(
 
     networks = NETWORKS[part]
     network = list(networks)[number % len(networks)]
-    defense = list(DEFENSES)[(number // len(networks)) % len(DEFENSES)]
+    defenses = [name for name in DEFENSES if part != "wider" or name not in HOPELESS]
+    defense = defenses[(number // len(networks)) % len(defenses)]
     size, steps = SIZES[draw(len(SIZES))], STEPS[draw(len(STEPS))]
     name, pool = pools[draw(len(pools))]
     images = pool[torch.randperm(len(pool), generator=generator)[:size]]
@@ -269,40 +182,57 @@ def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def fit(paths: Sequence[Path]) -> None:
-    """Fit the confidence, and write it into the package."""
+    """Fit the confidence, and write it into the package; show it on networks that are left out."""
     pictures = [
-        picture
+        (client["network"], picture)
         for client in read(paths)
         for picture in client["pictures"]
-        if NAMES[0] in picture["features"]  # the others have a certificate
+        if client["network"] not in NETWORKS["test"] and not _is_certified(picture)
     ]
+    names = list(terms(pictures[0][1]["features"]))
     inputs = torch.tensor(
-        [[picture["features"][name] for name in NAMES] for picture in pictures],
-        dtype=torch.float64,
+        [list(terms(picture["features"]).values()) for _, picture in pictures], dtype=torch.float64
     )
-    right = torch.tensor([picture["right"] for picture in pictures], dtype=torch.float64)
-    weights = torch.zeros(len(NAMES), dtype=torch.float64, requires_grad=True)
+    right = torch.tensor([picture["right"] for _, picture in pictures], dtype=torch.float64)
+    networks = np.array([network for network, _ in pictures])
+    chance = torch.zeros_like(right)
+    for network in dict.fromkeys(networks):
+        out = torch.from_numpy(networks == network)
+        weights, offset = _regression(inputs[~out], right[~out])
+        chance[out] = torch.sigmoid(inputs[out] @ weights + offset)
+    sure = chance >= SURE
+    print(f"each network by a fit on the {len(set(networks)) - 1} others: ", end="")
+    print(f"right of those called sure {right[sure].mean():.3f}, ", end="")
+    print(f"called sure of those right {sure[right == 1].double().mean():.3f}, ", end="")
+    print(f"Brier score {(chance - right).square().mean():.3f}")
+    weights, offset = _regression(inputs, right)
+    content = {
+        "command": "python -m benchmarks.verdict fit",
+        "offset": round(float(offset), 4),
+        "weights": {
+            name: round(float(weight), 4) for name, weight in zip(names, weights, strict=True)
+        },
+        "num_images": len(pictures),
+    }
+    CALIBRATION.write_text(json.dumps(content, indent=2) + "\n")
+    print(json.dumps(content, indent=2))
+
+
+def _regression(inputs: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights and offset of a logistic regression, regularised."""
+    weights = torch.zeros(inputs.shape[1], dtype=torch.float64, requires_grad=True)
     offset = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, offset], max_iter=500, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = F.binary_cross_entropy_with_logits(inputs @ weights + offset, right)
-        value = value + 3e-4 * weights.square().sum()
+        value = value + PENALTY * weights.square().sum()
         value.backward()
         return value
 
     optimizer.step(loss)
-    content = {
-        "command": "python -m benchmarks.verdict fit",
-        "offset": round(float(offset), 4),
-        "weights": {
-            name: round(float(weight), 4) for name, weight in zip(NAMES, weights, strict=True)
-        },
-        "num_images": len(pictures),
-    }
-    CALIBRATION.write_text(json.dumps(content, indent=2) + "\n")
-    print(json.dumps(content, indent=2))
+    return weights.detach(), offset.detach()
 
 
 def table(paths: Sequence[Path], figure: Path | None) -> None:
@@ -323,7 +253,7 @@ def table(paths: Sequence[Path], figure: Path | None) -> None:
         return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
 
     print(f"{len(clients)} clients, {images} images, {len(truth)} returned, {sum(is_right)} right")
-    proven = np.array([NAMES[0] not in one["features"] for _, one in pictures])
+    proven = np.array([_is_certified(one) for _, one in pictures])
     print(f"certified: {proven.sum()}, of them right {int(truth[proven].sum())}")
     print(f"right of those called sure: {shown(truth[sure], who[sure])}, of {sure.sum()}")
     print(f"called sure of those right: {shown(sure[is_right].astype(float), who[is_right])}")
@@ -348,8 +278,13 @@ def _row(clients: Sequence[dict[str, Any]]) -> list[str]:
 
 def _chance(picture: dict[str, Any]) -> float:
     """Return the confidence of the fit as it is now, or that of a certificate."""
-    features = picture["features"]
-    return confidence(features) if NAMES[0] in features else float(picture["confidence"])
+    return (
+        float(picture["confidence"]) if _is_certified(picture) else confidence(picture["features"])
+    )
+
+
+def _is_certified(picture: dict[str, Any]) -> bool:
+    return "p_value" in picture["features"]
 
 
 def _is_sure(picture: dict[str, Any]) -> bool:
@@ -404,8 +339,9 @@ def main() -> None:
     clients.add_argument("--share", type=int, nargs=2, default=(0, 1), metavar=("FIRST", "OF"))
     for name in ("fit", "table"):
         one = commands.add_parser(name)
-        part = "fit" if name == "fit" else "test"
-        one.add_argument("files", type=Path, nargs="*", default=[RESULTS / f"verdict_{part}.jsonl"])
+        parts = ("fit", "wider") if name == "fit" else ("test",)
+        files = [RESULTS / f"verdict_{part}.jsonl" for part in parts]
+        one.add_argument("files", type=Path, nargs="*", default=files)
         one.add_argument("--figure", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)

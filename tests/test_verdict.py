@@ -15,7 +15,7 @@ from lightning_recon.errors import InputError
 from lightning_recon.targets import MLP, LeNet, ModuleTarget
 from lightning_recon.verdict import Auditor, Setting, scan
 from lightning_recon.verdict.confidence import SURE, confidence
-from lightning_recon.verdict.evidence import NAMES, margin, shuffled
+from lightning_recon.verdict.evidence import margin, shuffled
 from lightning_recon.verdict.numbers import read_numbers
 from lightning_recon.verdict.plan import Training, matching, plan_attacks
 from lightning_recon.verdict.preflight import compare_replies, read_declared
@@ -304,11 +304,34 @@ class TestVerdict:
         assert "that of c" in found["a"].text
 
 
+FEATURES = {"rehearsed": 0.7, "floor": 0.1, "fit": 0.0, "agreement": 2.5, "natural": 0.85}
+
+
 class TestConfidence:
     def test_it_lies_between_0_and_1_and_believes_what_speaks_for_an_image(self):
-        good = dict.fromkeys(NAMES, 0.0) | {"rehearsed": 0.95, "margin": 2.5, "grid": 1.0}
-        bad = dict.fromkeys(NAMES, 0.0) | {"rehearsed": 0.05, "margin": -1.5, "control": 2.0}
-        assert 0 < confidence(bad) < 0.5 < confidence(good) < 1
+        good = FEATURES | {"rehearsed": 0.94, "floor": 2.0, "fit": -0.1, "agreement": 3.5}
+        bad = FEATURES | {"rehearsed": 0.06, "floor": -1.5, "fit": 0.5, "natural": 0.4}
+        assert 0 < confidence(bad) < 0.1 < SURE < confidence(good) < 1
+
+    @pytest.mark.parametrize(
+        ("name", "less", "more"),
+        [
+            ("rehearsed", 0.5, 0.9),
+            ("floor", -0.3, 0.3),
+            ("fit", 0.3, 0.0),
+            ("agreement", 1.6, 3.4),
+            ("natural", 0.5, 0.9),
+        ],
+    )
+    def test_each_evidence_speaks_in_its_own_direction(self, name, less, more):
+        low, high = (confidence(FEATURES | {name: value}) for value in (less, more))
+        assert low < high
+
+    def test_a_single_look_is_neither_agreement_nor_its_contrary(self):
+        unlike, alone, like = (
+            confidence(FEATURES | {"agreement": value}) for value in (1.5, 0.0, 3.5)
+        )
+        assert unlike < alone < like
 
     def test_right_is_19_dB_and_4_dB_above_the_best_control(self):  # noqa: N802
         values = margin(torch.tensor([18.9, 19.1, 25.0]), torch.tensor([10.0, 15.2, 20.0]))

@@ -162,7 +162,7 @@ class Auditor:
             scanned = scan(self.target, sent, training, self.setting)
             training = scanned.training
             findings.append(Finding("note", scanned.text))
-        pictures, controls, attacks = self._attack(sent, training, is_simulated)
+        pictures, controls, attacks = self._attack(sent, training)
         verdict, reason = _verdict(pictures, numbers)
         return ClientAudit(
             reply.name,
@@ -199,7 +199,7 @@ class Auditor:
         )
 
     def _attack(
-        self, sent: Sent, training: Training, is_simulated: bool
+        self, sent: Sent, training: Training
     ) -> tuple[list[Picture], Tensor, dict[str, str]]:
         """Return the images, what the attacks make of the control, and what came of each."""
         nothing = torch.empty(0, *self.setting.image_shape)
@@ -251,7 +251,7 @@ class Auditor:
                 confidence(features),
                 features,
             )
-            for one in weigh(looks, controls, rehearsals, is_simulated)
+            for one in weigh(looks, controls, rehearsals)
             for index, features in enumerate(one.features)
         ]
         pictures = [*proven, *sorted(pictures, key=lambda picture: -picture.confidence)]

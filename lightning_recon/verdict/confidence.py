@@ -1,6 +1,6 @@
 """How sure an attacker may be of a reconstruction: a calibrated probability.
 
-A logistic regression on :data:`~lightning_recon.verdict.evidence.NAMES`, fitted by
+A logistic regression on :func:`terms` of the evidence, fitted by
 ``python -m benchmarks.verdict fit`` on clients whose truth is known; docs/real_federations.md has
 its reliability on networks and images that had no part in the fit.
 """
@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict
 
-from lightning_recon.verdict.evidence import NAMES, Features
+from lightning_recon.verdict.evidence import Features
 
 SURE = 0.9
 """From which probability a reconstruction counts as a leak."""
@@ -27,7 +27,7 @@ class Calibration(TypedDict):
     """That fitted it."""
     offset: float
     weights: dict[str, float]
-    """By the feature's name."""
+    """By the term's name."""
     num_images: int
     """That it was fitted on."""
 
@@ -39,6 +39,26 @@ def calibration() -> Calibration:
     return content
 
 
+def terms(features: Features) -> dict[str, float]:
+    """Return what the regression adds up, by name.
+
+    On a network that nobody saw everything has another scale: so shares are taken as odds, and what
+    can be large is cut off.  The other features told nothing more on networks that a fit had not
+    seen, and are shown only.
+
+    Args:
+        features: of the reconstruction.
+    """
+    share, agreement = features["rehearsed"], features["agreement"]
+    return {
+        "rehearsed": math.log(share / (1 - share)) / 3,
+        "floor": _clipped(features["floor"], -0.8, 0.8),
+        "fit": features["fit"],
+        "agreement": _clipped(agreement, 1.5, 3.5) - 2.5 if agreement else 0.0,  # 0: one look alone
+        "natural": features["natural"],
+    }
+
+
 def confidence(features: Features) -> float:
     """Return the probability that a reconstruction is right, in (0, 1).
 
@@ -48,5 +68,11 @@ def confidence(features: Features) -> float:
         features: of the reconstruction.
     """
     fit = calibration()
-    logit = fit["offset"] + sum(fit["weights"][name] * features[name] for name in NAMES)
-    return 1 / (1 + math.exp(-max(-30.0, min(30.0, logit))))
+    logit = fit["offset"] + sum(
+        fit["weights"][name] * value for name, value in terms(features).items()
+    )
+    return 1 / (1 + math.exp(-_clipped(logit, -30, 30)))
+
+
+def _clipped(value: float, low: float, high: float) -> float:
+    return max(low, min(high, value))
