@@ -116,7 +116,10 @@ class Leakage:
             federation = Federation(target, self.client, self.defenses, seed)
             federation.start(lambda: target, _GRANTS)
             estimate = local_estimate(
-                federation.play(self.batch, 0), self.batch, self.spectrum, self.num_directions
+                federation.play(self.batch, 0),
+                self.batch,
+                self.spectrum,
+                num_directions=self.num_directions,
             )
             found = {
                 "leakage/local_estimate": _decibels(estimate.mse),
