@@ -11,13 +11,12 @@ from lightning_recon.report.charts import (
     Chart,
     Dot,
     Group,
-    Mark,
     Panel,
-    Series,
     along,
     ladder,
     spread,
 )
+from lightning_recon.report.drawing import Mark, Series
 from lightning_recon.report.page import write_page
 
 browser = pytest.fixture(open_browser, scope="module")

@@ -24,7 +24,8 @@ from lightning_recon.report.cards import (
     place,
     within_budget,
 )
-from lightning_recon.report.charts import Chart, Group, Mark, spread
+from lightning_recon.report.charts import Chart, Group, spread
+from lightning_recon.report.drawing import Mark
 from lightning_recon.report.figures import MIN_CLIENTS, against_privacy, at_or_above, means
 from lightning_recon.report.findings import Finding, findings
 from lightning_recon.report.folder import Run, read_run

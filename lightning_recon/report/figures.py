@@ -6,18 +6,8 @@ from typing import Any
 
 from lightning_recon.audit.results import Results
 from lightning_recon.audit.scores import Row
-from lightning_recon.report.charts import (
-    MAX_DOTS,
-    Chart,
-    Dot,
-    Group,
-    Mark,
-    Panel,
-    Series,
-    along,
-    ladder,
-    spread,
-)
+from lightning_recon.report.charts import MAX_DOTS, Chart, Dot, Group, Panel, along, ladder, spread
+from lightning_recon.report.drawing import Mark, Series
 from lightning_recon.report.page import count, share
 
 NULLS = {

@@ -12,7 +12,8 @@ from lightning_recon.audit.recommendation import (
     cost,
 )
 from lightning_recon.documents import read_json, refusal
-from lightning_recon.report.charts import Chart, Dot, Mark, Panel, Series, along, ladder
+from lightning_recon.report.charts import Chart, Dot, Panel, along, ladder
+from lightning_recon.report.drawing import Mark, Series
 from lightning_recon.report.figures import NO_INTERVAL, drawn_interval
 from lightning_recon.report.findings import Finding, listed
 from lightning_recon.report.page import DASH, INTERVALS, Table, count, number, share, write_page

@@ -6,16 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_recon.report.charts import (
-    MAX_SERIES,
-    Chart,
-    Dot,
-    Mark,
-    Panel,
-    Series,
-    along,
-    ladder,
-)
+from lightning_recon.report.charts import MAX_SERIES, Chart, Dot, Panel, along, ladder
+from lightning_recon.report.drawing import Mark, Series
 from lightning_recon.report.figures import CONTROLS, MIN_CLIENTS, NO_INTERVAL, NULLS, drawn_interval
 from lightning_recon.report.findings import Finding, listed
 from lightning_recon.report.page import (
