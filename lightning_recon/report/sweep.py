@@ -3,13 +3,12 @@
 import csv
 import io
 import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_recon.documents import parse_yaml, read_text
+from lightning_recon.documents import parse_yaml, read_json, read_text
 from lightning_recon.errors import InputError
 from lightning_recon.report.charts import (
     MAX_SERIES,
@@ -166,10 +165,10 @@ def _plan(folder: Path) -> str:
 def _record(path: Path) -> dict[str, Any]:
     """Return what is known of how the sweep was run."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        record, _ = read_json(path, "run the sweep again")
+    except InputError:  # the page can do without
         return {}
-    return record if isinstance(record, dict) else {}
+    return record
 
 
 def _value(cell: Cell, name: str) -> float | None:
