@@ -1,5 +1,6 @@
 """What a stranger's files may do: nothing but be refused in one line.  See docs/trust.md."""
 
+import ast
 import os
 import pickle
 import random
@@ -15,6 +16,7 @@ from torchvision import datasets
 
 import lightning_recon
 from lightning_recon.captures.loading import load_torch
+from lightning_recon.commands import plain
 from lightning_recon.commands.early import check_early
 from lightning_recon.commands.lightning import main
 from lightning_recon.data import (
@@ -165,6 +167,38 @@ def test_what_is_within_the_bounds_is_read():
     with pytest.raises(InputError, match="line 2: anchors stand for"):
         parse_yaml(many.replace("b: [", "b: [*a, "), "x")
     assert parse_json('{"a": 1, "b": [NaN, 1.5]}') == {"a": 1, "b": [None, 1.5]}
+
+
+def test_all_text_is_read_within_the_bounds_and_as_utf_8():
+    """Of the package: nothing parses by itself, and no locale decides what a file says."""
+    own = {
+        "documents.py": "json.loads yaml.load",
+        "confidence.py": "json.loads",
+        "resume.py": "yaml.safe_load",
+    }  # fmt: skip  (of the package's own file; of its own dump)
+    parsers = {"json.load", "json.loads", "yaml.load", "yaml.safe_load"}
+    found = []
+    for path in Path(lightning_recon.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name, keywords = ast.unparse(node.func), {one.arg for one in node.keywords}
+            method = name.rpartition(".")[2]
+            if name in parsers and name not in own.get(path.name, ""):
+                found.append(f"{path.name}: {name}")
+            if method in ("read_text", "write_text") and "." in name and "encoding" not in keywords:
+                found.append(f"{path.name}: {ast.unparse(node)}")
+    assert found == []
+
+
+def test_a_file_for_lint_is_read_within_the_bounds(capfd):
+    Path("x.yaml").write_text("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
+    assert plain.main(["lint", "x.yaml"]) == 2
+    assert "nested more than" in capfd.readouterr().err
+    Path("y.py").write_text("x = " + "(" * 5000 + ")" * 5000)
+    assert plain.main(["lint", "--mechanism", "LocalDpMod(1.0, 1.0, epsilon=10, delta=1e-5)",
+                    "--source", "y.py"]) == 2  # fmt: skip
+    assert "y.py is no Python" in capfd.readouterr().err
 
 
 # --- pickles -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from lightning_recon import metrics
 from lightning_recon.audit.matching import match
 from lightning_recon.audit.records import ClientRecord, append_record, read_records, records_file
 from lightning_recon.captures import Capture, CaptureWriter
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import mse, psnr
+from lightning_recon.targets import LeNet
 
 FEW = settings(
     max_examples=12,
@@ -108,6 +111,68 @@ def test_a_metric_is_in_its_range_and_says_nothing_of_nan(seed, contrast):
     spoilt[0, 0, 0, 0] = math.nan
     assert psnr(spoilt, other)[0].isnan()
     assert torch.equal(psnr(spoilt, other)[1], psnr(images, other)[1])
+
+
+SIDE = 16
+METRICS = {
+    **{name: getattr(metrics, name) for name in ("MSE", "PSNR", "SSIM", "MultiScaleSSIM")},
+    **{name: getattr(metrics, name) for name in ("RegisteredPSNR", "ComplexWaveletSSIM")},
+    "IdentificationRate": partial(metrics.IdentificationRate, SIDE),
+    "ImageIdentifiabilityPrecision": metrics.ImageIdentifiabilityPrecision,
+    "TagJaccard": lambda: metrics.TagJaccard(LeNet(9, SIDE)),
+    "TopKAgreement": lambda: metrics.TopKAgreement(LeNet(9, SIDE), 2),
+}
+OF_FILES = {"LPIPS", "DISTS"}
+"""Of networks that are no part of the package; torchmetrics' own are their oracles."""
+CONTENTS = st.sampled_from(["black", "white", "noise", "faint", "ramp", "black and white"])
+
+
+def picture(content, generator, channels):
+    noise = torch.rand(channels, SIDE, SIDE, generator=generator)
+    return {
+        "black": torch.zeros_like(noise),
+        "white": torch.ones_like(noise),
+        "noise": noise,
+        "faint": 0.5 + 1e-6 * noise,
+        "ramp": torch.linspace(0, 1, SIDE).expand_as(noise),
+        "black and white": noise.round(),
+    }[content]
+
+
+def values_of(name, preds, target):
+    metric = METRICS[name]()
+    by_place = name.startswith(("Identification", "Image"))
+    metric.update(preds, target, *[torch.arange(len(target))] if by_place else [])
+    return metric.per_image()
+
+
+def test_every_metric_of_images_is_here():
+    known = [getattr(metrics, name) for name in metrics.__all__]
+    kinds = {k.__name__ for k in known if issubclass(k, metrics.PerImageMetric)}
+    assert kinds - {"PerImageMetric"} == METRICS.keys() | OF_FILES
+
+
+@pytest.mark.parametrize("name", METRICS)
+@FEW
+@given(
+    contents=st.lists(CONTENTS, min_size=6, max_size=6),
+    seed=st.integers(0, 10**6),
+    odd=st.sampled_from([math.nan, math.inf, -math.inf]),
+)
+def test_every_metric_is_in_its_range_and_one_odd_image_spoils_no_other(name, contents, seed, odd):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.stack([picture(one, generator, 3) for one in contents])
+    preds, target = images[:3], images[3:]
+    words = next(w for w in map(str.split, metrics.__doc__.splitlines()) if w and w[0] == name)
+    least, most = (float(word.strip("[],)")) for word in words[1:3])
+    found = values_of(name, preds, target)
+    assert ((found >= least - 1e-5) & (found <= most + 1e-5)).all()
+    spoilt = preds.clone()
+    spoilt[1, :, 3:5] = odd
+    again = values_of(name, spoilt, target)
+    assert torch.equal(again[[0, 2]], found[[0, 2]])
+    worst = -math.inf if METRICS[name]().higher_is_better else math.inf
+    assert again[1].isnan() or again[1] == worst or least <= again[1] <= most
 
 
 def assert_one_line(said, words):

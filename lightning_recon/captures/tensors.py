@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lightning_recon.documents import parse_json
 from lightning_recon.errors import InputError
 
 Arrays = Mapping[str, Any]
@@ -77,7 +78,7 @@ def _read(path: Path, *, with_tensors: bool) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
-            order = json.loads((file.metadata() or {}).get("names", "[]"))
+            order = parse_json((file.metadata() or {}).get("names", "[]"))
             found = {name: file.get_tensor(name) if with_tensors else None for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from lightning_recon.documents import read_yaml
 from lightning_recon.errors import InputError, missing_file
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")  # 1e-5: a word in YAML 1.1
@@ -85,9 +84,9 @@ def from_file(path: Path) -> list[Entry]:
     if not path.is_file():
         raise InputError(missing_file(path))
     try:
-        content = _numbers(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: no YAML and no JSON: {' '.join(str(error).split())}") from error
+        content = _numbers(read_yaml(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if isinstance(content, dict) and "mechanism" not in content:
         entries = [*_filters(content, str(path)), *_run(content, str(path))]
     else:

@@ -52,9 +52,9 @@ def _files(source: Path) -> list[Path]:
 def _seeded(path: Path, library: str) -> list[str]:
     """Return the places that seed a library's global generator with a value."""
     try:
-        tree = ast.parse(path.read_text())
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no Python: {error}") from error
+        tree = ast.parse(path.read_bytes())  # which may say in what it is encoded
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"{path} is no Python: {' '.join(str(error).split())}") from error
     found = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not (node.args or node.keywords):

@@ -2,13 +2,12 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_recon.documents import parse_yaml, read_text
+from lightning_recon.documents import parse_yaml, read_json, read_text
 from lightning_recon.errors import InputError
 
 Cell = dict[str, str]
@@ -85,10 +84,10 @@ def read_plan(folder: Path) -> str:
 def read_record(path: Path) -> dict[str, Any]:
     """Return what is known of how the sweep was run."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        record, _ = read_json(path, "run the sweep again")
+    except InputError:  # the page can do without
         return {}
-    return record if isinstance(record, dict) else {}
+    return record
 
 
 def value_of(cell: Cell, name: str) -> float | None:

@@ -43,7 +43,8 @@ def requeued(root: Path, words: Sequence[str]) -> str | None:
         return None
     for path in sorted(root.glob(f"*/*/{_FILE}")):
         checkpoint = path.parent / "checkpoints" / "last.ckpt"
-        if path.read_text() == _note(words) and checkpoint.is_file():
+        noted = path.read_text(encoding="utf-8", errors="replace")
+        if noted == _note(words) and checkpoint.is_file():
             return str(checkpoint)
     return None
 

@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_mod
 
 from lightning_recon.captures import ModJson
+from lightning_recon.documents import parse_json
 from lightning_recon.integrations.flower.messages import is_training
 from lightning_recon.privacy.gaussian import classical_std
 
@@ -44,7 +45,7 @@ def declared_by(reply: Message) -> list[ModJson]:
     Raises:
         ValueError: if it is nothing that :func:`declare` wrote.
     """
-    said = json.loads(str(reply.content.config_records[MODS][MODS]))
+    said = parse_json(str(reply.content.config_records[MODS][MODS]))
     if not isinstance(said, list) or not all(isinstance(mod, dict) for mod in said):
         raise ValueError(f"{MODS} should hold a list of objects")
     return said
