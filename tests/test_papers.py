@@ -174,12 +174,16 @@ def test_a_sweep_is_a_table_in_one_command(sweep, capsys):
         (["figure", "sweep_x/version_0", "--panels", "bath"], "did you mean batch?"),
         (["figure", "sweep_x/version_0", "--along", "attack"], "axis attack is no number"),
         (["figure", "sweep_x/version_0", "--images", "0:1"], "without pictures"),
+        (["figure", "stopped", "--panels", "batch"], "stopped holds no results.csv"),
+        (["compare", "stopped", "--latex"], "one that was stopped writes it when it is resumed"),
         (["compare", "sweep_x/version_0", "faithful", "--latex"], "name it alone"),
         (["compare", "sweep_x/version_0", "--latex", "--markdown"], "--latex or --markdown"),
         (["compare", "faithful", "--latex"], "compare takes 2 to 26 runs"),
     ],
 )
 def test_bad_input_is_one_line(runs, sweep, words, said, capsys):
+    Path("stopped").mkdir()
+    Path("stopped/sweep.yaml").touch()
     assert main(words) == 2
     error = capsys.readouterr().err
     assert said in error

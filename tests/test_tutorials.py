@@ -57,3 +57,13 @@ def test_the_notebook_shows_the_figure_that_it_made():
     (output,) = NOTEBOOK["cells"][-1]["outputs"]
     assert output["data"]["image/png"].startswith("iVBOR")
     assert all(cell.get("execution_count") for cell in NOTEBOOK["cells"] if "outputs" in cell)
+
+
+def test_every_page_is_in_the_site_and_every_link_of_a_page_leads_somewhere():
+    listed = re.findall(r"^ +- (\S+\.md)$", (ROOT / "docs/mkdocs.yml").read_text(), re.MULTILINE)
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert pages <= set(listed)
+    for page in listed:
+        text = (ROOT / page).read_text()
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
+            assert ((ROOT / page).parent / target).exists(), (page, target)

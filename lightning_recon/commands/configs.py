@@ -69,9 +69,9 @@ def read_head(path: Path, name: str) -> Head:
 
 
 def heads() -> list[Head]:
-    """Return the heads of all shipped configurations, sweeps last, each kind by name."""
+    """Return the heads of all shipped configurations by name, those in sub-folders last."""
     folder = shipped("configs")
-    paths = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("sweeps/*.yaml"))]
+    paths = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
     return [read_head(path, str(path.relative_to(folder).with_suffix(""))) for path in paths]
 
 

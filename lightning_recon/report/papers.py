@@ -20,7 +20,7 @@ from lightning_recon.report.folder import Run, read_run
 from lightning_recon.report.page import is_number, number
 from lightning_recon.report.pictures import has_pictures, load_pictures
 from lightning_recon.report.plot import is_numeric, sweep_figure
-from lightning_recon.report.sweep_folder import SweepFolder, number_of, read_sweep, title
+from lightning_recon.report.sweep_folder import SweepFolder, is_sweep, number_of, read_sweep, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ def write_figures(
         raise InputError("figures need matplotlib; run: pip install matplotlib")
     from matplotlib import rc_context
 
-    sweeps = [folder for folder in folders if (folder / "results.csv").is_file()]
+    sweeps = [folder for folder in folders if is_sweep(folder)]
     if sweeps and len(folders) > 1:
         raise InputError(f"{sweeps[0]} is a sweep, which is drawn alone; leave out the others")
     if len(folders) > len(_LETTERS):

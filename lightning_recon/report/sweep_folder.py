@@ -40,6 +40,11 @@ class SweepFolder(NamedTuple):
     """``run.json``: command, versions, and how many clients of how many."""
 
 
+def is_sweep(folder: Path) -> bool:
+    """Return whether a folder is a sweep's, done or not."""
+    return any((folder / name).is_file() for name in ("results.csv", "sweep.yaml"))
+
+
 def read_sweep(folder: Path) -> SweepFolder:
     """Read a sweep.
 
@@ -63,7 +68,10 @@ def title(folder: Path) -> str:
 def read_cells(path: Path) -> tuple[list[Cell], list[str]]:
     """Return the cells and the names of the axes."""
     if not path.is_file():
-        raise InputError(f"{path.parent} holds no results.csv; name the folder of a sweep")
+        raise InputError(
+            f"{path.parent} holds no results.csv; name the folder of a sweep; one that was stopped "
+            "writes it when it is resumed"
+        )
     reader = csv.DictReader(io.StringIO(read_text(path)))
     try:
         columns = list(reader.fieldnames or [])

@@ -10,7 +10,7 @@ from lightning_recon.report.comparison import tables
 from lightning_recon.report.folder import read_run
 from lightning_recon.report.page import DASH, Table
 from lightning_recon.report.sweep import cells_table
-from lightning_recon.report.sweep_folder import read_sweep, title
+from lightning_recon.report.sweep_folder import is_sweep, read_sweep, title
 
 _RUN_COLUMNS = (
     *("Run", "Attack", "Defenses", "Images", "Recovered", "PSNR, dB", "95 % interval"),
@@ -39,7 +39,7 @@ def paper_tables(folders: Sequence[Path], *, is_latex: bool, is_markdown: bool) 
     """
     if is_latex and is_markdown:
         raise InputError("a table is printed in one form: --latex or --markdown")
-    sweeps = [folder for folder in folders if (folder / "results.csv").is_file()]
+    sweeps = [folder for folder in folders if is_sweep(folder)]
     if sweeps and len(folders) > 1:
         raise InputError(f"{sweeps[0]} is a sweep, which makes a table of its own; name it alone")
     write = _latex if is_latex else _markdown
