@@ -27,6 +27,7 @@ FLOORS: Mapping[str, float] = {
     "beyond-training": 2.0,
     "beyond-training-biases": 0.3,
     "owned-rows": 0.5,
+    "equal-gradients": 5.0,
     "isolated-sample": 10.0,
 }
 """The least thresholds."""
