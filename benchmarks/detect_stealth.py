@@ -5,9 +5,10 @@ layer draws them, until the detector passes them.  The attacker decodes by what 
 best: it knows them, so it takes every image that it found out of all rows which that image passes
 (``peel`` of CuriousAbandonHonesty).
 
-``imprint``  every row measures one common direction and one of its own; ``hidden`` 0: the common
-             one alone, 1: its own alone.  Biases are set to quantiles over public images, for 1/K
-             to (K-1)/K of them, rows in random order; they shrink with the common direction.
+``imprint``  every row measures one common direction and one of its own; ``hidden`` 0 would be the
+             common one alone, which RobbingTheFed decodes by differences; 1: its own alone.
+             Biases are set to quantiles over public images, for 1/K to (K-1)/K of them, rows in
+             random order; they shrink with the common direction.
 ``trap``     the positive half is drawn anew instead of copied, and the rows' sums agree up to
              ``hidden`` times what chance makes of them.
 
@@ -36,11 +37,11 @@ from lightning_recon.detect import Detection, detect
 from lightning_recon.randomness import make_generator
 from lightning_recon.targets import Target
 
-BATCH, CLIENTS, ROWS, RECOVERED = 64, 4, 1000, 19.0
+BATCH, CLIENTS, ROWS, RECOVERED = 32, 4, 1000, 19.0
 CANARY = 8  # public images
 HIDDEN = {
-    "imprint": (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0),
-    "trap": (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
+    "imprint": (0.25, 0.5, 0.8, 0.95, 1.0),
+    "trap": (0.0, 0.2, 0.4, 0.7, 1.0),
 }
 
 
