@@ -5,9 +5,10 @@ layer draws them, until the detector passes them.  The attacker decodes by what 
 best: it knows them, so it takes every image that it found out of all rows which that image passes
 (``peel`` of CuriousAbandonHonesty).
 
-``imprint``  every row measures one common direction and one of its own; ``hidden`` 0: the common
-             one alone, 1: its own alone.  Biases are set to quantiles over public images, for 1/K
-             to (K-1)/K of them, rows in random order; they shrink with the common direction.
+``imprint``  every row measures one common direction and one of its own; ``hidden`` 0 would be the
+             common one alone, which RobbingTheFed decodes by differences; 1: its own alone.
+             Biases are set to quantiles over public images, for 1/K to (K-1)/K of them, rows in
+             random order; they shrink with the common direction.
 ``trap``     the positive half is drawn anew instead of copied, and the rows' sums agree up to
              ``hidden`` times what chance makes of them.
 
@@ -21,6 +22,7 @@ Run from the repository's root (some minutes)::
 import argparse
 import copy
 from statistics import mean
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,14 +33,15 @@ from lightning_recon.attacks import CuriousAbandonHonesty
 from lightning_recon.attacks.robbing_the_fed import ImprintPayload
 from lightning_recon.audit.statistics import bootstrap_interval
 from lightning_recon.data import CIFAR10DataModule
-from lightning_recon.detect import detect
+from lightning_recon.detect import Detection, detect
 from lightning_recon.randomness import make_generator
 from lightning_recon.targets import Target
 
-BATCH, CLIENTS, ROWS, RECOVERED = 8, 7, 1000, 19.0
+BATCH, CLIENTS, ROWS, RECOVERED = 32, 4, 1000, 19.0
+CANARY = 8  # public images
 HIDDEN = {
-    "imprint": (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0),
-    "trap": (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
+    "imprint": (0.25, 0.5, 0.8, 0.95, 1.0),
+    "trap": (0.0, 0.2, 0.4, 0.7, 1.0),
 }
 
 
@@ -89,19 +92,36 @@ def _trapped(rows: Tensor, hidden: float, generator: torch.Generator) -> Tensor:
     return negative + drawn * scale.clamp_min(0)[:, None]
 
 
-def measured(kind: str, hidden: float, data: CIFAR10DataModule) -> tuple[float, str, list[float]]:
-    """Return the detector's score, what is strangest, and the PSNR of every image."""
+class Measured(NamedTuple):
+    """What the detector says, and what the attack gets."""
+
+    score: float
+    strangest: str
+    canary_score: float
+    canary_strangest: str
+    psnr: list[float]
+    """Of every image."""
+
+
+def measured(kind: str, hidden: float, data: CIFAR10DataModule) -> Measured:
+    """Return both sides of one attack."""
     attack = Hidden(targets.LeNet(10, 32), kind, hidden)
     public = data.public_images()
     attack.bind(data.spec, public)
-    found = detect(copy.deepcopy(attack.federation.payload))
+    payload = copy.deepcopy(attack.federation.payload)
+    sample = public[:CANARY], torch.arange(CANARY)
+    found, canary = detect(payload), detect(payload, sample=sample)
     scores = []
     for client in range(CLIENTS):
         batch = data.client(client)
         with attack.computing():
             images = attack.reconstruct(attack.federation.play(batch, client)).images
         scores += matched_psnr(images, batch.images, public.mean(0))
-    return found.score, found.findings[0].code if found.findings else "nothing", scores
+    return Measured(found.score, _strangest(found), canary.score, _strangest(canary), scores)
+
+
+def _strangest(found: Detection) -> str:
+    return found.findings[0].code if found.findings else "nothing"
 
 
 def main() -> None:
@@ -111,18 +131,27 @@ def main() -> None:
     )
     parser.add_argument("--cifar", default="data/cifar10", help="CIFAR-10, folder or .npz")
     options = parser.parse_args()
-    data = cifar(options, batch_size=BATCH, num_public=200)
-    print(f"{CLIENTS} clients of {BATCH} images, {ROWS} rows; recovered: {RECOVERED:g} dB")
-    print("| attack | hidden | score | strangest | recovered | PSNR, mean | 95 % interval |")
-    print("|---|---|---|---|---|---|---|")
+    data = cifar(options, batch_size=BATCH, num_public=200, num_clients=CLIENTS)
+    print(
+        f"{CLIENTS} clients of {BATCH} images, {ROWS} rows; recovered: {RECOVERED:g} dB; ", end=""
+    )
+    print(f"a canary of {CANARY} public images")
+    print(
+        "| attack | hidden | score | strangest | with a canary | strangest | recovered | "
+        "PSNR, mean | 95 % interval |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for kind, levels in HIDDEN.items():
         for hidden in levels:
-            score, code, psnr = measured(kind, hidden, data)
+            found = measured(kind, hidden, data)
+            psnr = found.psnr
             recovered = sum(value >= RECOVERED for value in psnr)
             interval = bootstrap_interval(psnr, [place // BATCH for place in range(len(psnr))])
             assert interval is not None
             print(
-                f"| {kind} | {hidden:g} | {score:.2f} | {code} | {recovered} of {len(psnr)} | "
+                f"| {kind} | {hidden:g} | {found.score:.2f} | {found.strangest} | "
+                f"{found.canary_score:.2f} | {found.canary_strangest} | "
+                f"{recovered} of {len(psnr)} | "
                 f"{mean(psnr):.1f} dB | {interval[0]:.1f} to {interval[1]:.1f} |",
                 flush=True,
             )

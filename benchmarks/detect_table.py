@@ -1,9 +1,9 @@
 """Honest and malicious payloads before the detector: the tables of docs/defend.md.
 
-Static checks alone: no sample, no reference.  Every payload is looked at as a module and as a
-``state_dict``.  Thresholds are chosen on honest models of four fifths of the families of
-architectures, and reported on those of the last fifth; malicious payloads take no part in the
-choosing, so that every attack is left out of it.  A run that was stopped goes on where it was.
+Static checks of the module alone: no sample, no reference.  Thresholds are chosen on honest models
+of four fifths of the families of architectures, and reported on those of the last fifth; malicious
+payloads take no part in the choosing, so that every attack is left out of it.  A run that was
+stopped goes on where it was.
 
 Run from the repository's root (half an hour)::
 
@@ -29,7 +29,6 @@ from lightning_recon.detect.checking import THRESHOLDS
 from lightning_recon.detect.scoring import FLOORS, chosen, strength
 
 FOLDS = 5
-KINDS = ("module", "tensors")
 
 
 class Judged(NamedTuple):
@@ -59,21 +58,14 @@ def main() -> None:
     measured = []
     for case in all_cases:
         if options.minutes is None or time.monotonic() - started < 60 * options.minutes:
-            measured.append((case, records.get(case.key, lambda case=case: _statistics(case))))
+            measured.append(
+                (case, records.get(case.key, lambda case=case: detect(case.make()).statistics))
+            )
         elif records.held(case.key) is not None:
             measured.append((case, records.held(case.key)))
     if len(measured) < len(all_cases):
         print(f"{len(measured)} of {len(all_cases)} payloads are measured; start again for all")
-    for kind in KINDS:
-        print(f"\n## by {'the module' if kind == 'module' else 'its tensors alone'}\n")
-        report([(case, values[kind]) for case, values in measured])
-
-
-def _statistics(case: Case) -> dict[str, dict[str, float]]:
-    payload = case.make()
-    found = {"module": detect(payload).statistics}
-    tensors = payload if isinstance(payload, Mapping) else payload.state_dict()
-    return found | {"tensors": detect(tensors).statistics}
+    report(measured)
 
 
 def folds(families: Sequence[str]) -> list[set[str]]:

@@ -28,6 +28,7 @@ from lightning_recon.targets import ModuleTarget
 from lightning_recon.updates import DataSpec, PrivateBatch
 
 _GRANTS = (Grant.LABELS, Grant.NUM_SAMPLES, Grant.CLIENT, Grant.DEFENSES)
+_NUMBERS = 2**24  # of the update's derivatives along all directions
 _CAP_DB = 100.0  # of an image without an error
 
 
@@ -46,7 +47,9 @@ class Leakage:
         attack: what makes an attack that runs in an instant of ``target``, ``client``, ``defenses``
             and ``seed``; where it does not fit the model, its figure is left out.  Null: none.
         num_directions: of an image, along which the local estimate is taken, the coarsest first;
-            the finer ones keep the prior's error, which bounds the figure.
+            the finer ones keep the prior's error, which bounds the figure.  Null: 32, and fewer
+            for models of more than half a million parameters, at least 8: each costs about as
+            much as a gradient.
         seed: of all randomness.
 
     Raises:
@@ -65,7 +68,7 @@ class Leakage:
         client: Client | None = None,
         defenses: Sequence[Defense] = (),
         attack: Callable[..., Attack] | None = LinearLayerInversion,
-        num_directions: int = 64,
+        num_directions: int | None = None,
         seed: int = 0,
     ) -> None:
         if images.ndim != 4 or len(images) != len(labels) or not len(images):
@@ -75,7 +78,7 @@ class Leakage:
                 "Leakage: public_images should hold at least 2 images of the canary's shape, "
                 f"{tuple(images.shape[1:])}, not {tuple(public_images.shape)}"
             )
-        if num_directions < 1:
+        if num_directions is not None and num_directions < 1:
             raise InputError(f"Leakage: num_directions must be at least 1, not {num_directions}")
         images, public_images = images.detach().cpu().float(), public_images.detach().cpu().float()
         self.batch = PrivateBatch(
@@ -115,11 +118,10 @@ class Leakage:
             seed = derive_seed(self.seed, round_)
             federation = Federation(target, self.client, self.defenses, seed)
             federation.start(lambda: target, _GRANTS)
+            kept = self.num_directions or _affordable(target)
+            observation = federation.play(self.batch, 0)
             estimate = local_estimate(
-                federation.play(self.batch, 0),
-                self.batch,
-                self.spectrum,
-                num_directions=self.num_directions,
+                observation, self.batch, self.spectrum, num_directions=kept
             )
             found = {
                 "leakage/local_estimate": _decibels(estimate.mse),
@@ -210,6 +212,12 @@ class LightningLeakage(Callback):
         self.history.append({"round": round_, **found})
         for logger in trainer.loggers:
             logger.log_metrics(found, step=trainer.global_step)
+
+
+def _affordable(model: nn.Module) -> int:
+    """Return a number of directions whose derivatives of the update are cheap."""
+    number = sum(parameter.numel() for parameter in model.parameters())
+    return max(8, min(32, _NUMBERS // number))
 
 
 def _decibels(mse: Tensor) -> float:

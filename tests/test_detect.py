@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from lightning_recon import attacks, targets
+from lightning_recon.attacks.robbing_the_fed import ImprintPayload
 from lightning_recon.commands.plain import main
 from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.detect import detect, detect_sent
@@ -155,6 +156,14 @@ def test_a_canary_owns_rows_of_what_is_zero():
     found = detect(model, sample=sample())
     assert "owned-rows" in codes(found)
     assert not any(part.requires_grad for part in model.parameters())
+
+
+def test_rows_that_go_on_with_the_same_weight_whatever_they_measure():
+    """Rows as an honest layer draws them say nothing; what stands behind them does."""
+    rows = nn.Linear(3 * SIZE**2, 128)
+    model = ImprintPayload(HONEST["LeNet"](), rows.weight.detach(), rows.bias.detach(), 1.0)
+    assert detect(model).verdict == "honest"
+    assert codes(detect(model, sample=sample())) == {"equal-gradients"}
 
 
 def test_nested_rows_come_apart_by_their_differences():

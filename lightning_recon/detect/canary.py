@@ -24,6 +24,7 @@ _NUM_PROJECTIONS = 16  # of a row's gradient, which tell its size and its differ
 _OWNED = 0.99  # share of a row's energy that is one sample's, from which it owns the row
 _FAINT = 1e-10  # of the largest energy of a row: below, float32 has nothing to tell
 _MIN_ROWS = 8
+_MIN_REACHED = 16  # rows, by one sample
 
 
 def canary_evidence(
@@ -52,6 +53,9 @@ def canary_evidence(
         owned = max(_owned(energy), _owned(_differences(drawn)))
         text = f"{owned:.0%} of the rows that your samples reach hold one of them alone"
         yield name, Evidence("owned-rows", owned, text)
+        alike = _alike(drawn)
+        text = f"all rows that a sample reaches get the same gradient, give or take 1/{alike:.3g}"
+        yield name, Evidence("equal-gradients", alike, text)
         whole = energy.sum(1)
         ratio = math.sqrt(float(whole.max() / (whole.sum() - whole.max()).clamp_min(1e-30)))
         text = f"one sample's gradient is {ratio:.3g} times that of all others together (D-SNR)"
@@ -109,6 +113,25 @@ def _owned(energy: Tensor) -> float:
     if not bool(reached.any()):
         return 0.0
     return float((most[reached] > _OWNED * total[reached]).float().mean())
+
+
+def _alike(drawn: Tensor) -> float:
+    """Return how much alike the rows' gradients of a sample are in size: their mean over spread.
+
+    Rows that go on with the same weight, as those of an imprint layer do, are alike whatever they
+    measure; in a network the next layer weighs them.  Of layers that read one vector a sample,
+    whose rows' gradients are parallel; the median over the samples, of B K P.
+    """
+    found = []
+    for rows in drawn:
+        sizes = rows.norm(dim=1)
+        rows, sizes = rows[sizes > 1e-5 * sizes.max()], sizes[sizes > 1e-5 * sizes.max()]
+        if len(rows) < _MIN_REACHED:
+            continue
+        units = rows / sizes[:, None]
+        if float((units @ units[0]).abs().min()) > 1 - 1e-3:
+            found.append(float(sizes.mean() / sizes.std().clamp_min(1e-3 * sizes.mean())))
+    return float(torch.tensor(found).median()) if found else 0.0
 
 
 def _differences(drawn: Tensor) -> Tensor:

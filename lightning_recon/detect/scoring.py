@@ -16,7 +16,7 @@ FLOORS: Mapping[str, float] = {
     "ordered-biases": 6.0,  # in standard deviations of biases in random order
     "trap-weights": 0.5,
     "leaning-rows": 10.0,
-    "even-rows": 1.25,
+    "even-rows": 2.5,
     "large-biases": 0.6,
     "centring-biases": 6.0,  # likewise
     "gain-out-of-range": 2.0,  # a factor of 100
@@ -27,6 +27,7 @@ FLOORS: Mapping[str, float] = {
     "beyond-training": 2.0,
     "beyond-training-biases": 0.3,
     "owned-rows": 0.5,
+    "equal-gradients": 5.0,
     "isolated-sample": 10.0,
 }
 """The least thresholds."""
