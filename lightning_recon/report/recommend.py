@@ -149,11 +149,11 @@ def recommendation_findings(found: Recommendation) -> list[Finding]:
     alarms, notes = [], []
     if found.num_done < found.num_planned:
         alarms.append(f"Partial run: {found.num_done:,} of {count(found.num_planned, 'item')}.")
-    alarms += [
-        f"{one.name} has no accuracy: {one.accuracy.reason}."
-        for one in found.settings
-        if one.accuracy.value is None
-    ]
+    untrained: dict[str, list[str]] = {}
+    for one in found.settings:
+        if one.accuracy.value is None:
+            untrained.setdefault(str(one.accuracy.reason), []).append(one.name)
+    alarms += [f"No accuracy: {listed(names)}: {why}." for why, names in untrained.items()]
     chosen = dict.fromkeys(scope.recommended for scope in found.scopes if scope.recommended)
     for best in filter(None, map(found.setting, chosen)):
         accuracy = best.accuracy
