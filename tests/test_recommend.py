@@ -347,7 +347,9 @@ def test_from_a_file_to_a_page_and_on(monkeypatch, capsys):
 
     path = records_file(FOLDER, 0)
     lines = path.read_text().splitlines(keepends=True)
-    assert len(lines) == 3 * 2 * 2 + 3
+    # defense by defense: its training, then two clients under each of two attacks
+    done = [json.loads(line)["client"] for line in lines]
+    assert done == [0, 3, 4, 5, 6, 1, 7, 8, 9, 10, 2, 11, 12, 13, 14]
     path.write_text("".join(lines[:5] + lines[-1:]))
     assert run("--resume", str(FOLDER)) == 0
     assert figures(FOLDER) == whole

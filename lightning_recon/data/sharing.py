@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,7 +54,11 @@ class ClientLoader:
 
 
 def share_clients(
-    num_clients: int, completed: Collection[int], rank: int, world_size: int
+    num_clients: int,
+    completed: Collection[int],
+    rank: int,
+    world_size: int,
+    order: Sequence[int] | None = None,
 ) -> ClientLoader:
     """Return every ``world_size``-th of the clients to do, from this rank on; nothing is padded.
 
@@ -65,6 +69,7 @@ def share_clients(
         completed: those that need not be attacked again.
         rank: of this process.
         world_size: number of processes.
+        order: in which all of them are done; null: as they are numbered.
 
     Raises:
         InputError: there are fewer clients than processes.
@@ -74,7 +79,8 @@ def share_clients(
             f"{num_clients} clients cannot be shared by {world_size} processes: "
             f"use at most {num_clients} devices"
         )
-    todo = [client for client in range(num_clients) if client not in completed]
+    all_of_them = range(num_clients) if order is None else order
+    todo = [client for client in all_of_them if client not in completed]
     todo += sorted(completed)[: max(0, world_size - len(todo))]
     share = todo[rank::world_size]
     return ClientLoader(len(share), share.__getitem__)

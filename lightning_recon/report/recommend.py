@@ -1,6 +1,6 @@
 """A recommendation as a page: ``report.html``, made from ``recommendation.json``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightning_recon.audit.recommendation import (
@@ -50,7 +50,7 @@ def write_recommendation_report(folder: Path) -> Path:
         "heading": "The weakest defense that holds",
         "about": f"{count(len(found.settings), 'defense')}, {count(len(found.attacks), 'attack')}",
         "is_leak": best is None,
-        "status": "No defense of the list holds" if best is None else best.name,
+        "status": best.name if best else f"None holds against {widest.name if widest else 'any'}",
         "verdict": " ".join(sentence(found, scope) for scope in found.scopes),
         "caveat": _CAVEAT,
         "warnings": recommendation_findings(found),
@@ -119,7 +119,9 @@ def sentence(found: Recommendation, scope: Scope) -> str:
     best = found.setting(scope.recommended)
     against = f"Against {scope.name}"
     if best is None:
-        return f"{against}, no defense of the list holds."
+        unknown = sum(one.judged[scope.name].holds is None for one in found.settings)
+        left = f"; of {unknown} that was not shown either way" if unknown else ""
+        return f"{against}, no defense of the list was shown to hold{left}."
     text = f"{against}: {best.name}, {_percent(best.accuracy.value)}"
     price = cost(best, found.settings[0])
     if best.name == found.settings[0].name:
@@ -150,27 +152,14 @@ def recommendation_findings(found: Recommendation) -> list[Finding]:
     alarms, notes = [], []
     if found.num_done < found.num_planned:
         alarms.append(f"Partial run: {found.num_done:,} of {count(found.num_planned, 'item')}.")
-    alarms += [
-        f"{one.name} has no accuracy: {one.accuracy.reason}."
-        for one in found.settings
-        if one.accuracy.value is None
-    ]
+    untrained: dict[str, list[str]] = {}
+    for one in found.settings:
+        if one.accuracy.value is None:
+            untrained.setdefault(str(one.accuracy.reason), []).append(one.name)
+    alarms += [f"No accuracy: {listed(names)}: {why}." for why, names in untrained.items()]
     chosen = dict.fromkeys(scope.recommended for scope in found.scopes if scope.recommended)
     for best in filter(None, map(found.setting, chosen)):
-        accuracy = best.accuracy
-        if accuracy.curve and accuracy.low is not None and accuracy.low <= accuracy.curve[0][1]:
-            alarms.append(
-                f"{best.name} holds, but its model is no better than the untrained one, as far as "
-                "the test images tell."
-            )
-        estimate, limit = best.estimate, found.criterion.worst_gain_db
-        if estimate and estimate.psnr is not None and estimate.mean_image_psnr is not None:
-            gain = estimate.psnr - estimate.mean_image_psnr
-            if limit is not None and gain > limit:
-                alarms.append(
-                    f"{best.name}: a linearised attacker who knows all but the images would have "
-                    f"{gain:.1f} dB over the mean image. The attacks of the list may be too weak."
-                )
+        alarms += _doubts(best, found.criterion.worst_gain_db)
         epsilon = best.guaranteed.least
         if epsilon is not None and epsilon > 10:
             notes.append(
@@ -187,6 +176,24 @@ def recommendation_findings(found: Recommendation) -> list[Finding]:
         "bound for others."
     )
     return [*(Finding("alarm", text) for text in alarms), *(Finding("note", t) for t in notes)]
+
+
+def _doubts(best: Assessed, limit: float | None) -> Iterator[str]:
+    """Yield what speaks against a defense that holds."""
+    accuracy, estimate = best.accuracy, best.estimate
+    if accuracy.curve and accuracy.low is not None and accuracy.low <= accuracy.curve[0][1]:
+        yield (
+            f"{best.name} holds, but its model is no better than the untrained one, as far as "
+            "the test images tell."
+        )
+    if estimate is None or estimate.psnr is None or estimate.mean_image_psnr is None:
+        return
+    gain = estimate.psnr - estimate.mean_image_psnr
+    if limit is not None and gain > limit:
+        yield (
+            f"{best.name}: a linearised attacker who knows all but the images would have "
+            f"{gain:.1f} dB over the mean image. The attacks of the list may be too weak."
+        )
 
 
 def _misfits(found: Recommendation) -> dict[Leak, list[str]]:
@@ -268,7 +275,8 @@ def _defenses(found: Recommendation) -> Table:
     """Return a line for every defense."""
     heads = ["Defense", "Accuracy", "95 % interval", "Cost, points"]
     for scope in found.scopes:
-        heads += [f"Worst gain, dB: {scope.name}", "By", "Right, up to", "Holds"]
+        server = "honest server" if _is_honest(found, scope) else "any server"
+        heads += [f"Worst gain, dB: {server}", "By", "Right, up to", "Holds"]
     heads += ["ε, client", "ε, record", "Estimate / mean image, dB", "MB sent", "Server's rate"]
     rows = []
     for one in found.settings:
@@ -344,6 +352,10 @@ def _leaks(found: Recommendation) -> Table:
         "Attack": [one.name for one in found.attacks],
     }
     return Table(caption, heads, rows, is_sortable=True, facets=facets)
+
+
+def _is_honest(found: Recommendation, scope: Scope) -> bool:
+    return all(one.is_honest for one in found.attacks if one.name in scope.attacks)
 
 
 def _percent(value: float | None) -> str:

@@ -122,8 +122,22 @@ class Assessment(Sweep):
 
     @property
     def num_before(self) -> int:
-        """Items before the attacks: the trainings, which take the least time."""
+        """Items that are numbered before the attacks: the trainings."""
         return len(self.names)
+
+    @property
+    def order(self) -> Sequence[int]:
+        """Defense by defense, so that a run that is stopped has whole ones."""
+        last = self.num_before + len(self.items)
+        found = []
+        for place in range(len(self.names)):
+            cells = self.cells_of(place)
+            attacks = [
+                self.num_before + i for i, (cell, _) in enumerate(self.items) if cell in cells
+            ]
+            estimates = [last + place] if self.num_estimated else []
+            found += [place, *attacks, *estimates]
+        return found
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Do one item; ``batch`` is its number: trainings, then attacks, then estimates."""

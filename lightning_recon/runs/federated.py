@@ -371,7 +371,7 @@ def settle(model: nn.Module, public: Tensor, seed: int = 0) -> None:
 @torch.no_grad()
 def evaluate(model: nn.Module, batch: PrivateBatch) -> dict[str, float]:
     """Return accuracy and mean cross-entropy of a model in evaluation mode."""
-    logits = torch.cat([model(images) for images in batch.images.split(_CHUNK)])
+    logits = torch.cat([model(images) for images in torch.split(batch.images, _CHUNK)])
     return scores(logits, batch.labels)
 
 

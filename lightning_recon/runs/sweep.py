@@ -140,6 +140,11 @@ class Sweep(LightningModule):
         """How many items a whole run has."""
         return len(self.items)
 
+    @property
+    def order(self) -> Sequence[int]:
+        """The order in which the items are done."""
+        return range(self.num_items)
+
     def on_test_start(self) -> None:
         """Agree on the folder: processes that started at different times would not."""
         self.folder = _folder(self.trainer)
@@ -231,7 +236,11 @@ class _Items(LightningDataModule):
         """This process' share."""
         assert self.trainer is not None
         return share_clients(
-            self.sweep.num_items, self.completed, self.trainer.global_rank, self.trainer.world_size
+            self.sweep.num_items,
+            self.completed,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            self.sweep.order,
         )
 
 
