@@ -301,8 +301,9 @@ def fishing(data: Images, iterations: int) -> Iterator[Case]:
     for size in (16, 64):
         yield Case(f"class, {size} images", 50, line("class", size, inverts=False))
         yield Case(f"feature, {size} images of one class", 50, line("feature", size, inverts=False))
-    yield Case("class, 64 images, inverted", 10, line("class", 64, inverts=True))
-    yield Case("InvertingGradients, 16 images", 3, honest(16))
+    steps = f"{iterations} iterations"
+    yield Case(f"class, of 64, {steps}", 10, line("class", 64, inverts=True))
+    yield Case(f"InvertingGradients, of 16, {steps}", 3, honest(16))
 
 
 HEADS = (
