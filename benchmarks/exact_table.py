@@ -31,7 +31,7 @@ from lightning_recon.defenses import QSGD, ClipL2, Defense, GaussianNoise, TopK
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Mark
 from lightning_recon.randomness import make_generator
-from lightning_recon.targets import MLP, Target
+from lightning_recon.targets import MLP, ModuleTarget, Target
 from lightning_recon.updates import DataSpec, PrivateBatch
 
 SHAPE = (3, 32, 32)
@@ -123,6 +123,14 @@ def cases(sample: Sample) -> dict[str, list[Case]]:
             Case("pixels without levels", 16, change=without_levels),
             Case("the same, not set to levels", 16, raw, change=without_levels),
         ],
+        "sparsity": [
+            Case(f"pixels normalised, {name}", size, make, centred)
+            for size in (8, 12, 16, 20, 22)
+            for name, make in (
+                ("rows alone", partial(ExactInversion, sparsity=False)),
+                ("sparsity too", ExactInversion),
+            )
+        ],
         "channels": [
             Case("clipped to norm 1", 64, defenses=lambda: [ClipL2(1.0)]),
             Case("FedAvg, one step", 64, client=lambda: FedAvg(0.01)),
@@ -136,6 +144,16 @@ def cases(sample: Sample) -> dict[str, list[Case]]:
             Case("top 50 %", 16, defenses=lambda: [TopK(0.5)]),
         ],
     }  # fmt: skip
+
+
+def centred(seed: int) -> Target:
+    """Return the usual network behind pixels that are normalised, as most networks read them."""
+
+    def layers() -> nn.Module:
+        first = nn.Linear(3072, 1000)
+        return nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(1000, 10))
+
+    return ModuleTarget(layers, 10, mean=0.47, std=0.25, seed=seed)
 
 
 def twice(batch: PrivateBatch) -> PrivateBatch:
@@ -228,7 +246,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", required=True, help=".npz file of CIFAR-10 with x_train, y_train")
-    parts = ("peeling", "soliton", "networks", "channels", "count")
+    parts = ("peeling", "soliton", "networks", "sparsity", "channels", "count")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--sizes", type=int, nargs="+", help="batch sizes; default: all")

@@ -10,6 +10,7 @@ from lightning_recon.attacks import ExactInversion, LinearLayerInversion, Solito
 from lightning_recon.attacks.exact.certificate import examine_all, how_often, read_spans
 from lightning_recon.attacks.exact.recovery import as_gradient
 from lightning_recon.attacks.exact.slopes import SlopeModel
+from lightning_recon.attacks.exact.sparsity import sparse_directions
 from lightning_recon.attacks.linear_layer import first_linear
 from lightning_recon.attacks.soliton_biases import robust_soliton
 from lightning_recon.audit.results import Results
@@ -288,3 +289,43 @@ def test_the_terminal_tells_what_is_proven(notes, said, tmp_path, capsys):
     print_summary(Results(notes=[{"client": 0, **notes}]), tmp_path)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("proven")]
     assert lines == ([] if said is None else [f"proven   {said}"])
+
+
+# --- low rank and sparsity ----------------------------------------------------------------------
+
+
+def slopes_of(num_samples, seed=0):
+    """Slopes behind ReLUs of which half are shut, 300 x num_samples, and a basis of their span."""
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.randn(300, num_samples, generator=generator, dtype=torch.float64)
+    is_open = torch.rand(300, num_samples, generator=generator) < 0.5
+    return dense * is_open, torch.linalg.qr(dense * is_open).Q
+
+
+def test_sparse_slopes_are_found_in_their_span():
+    slopes, basis = slopes_of(11)
+    found = sparse_directions(basis, torch.Generator().manual_seed(0))
+    wanted = nn.functional.normalize(slopes.T @ basis)
+    assert len(found) == 11
+    torch.testing.assert_close((found @ wanted.T).abs().amax(1), torch.ones(11).double())
+    assert (found @ wanted.T).abs().argmax(1).sort().values.tolist() == list(range(11))
+
+
+def test_dense_slopes_show_none():
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(300, 8, generator=generator, dtype=torch.float64)).Q
+    assert len(sparse_directions(basis, generator)) == 0
+
+
+def test_what_no_single_row_shows_is_found_by_sparsity():
+    """Pixels around 0, as most networks read them: every row lets half of the samples through."""
+    batch = batch_of(14)
+
+    def layers():
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, 300), nn.ReLU(), nn.Linear(300, CLASSES))
+
+    target = ModuleTarget(layers, CLASSES, mean=0.5, std=0.25)
+    found = attacked(ExactInversion(target), batch)
+    assert num_certified(found) == 14
+    assert num_wrong(found, batch) == 0
+    assert num_certified(attacked(ExactInversion(target, sparsity=False), batch)) == 0

@@ -67,8 +67,8 @@ class Fishing(GradientMatching):
         num_samples: of the batch, that a feature's threshold is set for; null: the data's.
         distance: between the updates below the last layer; ``cosine``, for the batch's size scales
             the observed one.
-        priors: penalties on the image; null: total variation of weight .01, see
-            :mod:`.inverting_gradients`.
+        priors: penalties on the image; null: total variation of weight .01, as in the paper of
+            Inverting Gradients.
         signed: whether Adam sees only the sign of the gradient.
         iterations: steps on the image of one client.
         optimizer: makes the optimizer of the image; by default Adam of the paper's rate.

@@ -37,7 +37,7 @@ from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.targets import Target
 
 CONSTANT = 0.05  # what the kernel without weights gives, in units of white
-MIN_STD = 1e-6
+LEAST_WIDTH = 1e-9  # of a bin
 
 
 class LokiPayload(ClientPayload):
@@ -131,7 +131,7 @@ class Loki(AnalyticAttack):
         self.edges: tuple[Tensor, ...] = ()  # a tuple hides it from Lightning
 
     def learn_public(self, images: Tensor) -> None:
-        """Lay the bins' edges at the quantiles of a normal distribution of brightness.
+        """Lay the bins' edges at the quantiles of public images' brightness.
 
         Raises:
             InputError: if there are fewer than two public images, or too many rows are wanted.
@@ -146,9 +146,10 @@ class Loki(AnalyticAttack):
         check_counts("Loki", **{"num_bins times clients": (num_bins * self.num_clients, 2)})
         brightness = images.mean((1, 2, 3), dtype=torch.float64)
         at = torch.arange(1, num_bins, dtype=torch.float64) / num_bins
-        inner = brightness.mean() + brightness.std().clamp_min(MIN_STD) * torch.special.ndtri(
-            at
-        ).to(brightness)
+        # steps between equal values would be bins of no width
+        inner = brightness.quantile(at.to(brightness)) + LEAST_WIDTH * torch.arange(1, num_bins).to(
+            brightness
+        )
         first, last = inner[:1].clamp_max(0) - MARGIN, inner[-1:].clamp_min(1) + MARGIN
         self.edges = (torch.cat([first, inner, last]),)
 

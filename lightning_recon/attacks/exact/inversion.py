@@ -5,13 +5,13 @@ EuroS&P 2023, and Luby, "LT codes", FOCS 2002; Dimitrov, Baader, Müller, Vechev
 Gradient Inversion of Batches in Federated Learning", NeurIPS 2024 (the gradient's low rank and the
 ReLU's sparsity).
 
-Candidates come from rows that one sample alone reaches (:mod:`.peeling`), and each is put to a test
-that needs no truth (:mod:`.certificate`).  Every image is marked: certified, likely or a guess.
-What :class:`~lightning_recon.attacks.LinearLayerInversion` returns is among the guesses.
+Candidates come from rows that one sample alone reaches (:mod:`.peeling`) and, where these end and
+the samples that are left are few, from low rank and sparsity (:mod:`.sparsity`); each is put to a
+test that needs no truth (:mod:`.certificate`).  Every image is marked: certified, likely or a
+guess.  What :class:`~lightning_recon.attacks.LinearLayerInversion` returns is among the guesses.
 
 What differs: the certificate is a test of hypotheses on the span of the whole gradient, not the
-vanishing of single rows; float32 suffices, for errors do not add up.  SPEAR's own candidates, from
-the sparsity of combined rows, are not among those that are tried.
+vanishing of single rows; float32 suffices, for errors do not add up.
 """
 
 from collections.abc import Sequence
@@ -34,6 +34,8 @@ class ExactInversion(AnalyticAttack):
         client: the clients' protocol; null: FedSGD.
         defenses: the clients' defenses, in order.
         snap: whether pixels near 8-bit levels are set to them: for pictures of 8 bits.
+        sparsity: whether low rank and sparsity are tried where rows show no new images: of up to 24
+            samples that are left, seconds to a minute.
         seed: of all randomness.
     """
 
@@ -47,10 +49,12 @@ class ExactInversion(AnalyticAttack):
         client: Client | None = None,
         defenses: Sequence[Defense] = (),
         snap: bool = True,
+        sparsity: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(target, client, defenses, seed)
         self.snap = snap
+        self.sparsity = sparsity
 
     def server_payload(self, model: Target) -> Target:
         """Return the model as it is.
@@ -69,4 +73,10 @@ class ExactInversion(AnalyticAttack):
         Raises:
             InputError: if the batch is larger than the layer's rank allows.
         """
-        return recover(observation, self.known_shape, type(self).__name__, snap=self.snap)
+        return recover(
+            observation,
+            self.known_shape,
+            type(self).__name__,
+            snap=self.snap,
+            sparsity=self.sparsity,
+        )

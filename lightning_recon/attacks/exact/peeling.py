@@ -28,6 +28,7 @@ from lightning_recon.attacks.exact.certificate import (
     simulate_null,
 )
 from lightning_recon.attacks.exact.slopes import SlopeModel
+from lightning_recon.attacks.exact.sparsity import sparse_images
 from lightning_recon.attacks.linear_layer import FAINT, grid_misfit, read_candidates
 from lightning_recon.observation import HALF_LEVEL
 
@@ -66,6 +67,7 @@ class Peeling:
         generator: of the null hypothesis, and of the spans of what is left.
         num_samples: of the client; null: nobody says.
         snap: whether pixels near 8-bit levels are set to them.
+        sparsity: whether candidates of :mod:`.sparsity` are tried where rows show no new ones.
     """
 
     def __init__(
@@ -78,12 +80,14 @@ class Peeling:
         *,
         num_samples: int | None = None,
         snap: bool = True,
+        sparsity: bool = True,
     ) -> None:
         self.left = gradient.clone()
         self.spans = spans
         self.model = model
         self.image_shape = image_shape
         self.snap = snap
+        self.sparsity = sparsity
         self.scale: float | None = None
         """Common to all samples; None: nothing passed yet."""
         self._agree = 0
@@ -105,9 +109,9 @@ class Peeling:
         """Return all that was tried, the certified first, in the order in which they showed."""
         certified: list[Found] = []
         others: list[Found] = []
-        has_news = False
+        has_news, source = False, self._rows
         while True:
-            found = self.look()
+            found = self.judge(source())
             good = self._once(found)
             others.append(found.at((~found.is_certified).nonzero()[:, 0]))
             if len(good):
@@ -115,10 +119,12 @@ class Peeling:
                 certified.append(found.at(good))
                 self.subtract(certified[-1])
                 self._images = torch.cat([self._images, certified[-1].images])
-                has_news = True
+                has_news, source = True, self._rows
             elif has_news and self.num_left != 0:
                 self.narrow(others)
                 others, has_news = [], False
+            elif self.sparsity and source == self._rows and self.num_left != 0:
+                source = self._sparse  # dearer
             else:
                 return join([*certified, *others])
 
@@ -133,10 +139,6 @@ class Peeling:
         self.spans = read_spans(self.left, self.num_left, self.generator)
         for image in self._keys(torch.cat([found.images for found in others])):
             self._seen.discard(image)
-
-    def look(self) -> Found:
-        """Test what single rows show now and has not been tried."""
-        return self.judge(self._rows())
 
     def judge(self, images: Tensor) -> Found:
         """Test candidates, N D in [0, 1], that have not been tried."""
@@ -169,7 +171,18 @@ class Peeling:
         bias = self.left[:, -1]
         rows = bias.abs() > self._floor
         images = read_candidates(self.left[rows, :-1], bias[rows], self.image_shape).images
-        images = self.spans.project(images.flatten(1))
+        return self._cleaned(images.flatten(1))
+
+    def _sparse(self) -> Tensor:
+        """Return the images that low rank and sparsity show, N D in [0, 1]."""
+        spans = self.spans
+        return self._cleaned(
+            sparse_images(spans.columns, spans.strengths, spans.rows, self.generator)
+        )
+
+    def _cleaned(self, images: Tensor) -> Tensor:
+        """Return images, N D, moved into the span of the rows, and set to levels."""
+        images = self.spans.project(images)
         if self.snap:
             is_near = grid_misfit(images) <= _NEAR_GRID
             if is_near.any() or self.is_snapped:

@@ -47,7 +47,12 @@ def check_alone(model: nn.Module, mode: str, name: str) -> None:
 
 
 def recover(
-    observation: Observation, image_shape: tuple[int, int, int], name: str, *, snap: bool = True
+    observation: Observation,
+    image_shape: tuple[int, int, int],
+    name: str,
+    *,
+    snap: bool = True,
+    sparsity: bool = True,
 ) -> Reconstruction:
     """Return the images of a client, each with its mark and p-value, the surest first.
 
@@ -56,6 +61,7 @@ def recover(
         image_shape: C, H, W.
         name: of the attack, for messages.
         snap: whether pixels near 8-bit levels are set to them.
+        sparsity: whether candidates of :mod:`.sparsity` are tried where rows show no new ones.
 
     Raises:
         InputError: if the payload has no such layer, or the batch is larger than its rank allows.
@@ -77,8 +83,9 @@ def recover(
     with torch.autocast(gradient.device.type, enabled=False), torch.no_grad():
         model = SlopeModel(observation.payload, first, image_shape, smoothing)
         spans = read_spans(gradient, most, generator)
+        options = {"snap": snap, "sparsity": sparsity}
         search = Peeling(
-            gradient, spans, model, image_shape, generator, num_samples=most, snap=snap
+            gradient, spans, model, image_shape, generator, num_samples=most, **options
         )
         return as_marked(search, search.run(), most)
 
