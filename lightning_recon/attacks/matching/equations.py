@@ -49,7 +49,7 @@ class Equations:
         self._temperature = 0.0
         self._fits_errors = False
         self.has_kinks = self._meets_kinks(images)
-        self._sizes = self._sizes_of(evidence.observed, images)
+        self._rounding = self._rounding_of(images)
         self.weights = self._weights(evidence.observed)
         self.number = sum(
             part.numel() if self.is_noisy else int((self.weights[name] != 0).sum())
@@ -118,16 +118,22 @@ class Equations:
             with Softened(1.0):
                 return not torch.equal(hard, payload(images))
 
-    def _sizes_of(self, observed: Update, images: Tensor) -> dict[str, Tensor]:
-        """Return the norm of every layer, or more where little of it is not rounding."""
+    def _rounding_of(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the mean square of the rounding of every layer's numbers."""
+        reference = next(iter(self.evidence.observed.values()))
         with torch.no_grad():
-            precise = self._simulate(images)
-            rounded = self._simulate(images.to(next(iter(observed.values()))))
-        sizes = {name: part.double().norm() for name, part in observed.items()}
-        largest = max(sizes.values(), default=images.new_zeros(()))
-        for name, part in precise.items():
-            least = (part - rounded[name]).norm() / _ROUNDING
-            sizes[name] = sizes[name].maximum(least.minimum(largest))
+            precise, rounded = (self._simulate(one) for one in (images, images.to(reference)))
+        return {name: (part - rounded[name]).square().mean() for name, part in precise.items()}
+
+    def _sizes(self) -> dict[str, Tensor]:
+        """Return the norm of every layer, or more where little of it is not rounding."""
+        observed = self.evidence.observed
+        norms = {name: part.double().norm() for name, part in observed.items()}
+        largest = torch.stack(list(norms.values())).max()
+        sizes = {}
+        for name, norm in norms.items():
+            rounding = (self._rounding[name] * observed[name].numel()).sqrt()
+            sizes[name] = norm.maximum((rounding / _ROUNDING).minimum(largest))
         return sizes
 
     def _simulate(self, images: Tensor) -> Update:
@@ -156,11 +162,11 @@ class Equations:
 
     def _fitted(self, simulated: Update) -> Update:
         """Return one over the greater of every number's own error and its layer's mean one."""
-        weights: Update = {}
+        weights, sizes = {}, self._sizes()
         for name, part in self.evidence.observed.items():
             own = self.weights[name]
             error = (simulated[name] - part).square().mean()
-            least = (_LEAST_ERROR * self._sizes[name]).square() / max(1, part.numel())
+            least = (_LEAST_ERROR * sizes[name]).square() / max(1, part.numel())
             variance = error.maximum(least)
             if self.is_noisy:
                 variance = variance.maximum(own.clamp_min(1e-30).square().reciprocal())
@@ -171,15 +177,15 @@ class Equations:
         """Return one over the standard deviation of every number, float64; 0: not compared."""
         observed = self.evidence.observed
         added = chain_variance(self.evidence.chain or (), update, observed)
-        weights: Update = {}
+        weights, sizes = {}, self._sizes()
         for name, part in observed.items():
             if added is None:
-                size = self._sizes[name]
-                weight = torch.where(part.any(), 1 / size, 0.0).expand_as(part)
+                weight = torch.where(part.any(), 1 / sizes[name], 0.0).expand_as(part)
             else:
                 variance = added[name].double()
                 most = variance.max() if variance.numel() else variance.new_zeros(())
-                weight = (variance.clamp_min(_LEAST_VARIANCE * most)).rsqrt()
+                least = (_LEAST_VARIANCE * most).maximum(self._rounding[name])
+                weight = variance.maximum(least).rsqrt()
                 weight = torch.where(most > 0, weight, 0.0)
             weights[name] = weight
         return weights
