@@ -6,9 +6,9 @@
 Batches of 16 in shuffled minibatches of 4, one clip of the delta to 10, Gaussian noise; a line a
 protocol, against one gradient at the same clip and noise on the same clients.  An image that does
 not come back counts with the public mean image.  "own" is the target's part of the squared norm of
-the delta before the clip.  Beside each line stands the null control: what is put out of noise alone.
-Without --shrinkage both sides decode by Wiener's filter.  Each client's figures are kept in
---records, and are not measured again.
+the delta before the clip.  Beside each line stands the null control: what is put out of noise
+alone.  Without --shrinkage both sides decode by Wiener's filter.  Each client's figures are kept
+in --records, and are not measured again.
 """
 
 import argparse

@@ -88,7 +88,7 @@ def _update(attack: Attack, found: dict[str, Tensor], before: Tensors | None) ->
     parameters = dict(payload.named_parameters())
     if before is None:
         return {name: found[name] for name in parameters}
-    if attack.client.protocol != "fedavg":
+    if not attack.client.protocol.startswith("fedavg"):
         raise InputError(
             "two state dicts are a change of weights by local training; give the attack "
             f"client=FedAvg(learning_rate=...), which is {type(attack.client).__name__} now"

@@ -68,7 +68,7 @@ class Observation(NamedTuple):
     update: Update
     """What the client returned, after its defenses."""
     protocol: str
-    """``"fedsgd"`` or ``"fedavg"``."""
+    """``"fedsgd"``, ``"fedavg"`` or ``"fedavg-adamw"``."""
     labels: Tensor | None
     """B, int64."""
     num_samples: int | None

@@ -8,12 +8,14 @@ from torch import nn
 
 from lightning_recon.attacks import InvertingGradients, LDPAttack
 from lightning_recon.audit.auditor import Auditor
+from lightning_recon.audit.bits import ROUNDING, bits_read, channel_bits
 from lightning_recon.audit.guesses import add_identification
 from lightning_recon.data import SampleImagesDataModule
+from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.metrics import MSE
-from lightning_recon.observation import Failure, Reconstruction
+from lightning_recon.observation import Channel, Failure, Reconstruction
 from lightning_recon.runs.results import summarise
 from lightning_recon.targets import ConvNet
 
@@ -160,6 +162,37 @@ def test_buffers_that_are_sent_count_in_the_message(data):
     # of each batch norm the mean and the variance, and a count of 64 bits
     norms = [module for module in attack.target.modules() if isinstance(module, nn.BatchNorm2d)]
     assert sizes[1] - sizes[0] == sum(64 * norm.num_features + 64 for norm in norms) > 0
+
+
+def test_bits_of_a_gaussian_source_through_noise():
+    """Against the capacity that white Gaussian images and a linear decoder reach."""
+    random = torch.Generator().manual_seed(0)
+    truth = torch.randn(40, 3, 16, 16, generator=random)
+    noise = torch.randn(truth.shape, generator=random)
+    ratio = 2.0  # of an image's energy to that of its noise
+    estimate = (ratio * truth + ratio**0.5 * noise) / (ratio + 1)
+    guess = torch.zeros(3, 16, 16)
+    read = bits_read(estimate, truth, guess)
+    size = guess.numel()
+    channel = Channel(clip_norm=1.0, noise_std=(40 * ratio * size) ** -0.5)
+    capacity = channel_bits(channel, 40, size)
+    assert capacity == pytest.approx(size / 2 * math.log2(1 + ratio))
+    assert channel_bits(channel._replace(noise_std=0.0), 40, size) is None
+    assert read == pytest.approx(capacity, rel=0.02)
+    assert bits_read(torch.full_like(truth, torch.nan), truth, guess) == 0
+    assert bits_read(truth, truth, guess) < size / 2 * math.log2(2 / ROUNDING)
+
+
+def test_bits_stand_beside_the_capacity_where_the_update_is_clipped_and_noised(data):
+    notes = []
+    for defenses in ([], [ClipL2(1.0), GaussianNoise(0.01)]):
+        attack = InvertingGradients(ConvNet(num_classes=20, width=4), defenses=defenses)
+        attack.bind(data.spec, data.public_images())
+        images = data.client(0).images
+        record, _ = Auditor(data, null_controls=False).audit(attack, 0, result(images), 0.0)
+        notes.append(record.notes)
+    assert "bits_read" not in notes[0]
+    assert notes[1]["bits_read"] > notes[1]["bits_capacity"] > 0  # what no such channel gives
 
 
 def test_no_fewer_candidates_than_a_client_has_images(data):

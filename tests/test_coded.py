@@ -171,18 +171,20 @@ class TestAttack:
         expected = spectral.initialize(spectral.federation.play(batch, 0))[0]
         assert torch.equal(found, expected)
 
-    def test_a_sure_target_gets_the_linear_code(self, public):
+    @pytest.mark.parametrize("logit_scale", [None, 1.0])
+    def test_a_sure_target_gets_the_linear_code_if_its_logits_are_kept(self, public, logit_scale):
         attack = CodedLDPAttack(
             ConvNet(num_classes=20, width=8),
             defenses=[ClipL2(CLIP), GaussianNoise(0.01)],
             num_bins=128,
+            logit_scale=logit_scale,
             shrinkage_steps=0,
         )
         with torch.no_grad():
             last = list(attack.target.parameters())[-1]
             last[3] += 30  # of all images it says class 3
         bind(attack, public, 8)
-        assert not attack.is_digital
+        assert attack.is_digital == (logit_scale is None)
 
     def test_signs_alone_carry_it(self, public, exact_batch):
         attack = make_attack(public, 0, defenses=[SignSGD()])

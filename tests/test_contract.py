@@ -423,7 +423,7 @@ def test_client_keeps_the_contract(name):
     assert buffers.keys() == dict(model.named_buffers()).keys()
     assert all(torch.equal(tensor, again[key]) for key, tensor in update.items())
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
-    assert client.protocol in {"fedsgd", "fedavg"}
+    assert client.protocol in {"fedsgd", "fedavg", "fedavg-adamw"}
     assert client.num_gradients(4) > 0
 
 

@@ -119,7 +119,8 @@ class LDPAttack(OptimizationAttack):
     """
 
     threat_model = (
-        "a malicious server sends a modified model and sees one protected update of the client"
+        "a malicious server sends a modified model (payload of class A, any stateless forward "
+        "pass) and sees one protected update of the client"
     )
     protocols = ("fedsgd",)
     oracles = ("num_samples",)

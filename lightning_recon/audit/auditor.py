@@ -20,6 +20,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_recon.attacks import Attack, GradientMatching
+from lightning_recon.audit.bits import bits_read, channel_bits
 from lightning_recon.audit.guesses import (
     add_identification,
     add_noise_only,
@@ -158,6 +159,14 @@ class Auditor:
                 sizes = (part.nbytes for part in sent_buffers(federation.payload).values())
                 notes["update_bits"] += 8.0 * sum(sizes)
             notes["update_parameters"] = float(sum(shape.numel() for shape in shapes.values()))
+        capacity = channel_bits(
+            federation.channel,
+            len(truth.images),
+            int(notes.get("columns", truth.images[0].numel())),
+        )
+        if capacity is not None and truth.images.shape[1] in (1, 3):
+            notes["bits_read"] = bits_read(matching, truth.images, self.mean_image)
+            notes["bits_capacity"] = capacity
         controls = (
             {} if is_failure else self._controls(attack, client, reconstruction, truth, rows, noise)
         )

@@ -190,6 +190,11 @@ class Results(NamedTuple):
         counts = [note[name] for note in self.notes if name in note]
         return int(sum(counts)) if counts else None
 
+    def noted_mean(self, name: str) -> float | None:
+        """Return the mean over clients of what was noted of each; None if nothing was."""
+        values = [note[name] for note in self.notes if name in note]
+        return sum(values) / len(values) if values else None
+
     def control(self, name: str) -> Control:
         """Return a null control, one without figures where it was not run."""
         return self.null.get(name, Control())

@@ -1,6 +1,7 @@
 """Federated averaging whose clients take steps of AdamW.
 
-Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, Algorithm 2, as torch has it.
+Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, Algorithm 2, as torch has
+it.
 """
 
 from typing import Any, Literal
@@ -69,7 +70,11 @@ class FedAvgAdamW(FedAvg):
         """Return a parameter after one step of AdamW."""
         first, second = self.betas
         if not state:
-            state |= {"mean": torch.zeros_like(weight), "square": torch.zeros_like(weight), "taken": 0}
+            state |= {
+                "mean": torch.zeros_like(weight),
+                "square": torch.zeros_like(weight),
+                "taken": 0,
+            }
         state["taken"] += 1
         state["mean"] = torch.lerp(state["mean"], gradient, 1 - first)
         state["square"] = second * state["square"] + (1 - second) * gradient.square()

@@ -317,6 +317,9 @@ def _privacy(results: Results) -> dict[str, str]:
         if privacy.expected_psnr_clamped is not None:
             clamped = number(privacy.expected_psnr_clamped, 1, "dB")
             facts["Best attack without a prior"] += f"; {clamped} with pixels clamped to [0, 1]"
+    read, capacity = results.noted_mean("bits_read"), results.noted_mean("bits_capacity")
+    if read is not None and capacity is not None:
+        facts["Read of an image"] = f"{round(read):,} bits, of {round(capacity):,} in the channel"
     if record := _epsilon(privacy.record_level):
         facts["Actual, of one record"] = record
     return {**facts, "Statement": number(privacy.statement)}

@@ -11,8 +11,8 @@ loses nothing for long blocks (Shannon, Bell System Technical Journal 27, 1948, 
   a row has as many columns as the code has symbols.
 - A checksum tells which images came through; the others are not put out.
 - The code is made for the noise that the server knows; where few bits come through (the server
-  sends its public images by both ways and compares), where the target is so sure of labels that
-  samples' shares differ, or where the client clips every sample (DP-SGD: rows cannot be kept
+  sends its public images by both ways and compares), where the target's logits are kept and it is
+  so sure of labels that samples' shares differ, or where the client clips every sample (DP-SGD: rows cannot be kept
   apart), it is the spectral attack's linear code that is sent.
 - The payload is any stateless forward pass: it sees the batch, computes on bytes and uses
   ``no_grad``.  It is no composition of layers of ``torch.nn``, and needs Pillow where the client
@@ -58,6 +58,7 @@ class CodedLDPAttack(AnalyticAttack):
         noise_std: the noise that the code is made for; null: that of the defenses.
         num_samples: batch size that the payload is made for; null: the data's.
         gain: of the rows on the logits; large against the norm of the model's own gradient.
+        logit_scale: what the target's logits are multiplied by; null: .001.  1 keeps them.
         false_positive_rate: probability that noise alone makes any row count as hit.
         shrinkage_steps: training steps of the linear code's decoder.
         block_error: bound of the probability that an image is lost to noise.
@@ -87,6 +88,7 @@ class CodedLDPAttack(AnalyticAttack):
         noise_std: float | None = None,
         num_samples: int | None = None,
         gain: float = 1e4,
+        logit_scale: float | None = None,
         false_positive_rate: float = 1e-3,
         shrinkage_steps: int = 600,
         block_error: float = 1e-4,
@@ -112,6 +114,7 @@ class CodedLDPAttack(AnalyticAttack):
             noise_std=noise_std,
             num_samples=num_samples,
             gain=gain,
+            logit_scale=logit_scale,
             false_positive_rate=false_positive_rate,
             shrinkage_steps=0,
             seed=seed,
@@ -154,7 +157,8 @@ class CodedLDPAttack(AnalyticAttack):
             return 0.0
         training = self.mode == "train"
         with torch.no_grad(), left_as_found(self.target, training=training, keeps_buffers=True):
-            probability = self.target(images).double().softmax(1)
+            logits = self.linear.logit_scale * self.target(images).double()
+            probability = logits.softmax(1)
         belief = (probability @ half_signs(probability.shape[1]).to(probability)).abs()
         typical = (1 + belief.square()).mean().sqrt()
         weakest = (1 - belief.max()).clamp_min(MIN_WEAKEST)

@@ -49,7 +49,7 @@ from lightning_recon.attacks.spectral.receiver import Received, find_rows
 from lightning_recon.clients import Client, FedAvgAdamW
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
-from lightning_recon.observation import Observation, Reconstruction
+from lightning_recon.observation import Grant, Observation, Reconstruction
 from lightning_recon.priors import Prior
 from lightning_recon.priors.shrinkage import MIN_IMAGES
 from lightning_recon.targets import Target
@@ -57,6 +57,14 @@ from lightning_recon.targets import Target
 NUM_BINS = 1024
 DEFAULT_SCALE = 1e-3
 NUM_LOCAL_BINS = 256  # 150 MB on images of 224x224
+PAYLOAD_KINDS = {
+    "A": "class A, any stateless forward pass",
+    "B": "class B, layers of torch.nn, every sample by itself",
+}
+THREAT_MODEL = (
+    "a malicious server sends a modified model (payload of {kind}), made for the clipping norm and "
+    "the noise's level that it knows, and sees one protected update of the client"
+)
 MIN_NOISE = 1e-6  # of the clipping norm: the least noise that the code is made for
 
 
@@ -95,12 +103,9 @@ class SpectralLDPAttack(OptimizationAttack):
         InputError: if an argument is out of its range.
     """
 
-    threat_model = (
-        "a malicious server sends a modified model, made for the clipping norm and the noise's "
-        "level that it knows, and sees one protected update of the client"
-    )
+    threat_model = THREAT_MODEL.format(kind=PAYLOAD_KINDS["A"])
     protocols = ("fedsgd", "fedavg", "fedavg-adamw")
-    oracles = ("num_samples", "clip_norm", "noise_std")
+    oracles: Sequence[str] = ("num_samples", "clip_norm", "noise_std")
     citation = (
         "this project, after You et al., IEEE TIFS 20:1519-1534, 2025, and "
         "Lee & Petersen, IEEE Trans. Communications 24, 1976"
@@ -160,9 +165,11 @@ class SpectralLDPAttack(OptimizationAttack):
         channel = self.channel
         self.clip_norm = clip_norm or channel.clip_norm or 1.0
         self.noise_std = max(noise_std or channel.noise_std or 0.0, MIN_NOISE * self.clip_norm)
-        # the server, which tells clients how to train, knows how they do
         self.is_local = not self.client.sends_gradient and not channel.clips_samples
-        # a client that clips samples cannot keep those of a batch in different rows
+        if self.is_local:  # who tells clients how to train knows how they do
+            self.oracles = (*type(self).oracles, Grant.CLIENT.value)
+            self.threat_model = THREAT_MODEL.format(kind=PAYLOAD_KINDS[payload_class])
+        # neither one that clips samples nor one of several steps keeps all in different rows
         self.copies = 2 if channel.clips_samples or self.is_local else 1
         self.num_bins = num_bins or (NUM_LOCAL_BINS if self.is_local else NUM_BINS)
         self.num_samples = num_samples

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 # luminance, red against blue, green against magenta; rows are orthonormal
-_OPPONENT = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
+OPPONENT = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
 # Power law of photographs, by channel: variance a pixel and exponent (in half cycles an image);
 # fitted to 320 ImageNet images, none of them those that figures are reported on.
 _MODEL_VARIANCE = (0.19, 0.024, 0.0043)
@@ -139,7 +139,7 @@ class SpectralCode(ChannelCode):
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
-        opponent = torch.tensor(_OPPONENT, dtype=torch.float64)[:channels, :channels]
+        opponent = torch.tensor(OPPONENT, dtype=torch.float64)[:channels, :channels]
         opponent /= opponent.norm(dim=1, keepdim=True)
         self.register_buffer("opponent", opponent.to(images))
         self.register_buffer("vertical", dct_matrix(height).to(images))

@@ -5,8 +5,9 @@ After the first step rows are not zero any more.  What is kept out of the way, a
 - Rows must not change the logits, or the next step's gradients would tell of the rows.  In
   class B, layers that ``torch.nn`` has, a row's pre-activation passes min(max(z, -d), d).  It is 0
   as it is sent; the first hit moves it by far more than d, whatever the sign of the residual, and
-  from then on the row is closed: it gets no gradient, and moves a logit by ``MAX_SHIFT``.  In class A, any stateless forward, the rows' output minus its own detached value
-  is added, which is zero, and every epoch adds to the row.
+  from then on the row is closed: it gets no gradient, and moves a logit by ``MAX_SHIFT``.  In
+  class A, any stateless forward, the rows' output minus its own detached value is added, which is
+  zero, and every epoch adds to the row.
 - The payload of class B looks at every sample by itself, and that of class A at a minibatch alone,
   so that samples may want the same row.  Each is sent twice, to a row of its norm and to one
   chosen by a projection of its code (:mod:`lightning_recon.attacks.spectral.rows`).  Of those that
@@ -24,6 +25,7 @@ After the first step rows are not zero any more.  What is kept out of the way, a
 Constants are buffers that nothing writes.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -132,7 +134,8 @@ class LocalPayload(RowsPayload):
             torch.bucketize(projection, edges) + self.num_first,
         ]
         gain = self.gains[torch.bucketize((answer != 0).sum(1), self.steps)]
-        return gain * answer.gather(1, torch.stack(row, dim=1)).sum(1)
+        added: Tensor = gain * answer.gather(1, torch.stack(row, dim=1)).sum(1)
+        return added
 
     def _closing(self, answer: Tensor, places: Places) -> Tensor:
         """Return the same of rows that are open, and next to nothing of the others, B."""
@@ -142,14 +145,15 @@ class LocalPayload(RowsPayload):
         closed = rows[:, None] + _outside(written, self.steps)[..., None]  # by row and step
         through = F.hardtanh(answer[:, None] + SHARPNESS * bound * closed, -bound, bound)
         # what is closed lies at the upper bound
-        return (through - bound).sum(2) @ self.gains
+        shift: Tensor = (through - bound).sum(2) @ self.gains
+        return shift
 
     def _numbers(self, code: Tensor, log_norm: Tensor) -> Tensor:
         """Return what a sample puts into each of its rows, B (2 + N)."""
         norm = F.hardtanh((log_norm - self.code.log_norm_mean) / self.norm_reach)
         side = [self.sign_size * torch.ones_like(norm), self.norm_size * norm]
         sent = torch.cat([torch.stack(side, dim=1), self.scale * code], dim=1)
-        return sent / self.copies**0.5
+        return sent / math.sqrt(self.copies)
 
     def norm_of(self, received: Tensor, amplitude: Tensor) -> Tensor:
         """Return the logarithm of the norm that the second number tells.
@@ -159,7 +163,8 @@ class LocalPayload(RowsPayload):
             amplitude: R, what the code, of norm 1, was multiplied by on its way.
         """
         norm = received[:, 1] / amplitude * self.scale / self.norm_size
-        return self.code.log_norm_mean + self.norm_reach * norm.nan_to_num().clamp(-1, 1)
+        log_norm: Tensor = self.norm_reach * norm.nan_to_num().clamp(-1, 1)
+        return self.code.log_norm_mean + log_norm
 
     def _spread(self, numbers: Tensor) -> Tensor:
         spread = numbers.new_zeros(len(numbers), self.num_spread)
@@ -197,7 +202,7 @@ def hadamard(numbers: Tensor) -> Tensor:
     """
     size = numbers.shape[1]
     for step in range(size.bit_length() - 1):
-        pairs = numbers.view(len(numbers), -1, 2, 2**step)
+        pairs = numbers.view(len(numbers), size >> (step + 1), 2, 2**step)
         first, second = pairs.unbind(2)
         numbers = torch.stack([first + second, first - second], dim=2).flatten(1)
-    return numbers / size**0.5
+    return numbers / math.sqrt(size)

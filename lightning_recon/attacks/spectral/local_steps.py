@@ -17,8 +17,8 @@ class LocalSteps(NamedTuple):
 
     num_bins: int
     gains: tuple[float, ...]
-    """Of the rows on the logits, by step of the first epoch: the later, the larger under momentum,
-    which multiplies an early hit by what is left of the run."""
+    """Of the rows on the logits, by step of the first epoch: the later, the larger under
+    momentum, which multiplies an early hit by what is left of the run."""
     num_spread: int = 0
     """A power of 2: columns that a sample's numbers are mixed into; 0: a column a number."""
     closes: bool = True
@@ -30,9 +30,9 @@ def plan_steps(
 ) -> LocalSteps:
     """Return what rows are made for.
 
-    Under SGD rows are written with ``gain`` times what they would hold at a learning rate of 1.  Adam
-    moves a coordinate by lr g / (|g| + eps), never more than lr: the gradient is kept near eps, and
-    as many columns are taken as memory holds.
+    Under SGD rows hold what ``gain`` makes of them at a learning rate of 1, whatever the rate is.
+    Adam moves a coordinate by lr g / (|g| + eps), never more than lr: the gradient is kept near
+    eps, and as many columns are taken as memory holds.
 
     Args:
         client: the protocol.
@@ -51,14 +51,14 @@ def plan_steps(
         client = client.client
     if not isinstance(client, FedAvg):
         raise InputError(
-            f"SpectralLDPAttack cannot read what {type(client).__name__} sends after several steps: "
-            "its rows are made for SGD and AdamW; take FedSGD, FedAvg or FedAvgAdamW"
+            f"SpectralLDPAttack cannot read what {type(client).__name__} sends after several "
+            "steps: its rows are made for SGD and AdamW; take FedSGD, FedAvg or FedAvgAdamW"
         )
     if client.learning_rate * client.weight_decay >= 1:
         raise InputError(
-            f"SpectralLDPAttack: a learning_rate of {client.learning_rate:g} with a weight_decay of "
-            f"{client.weight_decay:g} makes every weight, and the rows, explode or vanish; lower one "
-            "until their product is below 1"
+            f"SpectralLDPAttack: a learning_rate of {client.learning_rate:g} with a weight_decay "
+            f"of {client.weight_decay:g} makes every weight, and the rows, explode or vanish; "
+            "lower one until their product is below 1"
         )
     if isinstance(client, FedAvgAdamW):
         least = 2 ** math.ceil(math.log2(num_columns))

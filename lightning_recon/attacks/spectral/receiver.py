@@ -105,6 +105,9 @@ def find_rows(
     is_single = misfit <= MISFIT_STDS * noise_std + MISFIT * expected
     if keeps_sums:
         is_single = is_single.new_ones(len(is_single))
+    if observation.num_samples is not None:  # a sample may show twice where copies do not agree
+        most = norm.where(is_single, 0).argsort(descending=True)[: observation.num_samples]
+        is_single &= is_single.new_zeros(len(is_single)).index_fill(0, most, True)
     amplitude = expected * (payload.scale / payload.sign_size) * received[:, 0].sign()
     log_norm = payload.row_log_norm(row)
     if isinstance(payload, LocalPayload):
