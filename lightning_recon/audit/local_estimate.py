@@ -69,8 +69,8 @@ class LocalEstimate(NamedTuple):
     """Directions of the images that the update tells: of each the share that the update, and not
     the prior, decides (MacKay's well-determined parameters, Neural Computation 4, 1992)."""
     information: Tensor | None
-    """N N, float64: J' S^-1 J along the cosines of the images, the first image's first; None where
-    there are too many unknowns."""
+    """N N, float64: J' S^-1 J along the cosines of the images that were looked at, the first
+    image's first; None where there are too many unknowns."""
 
 
 class Estimator:
@@ -157,22 +157,28 @@ def local_estimate(
         mse=errors.view(len(images), -1).sum(1) / size,
         prior_mse=prior.sum(1) / size,
         num_equations=equations.number,
-        num_unknowns=images.numel(),
+        num_unknowns=len(images) * kept if is_explicit else images.numel(),
         num_told=told,
-        information=information if kept == size else None,
+        information=information,
     )
 
 
 def van_trees_mse(estimates: Sequence[LocalEstimate], spectrum: Spectrum) -> float | None:
     """Return the least mean squared error of any estimate, for images of the prior: a bound.
 
-    None where clients differ in their number of images, or have too many for a matrix.
+    None where clients differ in their number of images, have too many for a matrix, or were looked
+    at along a few directions.
 
     Args:
         estimates: of clients, at least 1.
         spectrum: the prior.
     """
-    known = [one.information for one in estimates if one.information is not None]
+    size = len(spectrum.variances)
+    known = [
+        one.information
+        for one in estimates
+        if one.information is not None and one.num_unknowns == len(one.mse) * size
+    ]
     if len(known) < len(estimates) or len({len(one) for one in known}) > 1:
         return None
     mean = torch.stack(known).mean(0)
