@@ -153,9 +153,9 @@ def _own(train: PrivateBatch) -> Iterator[Case]:
             yield Case(False, family_of(name), name, variant, partial(_changed, made, change))
         for done in (10, steps):
             trained = cache(partial(_trained, partial(make, 7), train, done))
-            yield Case(False, family_of(name), name, f"trained {done} steps", trained)
+            yield Case(False, family_of(name), name, f"trained for {done} steps", trained)
         for variant, change in list(CHANGES.items())[1:]:
-            said = f"trained {steps} steps, {variant}"
+            said = f"trained for {steps} steps, {variant}"
             yield Case(False, family_of(name), name, said, partial(_changed, trained, change))
 
 
