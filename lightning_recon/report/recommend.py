@@ -156,7 +156,7 @@ def recommendation_findings(found: Recommendation) -> list[Finding]:
     for one in found.settings:
         if one.accuracy.value is None:
             untrained.setdefault(str(one.accuracy.reason), []).append(one.name)
-    alarms += [f"No accuracy: {listed(names)}: {why}." for why, names in untrained.items()]
+    alarms += [f"No accuracy: {listed(names, '; ')}: {why}." for why, names in untrained.items()]
     chosen = dict.fromkeys(scope.recommended for scope in found.scopes if scope.recommended)
     for best in filter(None, map(found.setting, chosen)):
         alarms += _doubts(best, found.criterion.worst_gain_db)
@@ -167,7 +167,7 @@ def recommendation_findings(found: Recommendation) -> list[Finding]:
                 "next to nothing."
             )
     for leak, names in _misfits(found).items():
-        notes.append(f"{leak.attack} does not fit {listed(names)}: {leak.reason}.")
+        notes.append(f"{leak.attack} does not fit {listed(names, '; ')}: {leak.reason}.")
     if all(attack.is_honest for attack in found.attacks):
         notes.append("No malicious server was tried; one gets more than an honest one.")
     notes.append(
