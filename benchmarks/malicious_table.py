@@ -211,8 +211,7 @@ def scale_mia(data: Images) -> Iterator[Case]:
             seconds = time.perf_counter() - started
             with torch.no_grad():
                 true = run_features(attack.target, attack.stack, batch.images)
-                maps = true.view(-1, *attack.stack.map_shape)
-                best = attack._decoder[0].decode(maps, *SHAPE[1:]).clamp(0, 1)  # type: ignore
+            best = attack.decode(true)
             latent = attack.read_latent(seen)[0]
             error = torch.cdist(true, latent).amin(1) / true.norm(dim=1)
             mean = data.public.mean(0).expand_as(batch.images)

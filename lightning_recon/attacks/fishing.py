@@ -38,6 +38,7 @@ from lightning_recon.attacks.features.decoding import teaching_images
 from lightning_recon.attacks.gradient_matching import GradientMatching
 from lightning_recon.attacks.inverting_gradients import grey_noise, published_adam
 from lightning_recon.attacks.schedules import step_decay
+from lightning_recon.clients.base import randomness
 from lightning_recon.errors import InputError
 from lightning_recon.functional.gradient_distance import Distance
 from lightning_recon.functional.labels.last_layer import dummy_forward, last_linear_layer
@@ -131,7 +132,11 @@ class Fishing(GradientMatching):
         super().learn_public(images)
         seed = derive_seed(self.seed, "fishing")
         public, _ = teaching_images(images, self.spec.image_shape, seed)
-        with torch.no_grad(), left_as_found(self.target, training=self.mode == "train"):
+        with (
+            torch.no_grad(),
+            randomness(seed, public.device),
+            left_as_found(self.target, training=self.mode == "train"),
+        ):
             weight, bias = last_linear_layer(self.target, public[:1])
             if bias is None:
                 raise InputError(

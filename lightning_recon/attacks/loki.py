@@ -159,16 +159,20 @@ class Loki(AnalyticAttack):
         num_clients, size = self.num_clients, channels * height * width
         (edges,) = self.edges
         parameter = next(model.parameters())
-        kernels = nn.Conv2d(channels, num_clients * (channels + 1), 3, padding=1)
-        columns = num_clients * (channels + 1) * height * width
-        rows = nn.Linear(columns, len(edges) - 1, device="meta").to_empty(device="cpu")
+        outputs = num_clients * (channels + 1)
+        with torch.device("meta"):  # no random weights are drawn
+            kernels = nn.Conv2d(channels, outputs, 3, padding=1)
+            rows = nn.Linear(outputs * height * width, len(edges) - 1)
+        kernels.to_empty(device=parameter.device)
+        rows.to_empty(device=parameter.device)
+        assert kernels.bias is not None
         with torch.no_grad():
             kernels.weight.zero_()
             sets = kernels.weight.view(num_clients, channels + 1, channels, 3, 3)
             one = torch.arange(channels)
             sets[:, one, one, 1, 1] = self.scaling
-            kernels.bias.zero_()  # type: ignore[union-attr]
-            kernels.bias.view(num_clients, -1)[:, -1] = self.scaling * CONSTANT  # type: ignore
+            kernels.bias.zero_()
+            kernels.bias.view(num_clients, -1)[:, -1] = self.scaling * CONSTANT
             rows.weight.zero_()
             parts = rows.weight.view(-1, num_clients, channels + 1, height * width)
             parts[:, :, :-1] = 1 / (size * self.scaling)

@@ -31,6 +31,7 @@ from lightning_recon.attacks.features.linear_stack import LinearStack, find_stac
 from lightning_recon.attacks.features.network_decoder import NetworkDecoder, fit_network_decoder
 from lightning_recon.attacks.linear_layer import FAINT
 from lightning_recon.clients import Client
+from lightning_recon.clients.base import randomness
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.functional.stateless import left_as_found
@@ -83,7 +84,7 @@ class ScaleMIA(AnalyticAttack):
             raise InputError(f"ScaleMIA: kernel_size must be odd, not {kernel_size}")
         self.kernel_size = kernel_size
         self.decoder_steps = decoder_steps
-        self._decoder: tuple[LinearDecoder | NetworkDecoder] | None = None  # hidden from Lightning
+        self._decoder: tuple[LinearDecoder | NetworkDecoder, ...] = ()  # hidden from Lightning
         self._edges: tuple[Tensor, ...] = ()
 
     def learn_public(self, images: Tensor) -> None:
@@ -97,7 +98,12 @@ class ScaleMIA(AnalyticAttack):
                 f"ScaleMIA has {len(images)} public images, and trains its decoder on at least "
                 f"{MIN_PUBLIC}; take data with public images (num_public)"
             )
-        with torch.no_grad(), left_as_found(self.target, training=self.mode == "train"):
+        seed = derive_seed(self.seed, "decoder")
+        with (
+            torch.no_grad(),
+            randomness(seed, images.device),
+            left_as_found(self.target, training=self.mode == "train"),
+        ):
             self.stack = _stack_of(self.target, images)
             parts = [
                 run_features(self.target, self.stack, part) for part in torch.split(images, _PART)
@@ -113,7 +119,6 @@ class ScaleMIA(AnalyticAttack):
         edges[0] = min(0.0, float(means.min())) - float(means.std())
         self._edges = (edges,)
         maps = latent.view(-1, *self.stack.map_shape)
-        seed = derive_seed(self.seed, "decoder")
         with torch.no_grad():
             generator = torch.Generator().manual_seed(seed)
             decoder: LinearDecoder | NetworkDecoder
@@ -137,15 +142,19 @@ class ScaleMIA(AnalyticAttack):
 
     def reconstruct(self, observation: Observation) -> Reconstruction:
         """Take neighbouring rows' gradients apart, divide, and decode."""
-        assert self._decoder is not None
         found, score = self.read_latent(observation)
-        images = found.new_zeros(0, *self.known_shape)
-        if len(found):
-            maps = found.view(-1, *self.stack.map_shape)
-            with torch.no_grad():
-                images = self._decoder[0].decode(maps, *self.known_shape[1:]).clamp(0, 1)
+        images = self.decode(found)
         notes = {"bins_read": float(len(found)), "in_their_bin": float((score == 0).sum())}
         return Reconstruction(images, None, score, notes)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return images, R C H W in [0, 1], of latent vectors, R F."""
+        if not len(latent):
+            return latent.new_zeros(0, *self.known_shape)
+        (decoder,) = self._decoder
+        maps = latent.view(-1, *self.stack.map_shape)
+        with torch.no_grad():
+            return decoder.decode(maps, *self.known_shape[1:]).clamp(0, 1)
 
     def read_latent(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Return the latent vectors that bins hold, R F, and how far each lies outside its bin, R.
