@@ -73,8 +73,8 @@ class SpectralLDPAttack(OptimizationAttack):
 
     Args:
         target: the model that the federation trains.
-        client: the clients' protocol; null: FedSGD.  Noise and amplitudes are measured on the
-            update: neither the number of local steps nor their learning rate need be known.
+        client: the clients' protocol; null: FedSGD.  How local steps are taken is known to the
+            server; their order is not, and noise and amplitudes are measured on the update.
         defenses: the clients' defenses, in order.
         num_bins: rows K; one image is held by each.  Null: 1024, and 256 under local steps, where
             the client holds them.
@@ -238,14 +238,19 @@ class SpectralLDPAttack(OptimizationAttack):
             )
         size = (self.budget.energy / self.copies) ** 0.5
         steps = plan_steps(
-            self.client, num_samples, self.num_bins, self.gain, size, self.code.num_columns + 2
+            self.client,
+            num_samples,
+            self.num_bins,
+            least,
+            self.gain,
+            size,
+            self.code.num_columns + LocalPayload.num_side,
         )
         return LocalPayload(
             model,
             self.code,
             self.logit_scale,
             self.budget,
-            num_samples,
             self.payload_class,
             steps,
             self.seed,
