@@ -130,6 +130,7 @@ def main() -> None:
     line(names)
     line(["---"] * len(names))
     settings = {name: value for name, value in vars(arguments).items() if name in _DEPENDS}
+    settings["drawn"] = data.num_clients  # the public images are those of no client
     for sigma in arguments.sigmas:
         reference = 0.0
         for name, client in protocols(arguments.cells).items():

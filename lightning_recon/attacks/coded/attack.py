@@ -12,8 +12,8 @@ loses nothing for long blocks (Shannon, Bell System Technical Journal 27, 1948, 
 - A checksum tells which images came through; the others are not put out.
 - The code is made for the noise that the server knows; where few bits come through (the server
   sends its public images by both ways and compares), where the target's logits are kept and it is
-  so sure of labels that samples' shares differ, or where the client clips every sample (DP-SGD: rows cannot be kept
-  apart), it is the spectral attack's linear code that is sent.
+  so sure of labels that samples' shares differ, or where the client clips every sample (DP-SGD:
+  rows cannot be kept apart), it is the spectral attack's linear code that is sent.
 - The payload is any stateless forward pass: it sees the batch, computes on bytes and uses
   ``no_grad``.  It is no composition of layers of ``torch.nn``, and needs Pillow where the client
   computes.

@@ -56,7 +56,8 @@ from lightning_recon.targets import Target
 
 NUM_BINS = 1024
 DEFAULT_SCALE = 1e-3
-NUM_LOCAL_BINS = 256  # 150 MB on images of 224x224
+MIN_LOCAL_BINS = 256
+MAX_NUMBERS = 2**26  # of rows that a client holds: 270 MB
 PAYLOAD_KINDS = {
     "A": "class A, any stateless forward pass",
     "B": "class B, layers of torch.nn, every sample by itself",
@@ -73,11 +74,11 @@ class SpectralLDPAttack(OptimizationAttack):
 
     Args:
         target: the model that the federation trains.
-        client: the clients' protocol; null: FedSGD.  Noise and amplitudes are measured on the
-            update: neither the number of local steps nor their learning rate need be known.
+        client: the clients' protocol; null: FedSGD.  How local steps are taken is known to the
+            server; their order is not, and noise and amplitudes are measured on the update.
         defenses: the clients' defenses, in order.
-        num_bins: rows K; one image is held by each.  Null: 1024, and 256 under local steps, where
-            the client holds them.
+        num_bins: rows K; one image is held by each.  Null: 1024; under local steps, where
+            the client holds them, as many as 2^26 numbers are, from 256 to 1024.
         clip_norm: the clipping norm C that the code is made for; null: that of the defenses.
         noise_std: the noise that the code is made for; null: that of the defenses.  What decodes
             is measured on the update.
@@ -171,7 +172,7 @@ class SpectralLDPAttack(OptimizationAttack):
             self.threat_model = THREAT_MODEL.format(kind=PAYLOAD_KINDS[payload_class])
         # neither one that clips samples nor one of several steps keeps all in different rows
         self.copies = 2 if channel.clips_samples or self.is_local else 1
-        self.num_bins = num_bins or (NUM_LOCAL_BINS if self.is_local else NUM_BINS)
+        self.num_bins = num_bins
         self.num_samples = num_samples
         self.gain = gain
         if logit_scale is None:
@@ -221,16 +222,19 @@ class SpectralLDPAttack(OptimizationAttack):
         """
         num_samples = self.num_samples or self.spec.max_batch_size
         least = 4 * num_samples * self.copies
-        if self.num_bins < least:
+        num_columns = LocalPayload.num_side + self.code.num_columns
+        held = MAX_NUMBERS // num_columns if self.is_local else NUM_BINS
+        num_bins = self.num_bins or min(max(held, MIN_LOCAL_BINS), NUM_BINS)
+        if num_bins < least:
             raise InputError(
                 f"SpectralLDPAttack: {num_samples} samples need at least {least} rows, "
-                f"not {self.num_bins}; raise num_bins"
+                f"not {num_bins}; raise num_bins"
             )
         if not self.is_local:
             return SpectralPayload(
                 model,
                 self.code,
-                self.num_bins,
+                num_bins,
                 self.logit_scale,
                 self.budget,
                 self.gain,
@@ -238,14 +242,19 @@ class SpectralLDPAttack(OptimizationAttack):
             )
         size = (self.budget.energy / self.copies) ** 0.5
         steps = plan_steps(
-            self.client, num_samples, self.num_bins, self.gain, size, self.code.num_columns + 2
+            self.client,
+            num_samples,
+            num_bins,
+            least,
+            self.gain,
+            size,
+            num_columns,
         )
         return LocalPayload(
             model,
             self.code,
             self.logit_scale,
             self.budget,
-            num_samples,
             self.payload_class,
             steps,
             self.seed,

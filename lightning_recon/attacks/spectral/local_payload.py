@@ -20,7 +20,7 @@ After the first step rows are not zero any more.  What is kept out of the way, a
   give exactly 0), and the later, the larger the gain.
 - Adam moves a coordinate by its learning rate, however large the gradient is, so that the few large
   numbers of a code would be cut off.  ``num_spread`` columns take an orthonormal mixture of all
-  numbers (Hadamard, signs in front), which has none.
+  numbers (Hadamard, behind random places and signs), which has none.
 
 Constants are buffers that nothing writes.
 """
@@ -34,11 +34,7 @@ from torch import Tensor, nn
 
 from lightning_recon.attacks.spectral.code import ChannelCode
 from lightning_recon.attacks.spectral.local_steps import LocalSteps
-from lightning_recon.attacks.spectral.payload import (
-    NUM_HEAD_COLUMNS,
-    Budget,
-    RowsPayload,
-)
+from lightning_recon.attacks.spectral.payload import NUM_HEAD_COLUMNS, Budget, RowsPayload
 from lightning_recon.randomness import make_generator
 from lightning_recon.targets import Target
 from lightning_recon.updates import Update
@@ -59,7 +55,6 @@ class LocalPayload(RowsPayload):
     """The model, and rows that local steps write once (class B) or add up (class A).
 
     Args:
-        num_samples: of the batch.
         payload_class: see :data:`PayloadClass`.
         steps: what the rows are made for.
         seed: of the projections.
@@ -79,7 +74,6 @@ class LocalPayload(RowsPayload):
         code: ChannelCode,
         logit_scale: float,
         budget: Budget,
-        num_samples: int,
         payload_class: PayloadClass,
         steps: LocalSteps,
         seed: int,
@@ -103,7 +97,7 @@ class LocalPayload(RowsPayload):
         self.register_buffer("places", places[: self.num_used])
         self.register_buffer("gains", torch.tensor(steps.gains).to(like))
         num_steps = len(steps.gains)
-        written = self.copies * num_samples / num_steps  # rows by each step
+        written = self.copies * steps.num_samples / num_steps  # rows by each step
         self.register_buffer("steps", written * (torch.arange(1, num_steps) - 0.5).to(like))
         # the projection on random signs of a code, whose norm is 1, is about N(0, 1)
         num_second = self.num_bins - self.num_first

@@ -9,13 +9,14 @@ from lightning_recon.errors import InputError
 
 ADAM_SIZE = 4.0  # of a gradient's coordinate in units of Adam's eps, about where it saturates
 MAX_NUMBERS = 2**25  # of all rows under Adam: 130 MB
-MIN_ADAM_BINS = 128
 
 
 class LocalSteps(NamedTuple):
     """What rows are made for."""
 
     num_bins: int
+    num_samples: int
+    """Of one client's batch."""
     gains: tuple[float, ...]
     """Of the rows on the logits, by step of the first epoch: the later, the larger under
     momentum, which multiplies an early hit by what is left of the run."""
@@ -26,7 +27,13 @@ class LocalSteps(NamedTuple):
 
 
 def plan_steps(
-    client: Client, num_samples: int, num_bins: int, gain: float, size: float, num_columns: int
+    client: Client,
+    num_samples: int,
+    num_bins: int,
+    least: int,
+    gain: float,
+    size: float,
+    num_columns: int,
 ) -> LocalSteps:
     """Return what rows are made for.
 
@@ -36,8 +43,9 @@ def plan_steps(
 
     Args:
         client: the protocol.
-        num_samples: of the batch.
-        num_bins: rows K; under Adam fewer, down to 128, if columns need the room.
+        num_samples: of the batch, that of all clients of an ``Aggregate``.
+        num_bins: rows K; under Adam fewer, if columns need the room, but never fewer than
+        least: so many.
         gain: see above.
         size: L2 norm of what a sample sends to a row.
         num_columns: numbers that it sends.
@@ -61,14 +69,13 @@ def plan_steps(
             "lower one until their product is below 1"
         )
     if isinstance(client, FedAvgAdamW):
-        least = 2 ** math.ceil(math.log2(num_columns))
-        room = 2 ** int(math.log2(MAX_NUMBERS / MIN_ADAM_BINS))
-        spread = max(least, room)
-        num_bins = min(num_bins, max(MIN_ADAM_BINS, MAX_NUMBERS // spread))
+        room = 2 ** int(math.log2(MAX_NUMBERS / least))
+        spread = max(2 ** math.ceil(math.log2(num_columns)), room)
+        num_bins = min(num_bins, max(least, MAX_NUMBERS // spread))
         together = client.minibatch_size or share
         step_gain = ADAM_SIZE * client.eps * together * spread**0.5 / size
-        return LocalSteps(num_bins, (step_gain,), spread, closes=False)
+        return LocalSteps(num_bins, share, (step_gain,), spread, closes=False)
     in_epoch = client.num_steps(share) // client.epochs
     weights = client.gradient_weights(share)[:in_epoch]
     gains = tuple(gain / client.learning_rate * weights[0] / weight for weight in weights)
-    return LocalSteps(num_bins, gains)
+    return LocalSteps(num_bins, share, gains)
