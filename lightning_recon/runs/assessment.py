@@ -58,7 +58,8 @@ class Assessment(Sweep):
         self.num_estimated: int = cells[0].config[ESTIMATE]
         """Clients that are estimated of each defense."""
         self.unfit: dict[int, str] = {}
-        """Why an attack cannot be made, by cell."""
+        """Why an attack cannot be made, or not be bound to the data, by cell."""
+        self._unmade: set[int] = set()
         self._dealt: tuple[str, Dealt] | None = None
         for place in range(len(self.names)):
             self._check_alike(place)
@@ -93,7 +94,7 @@ class Assessment(Sweep):
 
     def cell_of(self, place: int) -> int:
         """Return the number of the first cell of a defense whose attack can be made."""
-        return next(number for number in self.cells_of(place) if number not in self.unfit)
+        return next(number for number in self.cells_of(place) if number not in self._unmade)
 
     def check(self) -> None:
         """Find out which attacks fit, and open all data, before anything is written.
@@ -110,6 +111,7 @@ class Assessment(Sweep):
                 except InputError as error:
                     refusal = error
                     self.unfit[number] = " ".join(str(error).split())
+                    self._unmade.add(number)
                     continue
                 fingerprint = repr(self.parsed[number].data)
                 if fingerprint not in opened:
