@@ -38,14 +38,14 @@ class Claim(NamedTuple):
 _DLG = "Zhu, Liu & Han, Deep Leakage from Gradients, NeurIPS 2019"
 _INVERTING = "Geiping et al., Inverting Gradients, NeurIPS 2020"
 _LENET = "DLG's sigmoid LeNet, untrained, CIFAR-10, 1 image"
-_EXACT = "to the rounding of float32"
+_EXACT = "100, the cap (3 images of 8x8, 10 % of the entries)"
 
 CLAIMS = (
     Claim(
         "DLG",
         _DLG,
         _LENET,
-        "none; starts chosen by eye",
+        "none",
         "alike to the eye; no PSNR",
         NOT_RUN,
         "26.2 (10 images, 50 of 300 iterations)",
@@ -221,7 +221,8 @@ _INTRO = """# What papers claim
 Made by `python -m benchmarks.papers` from `lightning_recon/commands/claims.py`, and listed by
 `python cli.py papers`.  PSNR in dB, mean over all images, unless said.  Oracles: what an attacker
 has beside the update, and what was chosen by the truth.  The mean image is the null control, the
-local estimate what a linearised Gaussian attacker gets ([second_order.md](second_order.md)).  "Not
+local estimate what a linearised Gaussian attacker gets ([second_order.md](second_order.md)); where
+a page names no mean image, it is that of 7,805 CIFAR-10 training images on the test images.  "Not
 run" means that nobody ran it here, "(?)" that the paper's figure was not held against its text.
 Where few images or iterations are named, the figure shows that an attack runs as published, and not
 how attacks rank.
