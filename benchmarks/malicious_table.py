@@ -36,7 +36,7 @@ from lightning_recon.audit.scores import exact_pairs
 from lightning_recon.clients import Aggregate, Client, FedAvg, FedSGD
 from lightning_recon.data.arrays import read_npz
 from lightning_recon.functional.image_quality import psnr
-from lightning_recon.observation import Mark, Observation
+from lightning_recon.observation import HALF_LEVEL, Mark, Observation
 from lightning_recon.randomness import make_generator
 from lightning_recon.targets import MLP, LeNet, ROGLeNet, TutorialCNN
 from lightning_recon.updates import DataSpec, PrivateBatch, Update
@@ -44,6 +44,7 @@ from lightning_recon.updates import DataSpec, PrivateBatch, Update
 SHAPE = (3, 32, 32)
 SHARE = 8  # images of a client
 NUM_PUBLIC = 1000
+NUM_NULLS = 2  # rounds of each line that are played with noise as well, where that is dear
 FOUND = 1e-2  # relative error of a latent vector that counts as found
 Record = dict[str, float]
 
@@ -107,7 +108,10 @@ def noisy(seen: Observation, seed: int) -> Observation:
 
 def count_exact(found: Tensor, images: Tensor) -> int:
     """Return how many of the images were found to the pixel."""
-    return int(exact_pairs(found.double(), images.double()).any(0).sum())
+    apart = torch.cdist(images.flatten(1).float(), found.flatten(1).float())
+    rows, columns = (apart <= 2 * HALF_LEVEL * images[0].numel() ** 0.5).nonzero().T
+    furthest = (images[rows] - found[columns]).abs().flatten(1).amax(1)
+    return len(rows[furthest <= HALF_LEVEL * (1 + 1e-6)].unique())
 
 
 def exact_record(attack: Attack, batch: PrivateBatch, other: Tensor, seed: int) -> Record:
@@ -117,7 +121,7 @@ def exact_record(attack: Attack, batch: PrivateBatch, other: Tensor, seed: int) 
     played = time.perf_counter()
     found = attack.reconstruct(seen)
     seconds = time.perf_counter() - played
-    noise = attack.reconstruct(noisy(seen, seed)).images if seed < 2 else found.images[:0]
+    noise = attack.reconstruct(noisy(seen, seed)).images if seed < NUM_NULLS else found.images[:0]
     return {
         "images": len(batch.images),
         "exact": count_exact(found.images, batch.images),
@@ -170,7 +174,7 @@ def inconsistency(data: Images) -> Iterator[Case]:
             seen = attack.federation.play(batch, seed)
             found = attack.reconstruct(seen)
             seconds = time.perf_counter() - started
-            noise = attack.reconstruct(noisy(seen, seed)) if seed < 2 else None
+            noise = attack.reconstruct(noisy(seen, seed)) if seed < NUM_NULLS else None
             certified = [mark == Mark.CERTIFIED for mark in found.marks]
             right = exact_pairs(found.images.double(), batch.images.double()).any(1)
             return {
@@ -265,14 +269,14 @@ def fishing(data: Images, iterations: int) -> Iterator[Case]:
                 "exact": int(weight.max() / weight.sum() > 0.9),
             }
             if inverts:
-                mean = data.public.mean(0)[None]
                 one = batch.images[weight.argmax()][None]
-                noise = attack.reconstruct(noisy(seen, seed)).images if seed < 2 else mean
                 record |= {
                     "psnr": float(psnr(attack.reconstruct(seen).images, one)),
-                    "mean": float(psnr(mean, one)),
-                    "noise": float(psnr(noise, one)),
+                    "mean": float(psnr(data.public.mean(0)[None], one)),
                 }
+                if seed < NUM_NULLS:
+                    noise = attack.reconstruct(noisy(seen, seed)).images
+                    record["noise"] = float(psnr(noise, one))
             return record | {"seconds": time.perf_counter() - started}
 
         return measure
@@ -335,8 +339,9 @@ def report(case: Case, found: list[Record]) -> None:
     def mean(key: str) -> str:
         if key not in total:
             return ""
-        is_count = key in COUNTED and "psnr" not in total
-        return f"{total[key]:.0f}" if is_count else f"{total[key] / number:.2f}"
+        if key in COUNTED and "psnr" not in total:
+            return f"{total[key]:.0f}"
+        return f"{total[key] / sum(one['images'] for one in found if key in one):.2f}"
 
     middle = f"{share:.3f} ± {error:.3f}"
     if "share" in total:
