@@ -57,7 +57,7 @@ from lightning_recon.targets import Target
 NUM_BINS = 1024
 DEFAULT_SCALE = 1e-3
 MIN_LOCAL_BINS = 256
-MAX_NUMBERS = 2**26  # of rows that a client holds: 270 MB
+MAX_NUMBERS = 2**25  # of rows that a client holds: 130 MB
 PAYLOAD_KINDS = {
     "A": "class A, any stateless forward pass",
     "B": "class B, layers of torch.nn, every sample by itself",
@@ -78,7 +78,7 @@ class SpectralLDPAttack(OptimizationAttack):
             server; their order is not, and noise and amplitudes are measured on the update.
         defenses: the clients' defenses, in order.
         num_bins: rows K; one image is held by each.  Null: 1024; under local steps, where
-            the client holds them, as many as 2^26 numbers are, from 256 to 1024.
+            the client holds them, as many as 2^25 numbers are, from 256 to 1024.
         clip_norm: the clipping norm C that the code is made for; null: that of the defenses.
         noise_std: the noise that the code is made for; null: that of the defenses.  What decodes
             is measured on the update.
