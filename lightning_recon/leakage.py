@@ -120,9 +120,7 @@ class Leakage:
             federation.start(lambda: target, _GRANTS)
             kept = self.num_directions or _affordable(target)
             observation = federation.play(self.batch, 0)
-            estimate = local_estimate(
-                observation, self.batch, self.spectrum, num_directions=kept
-            )
+            estimate = local_estimate(observation, self.batch, self.spectrum, num_directions=kept)
             found = {
                 "leakage/local_estimate": _decibels(estimate.mse),
                 "leakage/mean_image": _decibels(estimate.prior_mse),

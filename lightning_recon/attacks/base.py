@@ -162,6 +162,16 @@ class Attack(LightningModule, ABC):
         return self.federation.channel.granted([Grant(grant) for grant in self.oracles])
 
     @property
+    def sends_gradient(self) -> bool:
+        """Whether an update is one gradient; every server knows what it asks for."""
+        return self.client.sends_gradient
+
+    @property
+    def known_client(self) -> Client | None:
+        """How clients train, as far as a server knows before it makes its payload; None: not."""
+        return self.client if Grant.CLIENT in map(Grant, self.oracles) else None
+
+    @property
     def mode(self) -> Literal["train", "eval"]:
         """In which clients compute: who writes their code knows it, and results print it."""
         return self.client.mode

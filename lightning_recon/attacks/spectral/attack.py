@@ -166,7 +166,7 @@ class SpectralLDPAttack(OptimizationAttack):
         channel = self.channel
         self.clip_norm = clip_norm or channel.clip_norm or 1.0
         self.noise_std = max(noise_std or channel.noise_std or 0.0, MIN_NOISE * self.clip_norm)
-        self.is_local = not self.client.sends_gradient and not channel.clips_samples
+        self.is_local = not self.sends_gradient and not channel.clips_samples
         if self.is_local:  # who tells clients how to train knows how they do
             self.oracles = (*type(self).oracles, Grant.CLIENT.value)
             self.threat_model = THREAT_MODEL.format(kind=PAYLOAD_KINDS[payload_class])
@@ -176,7 +176,9 @@ class SpectralLDPAttack(OptimizationAttack):
         self.num_samples = num_samples
         self.gain = gain
         if logit_scale is None:
-            logit_scale = 0.0 if self.client.protocol == FedAvgAdamW.protocol else DEFAULT_SCALE
+            known = self.known_client
+            is_adam = known is not None and known.protocol == FedAvgAdamW.protocol
+            logit_scale = 0.0 if is_adam else DEFAULT_SCALE
         self.logit_scale = logit_scale
         self.payload_class: PayloadClass = payload_class
         self.false_positive_rate = false_positive_rate
@@ -241,8 +243,9 @@ class SpectralLDPAttack(OptimizationAttack):
                 self.copies,
             )
         size = (self.budget.energy / self.copies) ** 0.5
+        assert self.known_client is not None  # granted where there are local steps
         steps = plan_steps(
-            self.client,
+            self.known_client,
             num_samples,
             num_bins,
             least,
