@@ -748,6 +748,12 @@ def test_rounds_of_a_pure_mechanism_are_at_least_one(accounting):
     assert accounting.pure_epsilon(1.0, 1e-5, 1) == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("epsilon", [25.0, 40.0, 1e3, 1e6])
+def test_composition_of_rounds_that_hide_nothing(accounting, epsilon):
+    """Where exp(epsilon) is beyond any number, too: all rounds add up."""
+    assert accounting.pure_epsilon(epsilon, 1e-5, 130) == pytest.approx(130 * epsilon, rel=1e-5)
+
+
 @pytest.mark.parametrize("value", [math.inf, math.nan, 0.0, -1.0])
 def test_sensitivity_and_noise_are_numbers_above_zero(value):
     for call in (

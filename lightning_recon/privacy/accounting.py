@@ -118,6 +118,10 @@ def fixed_sample_epsilon(
     return float(accountant.get_epsilon(delta))
 
 
+_SURE = 30.0
+"""The epsilon from which the less likely answer of one round has a probability below 1e-13."""
+
+
 def pure_epsilon(epsilon: float, delta: float, num_rounds: int) -> float:
     """Return the epsilon at ``delta`` of rounds that are epsilon-DP each.
 
@@ -131,6 +135,8 @@ def pure_epsilon(epsilon: float, delta: float, num_rounds: int) -> float:
         num_rounds: how many rounds, at least 1.
     """
     _check(1.0, num_rounds, 1.0)
+    if epsilon > _SURE + math.log(num_rounds):  # no round's loss is ever -epsilon
+        return num_rounds * epsilon
     # the losses are epsilon and -epsilon: on a grid of that interval nothing is rounded
     distribution = privacy_loss_distribution.from_privacy_parameters(
         common.DifferentialPrivacyParameters(epsilon, 0.0), value_discretization_interval=epsilon
