@@ -63,9 +63,10 @@ def linear_layer(name):
 def exact(name):
     attack, batch = bound(ATTACKS[name]())
     observation = attack.play(0)
-    payload = observation.payload
+    payload = getattr(observation.payload, "model", observation.payload)  # one client's version
     expected = mlp_gradient(payload, batch)
-    assert_gradient(observation.update, expected, ("layers.1.weight", "layers.1.bias"))
+    names = [name for name in observation.update if "layers.1." in name]
+    assert_gradient(observation.update, expected, names)
     found = attack.reconstruct(observation)
     assert_found(found.images, batch, 1e-7)  # 8 bits in float32
     assert found.marks == (Mark.CERTIFIED,) * 2
@@ -129,6 +130,60 @@ def robbing(name):
 def curious(name):
     """Those come back that some row lets through alone."""
     imprinted(name, lambda attack, passed, brightness: passed[:, passed.sum(0) == 1].any(1))
+
+
+def loki(name):
+    """A row's gradient is the sum of the images in its bin: those come back that are alone."""
+    attack, batch = bound(ATTACKS[name]())
+    observation = attack.play(0)
+    payload, flat_images = observation.payload, batch.images.flatten(1).numpy()
+    edges = attack.edges[0].double().numpy()
+    above, width = flat_images.mean(1)[:, None] - edges[:-1], np.diff(edges)
+    fired = np.clip(above, 0, width).mean(1)
+    images = batch.images + attack.gain * torch.from_numpy(fired)[:, None, None, None]
+    images.requires_grad_()
+    loss = F.cross_entropy(payload.model(images), batch.labels)
+    slopes = torch.autograd.grad(loss, images)[0].sum((1, 2, 3)).numpy()
+    inside = (above > 0) & (above < width)
+    passed = inside * slopes[:, None] * attack.gain / len(width)
+    seen = np.concatenate([flat_images, np.full((len(flat_images), SIZE * SIZE), 0.05)], 1)
+    expected = passed.T @ (attack.scaling * seen), passed.sum(0)
+    assert_gradient(observation.update, expected, ("rows.weight", "rows.bias"))
+    alone = inside[:, inside.sum(0) == 1].any(1)
+    assert alone.any()
+    there = batch._replace(images=batch.images[torch.from_numpy(alone)])
+    assert_found(attack.reconstruct(observation).images, there, 1e-6)
+
+
+def scale_mia(name):
+    """A row's gradient is the sum of the features that pass it: neighbours differ by one bin's."""
+    attack, batch = bound(ATTACKS[name]())
+    observation = attack.play(0)
+    payload = observation.payload
+    with torch.no_grad():
+        maps = payload.pool(F.relu(payload.conv1((batch.images - 0.5) / 0.5)))
+        seen = payload.pool(F.relu(payload.conv2(maps))).flatten(1).numpy()
+    layers = [(layer.weight, layer.bias) for layer in (payload.fc2, payload.fc3)]
+    (second, second_bias), (last, end) = [
+        [part.detach().numpy() for part in layer] for layer in layers
+    ]
+    edges = attack._edges[0].double().numpy()
+    above = seen.mean(1)[:, None] - edges
+    slopes = np.zeros_like(above)
+    for place, (row, label) in enumerate(zip(above, batch.labels.tolist(), strict=True)):
+        hidden = second @ np.maximum(row, 0) + second_bias
+        back = softmax_error(last @ np.maximum(hidden, 0) + end, label) @ last * (hidden > 0)
+        slopes[place] = back @ second * (row > 0) / len(above)
+    expected = slopes.T @ seen, slopes.sum(0)
+    assert_gradient(observation.update, expected, ("fc1.weight", "fc1.bias"))
+    bins = (above > 0).sum(1)
+    alone = [(bins == place).sum() == 1 for place in bins]
+    found, score = attack.read_latent(observation)
+    left = np.abs(found.double().numpy()[:, None] - seen[None][:, alone]).max(2)
+    assert len(found) == sum(alone) > 0
+    assert left.min(1).max() < 1e-6
+    assert not score.any()
+    torch.testing.assert_close(attack.reconstruct(observation).images, attack.decode(found))
 
 
 def windows(image, kernel, stride, padding):
@@ -214,7 +269,7 @@ def coded(name):
     assert attack.is_digital
     payload = observation.payload
     sign = np.where(np.arange(CLASSES) % 2, -1, 1)
-    logits = payload.model(batch.images).detach().numpy()
+    logits = attack.linear.logit_scale * payload.model(batch.images).detach().numpy()
     slopes = [
         payload.gain * softmax_error(one, label) @ sign / len(logits)
         for one, label in zip(logits, batch.labels.tolist(), strict=True)

@@ -318,7 +318,8 @@ def test_a_patch_of_the_transformer_fits_or_is_refused(tmp_path):
     [
         *[("audit", value, "audit takes keys with values, not") for value in (1e-9, 3, [], None)],
         ("model.init_args.target", {"init_args": {"num_classes": 20}}, "Target is what the"),
-        ("model.init_args.target", numbers.spec("Target", num_classes=20), "Target is what the"),
+        ("model.init_args.target", numbers.spec("lightning_recon.targets.Target", num_classes=20),
+         "Target is what the"),
         ("model.init_args.lr_scheduler",
          numbers.spec("torch.optim.lr_scheduler.LRScheduler"), "LRScheduler is what the"),
         ("data.init_args.image_size", [6, 16], "images of 6x16 are too small to be compared"),

@@ -161,8 +161,8 @@ class Loki(AnalyticAttack):
         parameter = next(model.parameters())
         outputs = num_clients * (channels + 1)
         with torch.device("meta"):  # no random weights are drawn
-            kernels = nn.Conv2d(channels, outputs, 3, padding=1)
-            rows = nn.Linear(outputs * height * width, len(edges) - 1)
+            kernels = nn.Conv2d(channels, outputs, 3, padding=1, dtype=parameter.dtype)
+            rows = nn.Linear(outputs * height * width, len(edges) - 1, dtype=parameter.dtype)
         kernels.to_empty(device=parameter.device)
         rows.to_empty(device=parameter.device)
         assert kernels.bias is not None

@@ -192,7 +192,7 @@ def hadamard(numbers: Tensor) -> Tensor:
     """Return B 2^n numbers times the orthonormal Hadamard matrix, which is its own inverse.
 
     >>> hadamard(torch.tensor([[3.0, 4.0]]) * 2**0.5)
-    tensor([[ 7., -1.]])
+    tensor([[ 7.0000, -1.0000]])
     """
     size = numbers.shape[1]
     for step in range(size.bit_length() - 1):
