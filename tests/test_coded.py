@@ -210,7 +210,7 @@ class TestAttack:
         assert make_attack(none, 0.002).is_digital
         assert not make_attack(none, 0.5).is_digital
 
-    @pytest.mark.parametrize("settings", [{"block_error": 0}, {"margin": -1}])
+    @pytest.mark.parametrize("settings", [{"block_error": 0}, {"margin": -1}, {"margin": 2**31}])
     def test_options_out_of_range(self, settings):
         with pytest.raises(InputError, match="block_error"):
             CodedLDPAttack(ConvNet(num_classes=20, width=8), **settings)

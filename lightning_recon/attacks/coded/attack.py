@@ -62,8 +62,8 @@ class CodedLDPAttack(AnalyticAttack):
         false_positive_rate: probability that noise alone makes any row count as hit.
         shrinkage_steps: training steps of the linear code's decoder.
         block_error: bound of the probability that an image is lost to noise.
-        margin: of the digital code, in decibels, beside what the target's answers to public images
-            make of the samples' shares.
+        margin: of the digital code, 0 to 100 decibels, beside what the target's answers to public
+            images make of the samples' shares.
         seed: of all randomness.
 
     Raises:
@@ -96,9 +96,9 @@ class CodedLDPAttack(AnalyticAttack):
         seed: int = 0,
     ) -> None:
         super().__init__(target, client, defenses, seed)
-        if not 0 < block_error < 1 or not 0 <= margin < math.inf:
+        if not 0 < block_error < 1 or not 0 <= margin <= 100:
             raise InputError(
-                "CodedLDPAttack: block_error must lie between 0 and 1 and margin be at least 0, "
+                "CodedLDPAttack: block_error must lie between 0 and 1 and margin from 0 to 100, "
                 f"not {block_error} and {margin}"
             )
         if shrinkage_steps < 0:
