@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from lightning_recon.errors import InputError
+from lightning_recon.integrations.flower.around import Around
 from lightning_recon.integrations.flower.messages import log, only_warning
 
 
@@ -50,21 +51,16 @@ def measuring(
     return _Measuring(strategy, leakage, copy.deepcopy(model), every_n_rounds, writer)
 
 
-class _Measuring(Strategy):  # type: ignore[misc]
+class _Measuring(Around):
     def __init__(
         self, strategy: Strategy, leakage: Measures, model: nn.Module, every: int, writer: Any
     ) -> None:
-        self.strategy = strategy
+        super().__init__(strategy)
         self.leakage = leakage
         self.model = model
         self.every = every
         self.writer = writer
         self._found: dict[int, Mapping[str, float]] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "strategy":  # while a copy is made of this
-            raise AttributeError(name)
-        return getattr(self.strategy, name)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -73,14 +69,12 @@ class _Measuring(Strategy):  # type: ignore[misc]
             with only_warning(f"the leakage of round {server_round}"):
                 self.model.load_state_dict(arrays.to_torch_state_dict())
                 self._found[server_round] = self.leakage.measure(self.model, server_round)
-        messages: Iterable[Message]
-        messages = self.strategy.configure_train(server_round, arrays, config, grid)
-        return messages
+        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        arrays, metrics = super().aggregate_train(server_round, replies)
         found = self._found.pop(server_round, None)
         if found:
             metrics = MetricRecord({**dict(metrics or {}), **found})
@@ -88,14 +82,3 @@ class _Measuring(Strategy):  # type: ignore[misc]
             for name, value in found.items() if self.writer is not None else ():
                 self.writer.add_scalar(name, value, server_round)
         return arrays, metrics
-
-    def configure_evaluate(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
-        messages: Iterable[Message] = self.strategy.configure_evaluate(*args, **kwargs)
-        return messages
-
-    def aggregate_evaluate(self, *args: Any, **kwargs: Any) -> MetricRecord | None:
-        metrics: MetricRecord | None = self.strategy.aggregate_evaluate(*args, **kwargs)
-        return metrics
-
-    def summary(self) -> None:
-        self.strategy.summary()

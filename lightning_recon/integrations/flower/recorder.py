@@ -6,18 +6,20 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Result
 
 from lightning_recon.captures import Kind
+from lightning_recon.integrations.flower.around import Around
 from lightning_recon.integrations.flower.messages import only_warning, plain
 from lightning_recon.integrations.flower.tape import Asked, Tape
 
 
-class Recorder(Strategy):  # type: ignore[misc]
+class Recorder(Around):
     """Around a strategy: writes what is sent to clients for training, and what they return.
 
     Results are those of the strategy alone, bit for bit, and a fault of the recorder is a warning
-    in the log.  Stay outermost: strategies that clip on the server change replies in place.
+    in the log; nothing of an evaluation is recorded.  Stay outermost: strategies that clip on the
+    server change replies in place.
 
     A strategy of the message API (``flwr.serverapp.strategy``) or an older one
     (``flwr.server.strategy``), whose arrays have no names.  Whatever else is asked of the recorder
@@ -47,16 +49,10 @@ class Recorder(Strategy):  # type: ignore[misc]
         names: Sequence[str] | None = None,
         kind: Kind = "weights",
     ) -> None:
-        self.strategy = strategy
+        super().__init__(strategy)
         self.names = None if names is None else list(names)
         self._tape = Tape(folder, image_shape, run_config, kind, strategy=type(strategy).__name__)
         self._legacy: dict[str, Asked] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        """Whatever else is asked is the strategy's."""
-        if name == "strategy":  # while a copy is made of this
-            raise AttributeError(name)
-        return getattr(self.strategy, name)
 
     # --- the message API -----------------------------------------------------------------------
 
@@ -68,7 +64,7 @@ class Recorder(Strategy):  # type: ignore[misc]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return the strategy's messages."""
-        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        messages = list(super().configure_train(server_round, arrays, config, grid))
         self._tape.sent(messages, server_round)
         return messages
 
@@ -78,21 +74,7 @@ class Recorder(Strategy):  # type: ignore[misc]
         """Return what the strategy makes of the replies."""
         replies = list(replies)
         self._tape.received(replies)
-        aggregated: tuple[ArrayRecord | None, MetricRecord | None]
-        aggregated = self.strategy.aggregate_train(server_round, replies)
-        return aggregated
-
-    def configure_evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the strategy's messages; nothing of an evaluation is recorded."""
-        return self.strategy.configure_evaluate(*args, **kwargs)
-
-    def aggregate_evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the strategy makes of the replies."""
-        return self.strategy.aggregate_evaluate(*args, **kwargs)
-
-    def summary(self) -> None:
-        """Log the strategy's summary."""
-        self.strategy.summary()
+        return super().aggregate_train(server_round, replies)
 
     # --- older strategies ----------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from lightning_recon.errors import InputError
+from lightning_recon.integrations.flower.around import Around
 from lightning_recon.integrations.flower.messages import log
 
 
@@ -74,34 +75,22 @@ def load_payload(payload: nn.Module, arrays: ArrayRecord) -> nn.Module:
     return payload
 
 
-class _Injecting(Strategy):  # type: ignore[misc]
+class _Injecting(Around):
     def __init__(self, strategy: Strategy, payload: nn.Module) -> None:
-        self.strategy = strategy
+        super().__init__(strategy)
         self.payload = payload
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "strategy":
-            raise AttributeError(name)
-        return getattr(self.strategy, name)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         with torch.no_grad():
             sent = payload_arrays(self.payload)
-        messages = list(self.strategy.configure_train(server_round, sent, config, grid))
+        messages = list(super().configure_train(server_round, sent, config, grid))
         log.warning(
             "RED TEAM: round %s: %s is sent to %s clients in place of the model",
             *(server_round, type(self.payload).__name__, len(messages)),
         )
         return messages
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        aggregated: tuple[ArrayRecord | None, MetricRecord | None]
-        aggregated = self.strategy.aggregate_train(server_round, replies)
-        return aggregated
 
     def configure_evaluate(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
         """Return no message: the evaluation of a payload tells nobody anything."""
@@ -112,4 +101,4 @@ class _Injecting(Strategy):  # type: ignore[misc]
 
     def summary(self) -> None:
         log.warning("RED TEAM: a malicious model is sent in place of the federation's")
-        self.strategy.summary()
+        super().summary()
