@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from lightning_recon.captures.loading import load_arrays
 from lightning_recon.captures.tensors import as_tensors
+from lightning_recon.commands.importing import read_named
 from lightning_recon.detect import detect, detect_sent
 from lightning_recon.detect.words import as_json, as_text
 from lightning_recon.errors import InputError
 from lightning_recon.files import expanded
 from lightning_recon.targets.importing import imported_module, json_arguments
-from lightning_recon.targets.names import in_order, weights_in
 
 
 def detect_payload(options: Any) -> int:
@@ -35,8 +35,8 @@ def detect_payload(options: Any) -> int:
     if options.model is not None:
         model = imported_module(options.model, json_arguments(options.model_args))()
     title = options.model if options.file is None else Path(options.file).name
-    sent = None if options.file is None else _read(options.file, model)
-    reference = None if options.reference is None else _read(options.reference, model)
+    sent = _read(options.file, model)
+    reference = _read(options.reference, model)
     sample = None if options.sample is None else _sample(expanded(options.sample))
     if sent is None:
         assert model is not None
@@ -48,19 +48,8 @@ def detect_payload(options: Any) -> int:
     return 1 if found.verdict == "suspicious" else 0
 
 
-def _read(file: str, model: nn.Module | None) -> dict[str, Tensor]:
-    """Return the tensors of a file by name."""
-    path = expanded(file)
-    content = load_arrays(path)
-    if isinstance(content, list):
-        if model is None:
-            raise InputError(f"{path} holds arrays without names; add --model PKG:NET")
-        content = in_order(model, content, str(path))
-    found = weights_in(content)
-    if not found:
-        raise InputError(f"{path} holds no tensors by name; save the model's state_dict() to it")
-    found = {name: part for name, part in found.items() if hasattr(part, "shape")}
-    return as_tensors(found)
+def _read(file: str | None, model: nn.Module | None) -> dict[str, Tensor] | None:
+    return None if file is None else read_named(expanded(file), model)[0]
 
 
 def _sample(path: Path) -> tuple[Tensor, Tensor]:

@@ -86,9 +86,16 @@ def _check(options: Any) -> None:
         raise InputError("--model-args are those of --model, which is missing")
 
 
-def _read(path: str, model: nn.Module | None, notes: list[str]) -> dict[str, Tensor]:
-    """Return the tensors of a file, by the names of the model or without those of wrappers."""
-    file = expanded(path)
+def read_named(file: Path, model: nn.Module | None) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors of a file by name, and the names of what is no tensor.
+
+    Args:
+        file: a state dict, a checkpoint or arrays.
+        model: has the names of arrays that come without; null: there is none.
+
+    Raises:
+        InputError: if the file cannot be read, or has no tensors by name.
+    """
     content = load_arrays(file)
     if isinstance(content, list | tuple):
         if model is None:
@@ -101,9 +108,15 @@ def _read(path: str, model: nn.Module | None, notes: list[str]) -> dict[str, Ten
     if not found:
         raise InputError(f"{file} holds no tensors by name; save the model's state_dict() to it")
     tensors = {name: part for name, part in found.items() if hasattr(part, "shape")}
-    if left := [name for name in found if name not in tensors]:
+    return as_tensors(tensors), [name for name in found if name not in tensors]
+
+
+def _read(path: str, model: nn.Module | None, notes: list[str]) -> dict[str, Tensor]:
+    """Return the tensors of a file, by the names of the model or without those of wrappers."""
+    file = expanded(path)
+    tensors, left = read_named(file, model)
+    if left:
         notes.append(f"left out, for it is no tensor: {', '.join(left[:3])}")
-    tensors = as_tensors(tensors)
     if model is None:
         bare = {unwrapped(name): part for name, part in tensors.items()}
         return bare if len(bare) == len(tensors) else tensors
