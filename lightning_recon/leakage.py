@@ -7,6 +7,7 @@ what one cheap attack gets.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from lightning_recon.clients import Client, FedSGD
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.federation import Federation
-from lightning_recon.functional.image_quality import psnr
+from lightning_recon.functional.image_quality import decibels, psnr
 from lightning_recon.observation import Grant
 from lightning_recon.randomness import derive_seed
 from lightning_recon.targets import ModuleTarget
@@ -220,4 +221,4 @@ def _affordable(model: nn.Module) -> int:
 
 def _decibels(mse: Tensor) -> float:
     """Return errors as PSNR, the mean over images, none above the cap."""
-    return min(float((-10 * mse.clamp_min(1e-30).log10()).mean()), _CAP_DB)
+    return min(fmean(decibels(error) for error in mse.tolist()), _CAP_DB)

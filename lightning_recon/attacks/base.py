@@ -159,7 +159,7 @@ class Attack(LightningModule, ABC):
     @property
     def channel(self) -> Channel:
         """What of the defenses is granted before the payload is made."""
-        return self.federation.channel.granted([Grant(grant) for grant in self.oracles])
+        return self.federation.channel.granted(self._grants)
 
     @property
     def sends_gradient(self) -> bool:
@@ -169,7 +169,11 @@ class Attack(LightningModule, ABC):
     @property
     def known_client(self) -> Client | None:
         """How clients train, as far as a server knows before it makes its payload; None: not."""
-        return self.client if Grant.CLIENT in map(Grant, self.oracles) else None
+        return self.client if Grant.CLIENT in self._grants else None
+
+    @property
+    def _grants(self) -> list[Grant]:
+        return [Grant(grant) for grant in self.oracles]
 
     @property
     def mode(self) -> Literal["train", "eval"]:

@@ -22,13 +22,12 @@ import copy
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.attacks.analytic import AnalyticAttack
 from lightning_recon.attacks.base import check_counts
 from lightning_recon.attacks.linear_layer import Candidates, choose_rows, read_candidates
-from lightning_recon.attacks.robbing_the_fed import MARGIN
+from lightning_recon.attacks.robbing_the_fed import MARGIN, shifted
 from lightning_recon.clients import Client
 from lightning_recon.clients.aggregate import ClientPayload
 from lightning_recon.defenses import Defense
@@ -78,8 +77,7 @@ class LokiPayload(ClientPayload):
         """Return the logits of B C H W images."""
         with torch.autocast(images.device.type, enabled=False):
             maps = self.kernels(images.to(self.kernels.weight))
-            fired = torch.minimum(F.relu(self.rows(maps.flatten(1))), self.limit)
-            images = images + self.gain * fired.mean(1)[:, None, None, None]
+            images = shifted(images, self.rows(maps.flatten(1)), self.limit, self.gain)
         logits: Tensor = self.model(images)
         return logits
 

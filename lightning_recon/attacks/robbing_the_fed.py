@@ -44,6 +44,22 @@ Bins = Literal["normal", "laplace", "empirical", "linear"]
 MARGIN = 1e-3  # by which the outermost edges lie beyond [0, 1]
 
 
+def shifted(images: Tensor, answer: Tensor, limit: Tensor | None, gain: float) -> Tensor:
+    """Return images to whose every pixel the mean of the rows that fire is added.
+
+    Args:
+        images: B C H W.
+        answer: B K, of the rows.
+        limit: K, the most that each row passes; None: no limit.
+        gain: of the mean.
+    """
+    fired = F.relu(answer)
+    if limit is not None:
+        fired = torch.minimum(fired, limit)
+    shift = gain * fired.mean(1)
+    return images + shift[:, None, None, None]
+
+
 class ImprintPayload(nn.Module):
     """A model behind a linear layer whose rows' mean is added to every pixel of the image.
 
@@ -77,11 +93,8 @@ class ImprintPayload(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of B C H W images."""
         with torch.autocast(images.device.type, enabled=False):
-            fired = F.relu(self.rows(images.to(self.rows.weight).flatten(1)))
-            if self.limit is not None:
-                fired = torch.minimum(fired, self.limit)
-            shift = self.gain * fired.mean(1)
-            images = images + shift[:, None, None, None]
+            answer = self.rows(images.to(self.rows.weight).flatten(1))
+            images = shifted(images, answer, self.limit, self.gain)
         logits: Tensor = self.model(images)
         return logits
 

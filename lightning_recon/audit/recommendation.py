@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from scipy import stats
+
 from lightning_recon.audit.records import ClientRecord
 from lightning_recon.audit.scores import best_control
 from lightning_recon.audit.statistics import bootstrap_interval, share_interval
@@ -196,6 +198,10 @@ class Recommendation(NamedTuple):
         """Return a setting by its name."""
         return next((one for one in self.settings if one.name == name), None)
 
+    def is_honest(self, scope: Scope) -> bool:
+        """Return whether no attack of a scope needs a malicious server."""
+        return all(one.is_honest for one in self.attacks if one.name in scope.attacks)
+
 
 def check_criterion(criterion: Criterion, num_clients: int) -> None:
     """Make sure that a criterion asks for something, and can be met by so many clients.
@@ -268,18 +274,15 @@ def leak_of(attack: str, records: Sequence[ClientRecord], num_planned: int) -> L
     )
 
 
-def wilson(hits: float, number: int) -> tuple[float, float]:
+def wilson(hits: int, number: int) -> tuple[float, float]:
     """Return the ends of Wilson's 95 % interval of a share (JASA 22, 1927).
 
     Args:
         hits: how many.
         number: of how many, at least 1.
     """
-    square = _NORMAL**2
-    middle = (hits + square / 2) / (number + square)
-    share = hits / number
-    half = _NORMAL * math.sqrt(share * (1 - share) * number + square / 4) / (number + square)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    ends = stats.binomtest(hits, number).proportion_ci(method="wilson")
+    return float(ends.low), float(ends.high)
 
 
 def cost(setting: Assessed, baseline: Assessed) -> tuple[float, float, float] | None:

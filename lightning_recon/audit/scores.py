@@ -26,7 +26,7 @@ from lightning_recon.audit.statistics import (
     share_interval,
     worst_case,
 )
-from lightning_recon.functional.image_quality import cw_ssim, mse, psnr, ssim
+from lightning_recon.functional.image_quality import cw_ssim, decibels, mse, psnr, ssim
 from lightning_recon.observation import HALF_LEVEL, Mark, Reconstruction
 from lightning_recon.updates import PrivateBatch
 
@@ -360,7 +360,7 @@ def _local_estimate(rows: Sequence[Row]) -> LocalEstimateJson | None:
 def _as_psnr(error: float) -> float:
     """Return a mean squared error in dB, within the range of PSNR."""
     least, largest = _RANGES["psnr"]
-    return float(np.clip(-10 * np.log10(max(error, 1e-12)), least, largest))
+    return max(decibels(error, largest), least)
 
 
 class _Mean(NamedTuple):

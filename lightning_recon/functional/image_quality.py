@@ -62,6 +62,21 @@ def mse(preds: Tensor, target: Tensor, masks: Tensor | None = None) -> Tensor:
     return _mean_within(error, masks)
 
 
+def decibels(error: float, cap: float = 300.0) -> float:
+    """Return a mean squared error of images in [0, 1] as PSNR, in dB, at most ``cap``.
+
+    Args:
+        error: 0 and less, where an interval's end is one, count as ``cap``.
+        cap: the largest value returned, in dB.
+
+    Examples:
+        >>> decibels(0.01), decibels(0.0, cap=100.0)
+        (20.0, 100.0)
+    """
+    value = cap if error <= 0 else -10 * math.log10(error)
+    return cap if value > cap else value  # NaN stays
+
+
 def psnr(preds: Tensor, target: Tensor, masks: Tensor | None = None, cap: float = 100.0) -> Tensor:
     """Return the peak signal-to-noise ratio of each image, in dB, for a data range of 1.
 

@@ -3,6 +3,7 @@
 Setting, clients, intervals, seed and command: a reader can run it again, nothing is typed twice.
 """
 
+import re
 from collections.abc import Sequence
 
 from lightning_recon.audit.results import Results
@@ -33,6 +34,16 @@ def escaped(text: str) -> str:
     # two dashes are one in a paper's font, and options begin with two
     words[1::2] = [f"\\texttt{{{word.replace('--', '-{}-')}}}" for word in words[1::2]]
     return "".join(words)
+
+
+def labelled(kind: str, name: str) -> str:
+    """Return the label that a paper refers to.
+
+    Args:
+        kind: ``fig`` or ``tab``.
+        name: of what is shown; what a label cannot hold is left out.
+    """
+    return rf"\label{{{kind}:{re.sub(r'[^a-z0-9]+', '-', name.lower())}}}"
 
 
 def of_runs(runs: Sequence[Results], what: str) -> str:

@@ -8,7 +8,7 @@ from lightning_recon.documents import read_json, refusal
 from lightning_recon.report.cards import Card, picture, within_budget
 from lightning_recon.report.figures import NO_BOUND
 from lightning_recon.report.findings import Finding
-from lightning_recon.report.page import Table, count, number, share, write_page
+from lightning_recon.report.page import Table, count, estimate_words, number, share, write_page
 from lightning_recon.report.pictures import load_picture
 from lightning_recon.schemas import MisfitError, conform
 
@@ -289,12 +289,9 @@ def _estimated(truth: Mapping[str, Any] | None) -> dict[str, str]:
     found = (truth or {}).get("local_estimate")
     if not found:
         return {}
-    values = {
-        "mean image": found["psnr_mean_image"],
-        "best attack": found["psnr_attack"],
-        "a linearised attacker": found["psnr"],
-    }
-    words = ", ".join(f"{name} {number(value, 1, 'dB')}" for name, value in values.items())
+    words = estimate_words(
+        found["psnr_mean_image"], found["psnr_attack"], found["psnr"], "best attack"
+    )
     return {"By the mean squared error of its images": f"{words}. {NO_BOUND}"}
 
 

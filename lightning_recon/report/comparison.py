@@ -104,7 +104,7 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
         InputError: if there are too few or too many runs, one cannot be read or has no scores, or
             no image is in all of them.
     """
-    sides, pairs = _read(folders)
+    sides, pairs = _held_together(read_runs(folders))
     cards, note = _cards(sides)
     results = {side.label: side.run.results for side in sides}
     clients = {row.get("client", 0) for row in sides[0].rows}
@@ -147,24 +147,29 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
     return write_page(output, "comparison.html", content)
 
 
-def tables(folders: Sequence[Path]) -> tuple[Table, Table]:
+def tables(runs: Sequence[Run]) -> tuple[Table, Table]:
     """Return the figures of every run, and the paired differences, without a page.
 
     Args:
-        folders: see :func:`compare_runs`.
+        runs: of :func:`read_runs`.
 
     Raises:
-        InputError: see :func:`compare_runs`.
+        InputError: if a run has no scores, or no image is in all of them.
     """
-    sides, pairs = _read(folders)
+    sides, pairs = _held_together(runs)
     return _figures(sides), _differences(pairs)
 
 
-def _read(folders: Sequence[Path]) -> tuple[list[_Side], list[_Pair]]:
-    """Return the runs, and which of them are held against each other."""
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Return the runs of 2 to 26 folders; InputError if one cannot be read, or of other numbers."""
     if not 2 <= len(folders) <= len(string.ascii_uppercase):
         raise InputError(f"compare takes 2 to 26 runs, not {len(folders)}")
-    sides = _sides([read_run(folder) for folder in folders])
+    return [read_run(folder) for folder in folders]
+
+
+def _held_together(runs: Sequence[Run]) -> tuple[list[_Side], list[_Pair]]:
+    """Return the runs, and which of them are held against each other."""
+    sides = _sides(runs)
     pairs = [
         _Pair(first, second)
         for first, second in itertools.combinations(sides, 2)

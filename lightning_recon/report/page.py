@@ -110,6 +110,14 @@ def number(value: Any, decimals: int | None = None, unit: str = "") -> str:
     return f"{text} {unit}" if unit else text
 
 
+def estimate_words(
+    mean_image: float | None, attack: float | None, estimate: float | None, attack_name: str
+) -> str:
+    """Return the local estimate between what it is to be read with; PSNRs in dB."""
+    values = {"mean image": mean_image, attack_name: attack, "a linearised attacker": estimate}
+    return ", ".join(f"{name} {number(value, 1, 'dB')}" for name, value in values.items())
+
+
 def share(value: Any) -> str:
     """Return a share as a percentage that never rounds to 0 % or 100 % what is not."""
     if not is_number(value):

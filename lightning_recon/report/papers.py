@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from lightning_recon.audit.scores import Row
 from lightning_recon.errors import InputError, instead
 from lightning_recon.files import write_atomically
-from lightning_recon.report.captions import escaped, of_runs, of_sweep
+from lightning_recon.report.captions import escaped, labelled, of_runs, of_sweep
 from lightning_recon.report.folder import Run, read_run
 from lightning_recon.report.page import is_number, number
 from lightning_recon.report.pictures import has_pictures, load_pictures
@@ -38,7 +39,6 @@ _STYLE: Any = {
     "svg.hashsalt": "lightning_recon",
 }
 _MAX_IMAGES = 8  # of a grid for which none were chosen
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def write_figures(
@@ -75,8 +75,8 @@ def write_figures(
     sweeps = [folder for folder in folders if is_sweep(folder)]
     if sweeps and len(folders) > 1:
         raise InputError(f"{sweeps[0]} is a sweep, which is drawn alone; leave out the others")
-    if len(folders) > len(_LETTERS):
-        raise InputError(f"figure draws up to {len(_LETTERS)} runs, not {len(folders)}")
+    if len(folders) > len(ascii_uppercase):
+        raise InputError(f"figure draws up to {len(ascii_uppercase)} runs, not {len(folders)}")
     stem = output or (folders[0] if len(folders) == 1 else Path()) / "figure"
     with rc_context(_STYLE):
         if sweeps:
@@ -110,7 +110,7 @@ def _write(figure: "Figure", path: Path, caption: str, label: str, *, is_wide: b
         r"  \centering",
         rf"  \includegraphics[width=\{line}]{{{path.name}.pdf}}",
         rf"  \caption{{{escaped(caption)}}}",
-        rf"  \label{{fig:{re.sub(r'[^a-z0-9]+', '-', label.lower())}}}",
+        rf"  {labelled('fig', label)}",
         rf"\end{{{kind}}}",
     ]
     tex = "\n".join([*lines, ""])
@@ -154,7 +154,9 @@ def _of_runs(
             raise InputError(f"{run.folder} has no scores in clients.csv; there is none to draw")
     labels = ["found"]
     if len(runs) > 1:
-        labels = [f"{letter} {run.name}" for letter, run in zip(_LETTERS, runs, strict=False)]
+        labels = [
+            f"{letter} {run.name}" for letter, run in zip(ascii_uppercase, runs, strict=False)
+        ]
     by_label = dict(zip(labels, runs, strict=True))
     results = [run.results for run in runs]
     words = "Share of images above a PSNR; dashed: the mean image, dotted: the nearest public one."

@@ -25,7 +25,7 @@ _CAVEAT = (
     "Only (epsilon, delta) is a guarantee. A defense without one that holds here was not shown to "
     "leak by these attacks, on these clients, in the first round; it is not safe for that."
 )
-_WORDS = {True: "holds", False: "leaks", None: "not shown"}
+HOLDS_WORDS = {True: "holds", False: "leaks", None: "not shown"}
 
 
 def write_recommendation_report(folder: Path) -> Path:
@@ -275,7 +275,7 @@ def _defenses(found: Recommendation) -> Table:
     """Return a line for every defense."""
     heads = ["Defense", "Accuracy", "95 % interval", "Cost, points"]
     for scope in found.scopes:
-        server = "honest server" if _is_honest(found, scope) else "any server"
+        server = "honest server" if found.is_honest(scope) else "any server"
         heads += [f"Worst gain, dB: {server}", "By", "Right, up to", "Holds"]
     heads += ["ε, client", "ε, record", "Estimate / mean image, dB", "MB sent", "Server's rate"]
     rows = []
@@ -294,7 +294,7 @@ def _defenses(found: Recommendation) -> Table:
                 DASH if worst is None else number(worst.worst_gain, 1),
                 DASH if worst is None else worst.attack,
                 share(one.highest_share(scope.attacks)),
-                f"{_WORDS[judged.holds]}{f' ({judged.why})' if judged.why else ''}",
+                f"{HOLDS_WORDS[judged.holds]}{f' ({judged.why})' if judged.why else ''}",
             ]
         estimate = one.estimate
         told = DASH
@@ -352,10 +352,6 @@ def _leaks(found: Recommendation) -> Table:
         "Attack": [one.name for one in found.attacks],
     }
     return Table(caption, heads, rows, is_sortable=True, facets=facets)
-
-
-def _is_honest(found: Recommendation, scope: Scope) -> bool:
-    return all(one.is_honest for one in found.attacks if one.name in scope.attacks)
 
 
 def _percent(value: float | None) -> str:

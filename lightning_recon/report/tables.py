@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_recon.errors import InputError
-from lightning_recon.report.captions import escaped, of_runs, of_sweep
-from lightning_recon.report.comparison import tables
-from lightning_recon.report.folder import read_run
+from lightning_recon.report.captions import escaped, labelled, of_runs, of_sweep
+from lightning_recon.report.comparison import read_runs, tables
 from lightning_recon.report.page import DASH, Table
 from lightning_recon.report.sweep import cells_table
 from lightning_recon.report.sweep_folder import is_sweep, read_sweep, title
@@ -49,8 +48,9 @@ def paper_tables(folders: Sequence[Path], *, is_latex: bool, is_markdown: bool) 
         table = _narrowed(cells_table(sweep.cells, sweep.axes), columns)
         caption = of_sweep(sweep, "PSNR over all images of every cell.")
         return write(table, caption, title(sweeps[0]))
-    figures, differences = tables(folders)
-    results = [read_run(folder).results for folder in folders]
+    runs = read_runs(folders)
+    figures, differences = tables(runs)
+    results = [run.results for run in runs]
     is_masked = any(one.is_masked for one in results)
     kept = [name for name in _RUN_COLUMNS if is_masked or name != "Subject"]
     caption = of_runs(results, "Each run over all of its images.")
@@ -79,7 +79,7 @@ def _latex(table: Table, caption: str, label: str) -> str:
         r"\begin{table}[t]",
         r"  \centering",
         rf"  \caption{{{escaped(caption)}}}",
-        rf"  \label{{tab:{re.sub(r'[^a-z0-9]+', '-', label.lower())}}}",
+        rf"  {labelled('tab', label)}",
         rf"  \begin{{tabular}}{{{columns}}}",
         r"    \toprule",
         f"    {_row(table.heads)}",

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from lightning_recon.audit.results import Results
 from lightning_recon.report.findings import Finding, findings
-from lightning_recon.report.page import DASH, count, number
+from lightning_recon.report.page import DASH, count, estimate_words, number
 from lightning_recon.report.run import communication, shown_metrics, verdict
 
 _STYLES = {"alarm": "bold red", "note": "yellow"}
@@ -87,10 +87,5 @@ def _estimated(results: Results) -> str:
     found = results.local_estimate
     if found.psnr is None:
         return ""
-    values = {
-        "mean image": found.psnr_mean_image,
-        "this attack": found.psnr_attack,
-        "a linearised attacker": found.psnr,
-    }
-    words = ", ".join(f"{name} {number(value, 1, 'dB')}" for name, value in values.items())
+    words = estimate_words(found.psnr_mean_image, found.psnr_attack, found.psnr, "this attack")
     return f"{words}, by the mean squared error of {count(found.num_images or 0, 'image')}"

@@ -5,7 +5,6 @@ the record of a client, a training's curve that of its accuracy.
 """
 
 import copy
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from lightning_recon.audit.recommendation import (
 )
 from lightning_recon.audit.records import ClientRecord
 from lightning_recon.errors import InputError
+from lightning_recon.functional.image_quality import decibels
 from lightning_recon.observation import Grant
 from lightning_recon.runs.cells import SECTIONS, Cell
 from lightning_recon.runs.estimate import estimated_clients
@@ -298,7 +298,7 @@ def _accuracy(record: ClientRecord | None, training: FederatedTraining) -> Accur
     if record.failure:
         return Accuracy(reason=record.failure)
     value, number = record.notes["accuracy"], int(record.notes["num_test"])
-    low, high = wilson(value * number, number)
+    low, high = wilson(round(value * number), number)
     rate = record.notes["learning_rate"]
     return Accuracy(value, low, high, number, training.rounds, rate, record.curve)
 
@@ -308,9 +308,7 @@ def _estimated(record: ClientRecord | None) -> Estimated:
         return Estimated(reason="not estimated yet")
     if record.failure:
         return Estimated(reason=record.failure)
-    psnr, mean_image = (
-        -10 * math.log10(max(record.notes[name], 1e-30)) for name in ("mse", "prior_mse")
-    )
+    psnr, mean_image = (decibels(record.notes[name]) for name in ("mse", "prior_mse"))
     return Estimated(psnr, mean_image, int(record.notes["num_images"]))
 
 

@@ -1,6 +1,5 @@
 """The audit of a capture: one client after the other, and what is written."""
 
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from lightning_recon.captures import Capture, Reply, Truth, read_truth
 from lightning_recon.documents import read_json
 from lightning_recon.errors import InputError
 from lightning_recon.files import write_csv, write_json
-from lightning_recon.functional.image_quality import psnr
+from lightning_recon.functional.image_quality import decibels, psnr
 from lightning_recon.report.captured import ClientJson, read_stored, write_audit_report
 from lightning_recon.report.pictures import save_image
 from lightning_recon.runs.claiming import held
@@ -276,8 +275,11 @@ def _estimate(
         "psnr_attack": sum(10 ** (-value / 10) for value in judged.psnr) / len(judged.psnr),
         "psnr": float(found.mse.mean()),
     }
-    decibels = {name: -10 * math.log10(max(error, 1e-10)) for name, error in errors.items()}
-    return {"local_estimate": {name: round(value, 2) for name, value in decibels.items()}}
+    return {
+        "local_estimate": {
+            name: round(decibels(error, cap=100.0), 2) for name, error in errors.items()
+        }
+    }
 
 
 class Judgement(NamedTuple):

@@ -18,6 +18,7 @@ from lightning_recon.audit.statistics import bootstrap_interval
 from lightning_recon.data import ClientDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.files import write_json
+from lightning_recon.functional.image_quality import decibels
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.cells import SECTIONS, read_yaml
 from lightning_recon.runs.refusals import explain
@@ -138,7 +139,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _decibels(mse: float) -> str:
-    return f"{-10 * math.log10(max(mse, 1e-30)):.1f} dB"
+    return f"{decibels(mse):.1f} dB"
 
 
 def _span(interval: Sequence[float]) -> str:

@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_recon.clients import Aggregate, Client
+from lightning_recon.clients import Client
 from lightning_recon.clients.base import randomness
 from lightning_recon.data import ClientDataModule
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.federation import Federation
+from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.targets import Target
 from lightning_recon.updates import PrivateBatch, Update
@@ -260,9 +261,7 @@ class Server:
         self.optimizer = torch.optim.SGD(self.model.parameters(), learning_rate, momentum)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, rounds)
         client = setting.client
-        while hasattr(client, "client") and not isinstance(client, Aggregate):
-            client = client.client
-        self.group = client.num_clients if isinstance(client, Aggregate) else 1
+        self.group = client.num_clients
         """Clients of whom the server sees the sum alone."""
         if len(dealt.shards) % self.group:
             raise InputError(
@@ -356,16 +355,13 @@ def settle(model: nn.Module, public: Tensor, seed: int = 0) -> None:
             "the server needs images of its own for batch norm's statistics; raise num_public"
         )
     momenta = [module.momentum for module in norms]
-    modes = {module: module.training for module in model.modules()}
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # plain mean over all batches: here one
-    with randomness(seed, public.device):  # of dropout
-        model.train()(public)
+    with left_as_found(model, training=True), randomness(seed, public.device):  # of dropout
+        model(public)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for module, mode in modes.items():
-        module.training = mode
 
 
 @torch.no_grad()

@@ -48,6 +48,13 @@ def with_save_dir(words: Sequence[str]) -> list[str]:
     return [*words, "--trainer.logger.save_dir", found.root]
 
 
+def _described(trainer: Namespace) -> list[Namespace]:
+    """Return the loggers that options describe by class and arguments."""
+    found = trainer.get("logger")
+    loggers = found if isinstance(found, list) else [found]
+    return [one for one in loggers if isinstance(one, Namespace) and "init_args" in one]
+
+
 def expand_places(trainer: Namespace) -> None:
     """Replace ``~`` and variables in where a run writes: Lightning does so in some places only.
 
@@ -57,11 +64,8 @@ def expand_places(trainer: Namespace) -> None:
     Raises:
         InputError: a variable is not set, or there is no such user.
     """
-    found = trainer.get("logger")
-    loggers = found if isinstance(found, list) else [found]
-    made = [one for one in loggers if isinstance(one, Namespace) and "init_args" in one]
-    named = [(trainer, "default_root_dir"), *((one.init_args, "save_dir") for one in made)]
-    for options, name in named:
+    named = [(one.init_args, "save_dir") for one in _described(trainer)]
+    for options, name in [(trainer, "default_root_dir"), *named]:
         if value := options.get(name):
             options[name] = meant(str(value))
 
@@ -73,10 +77,7 @@ def place_loggers(trainer: Namespace) -> None:
         trainer: the trainer's options, as they are parsed.
     """
     root = Path(trainer.get("default_root_dir") or ".", _PLACE)
-    loggers = trainer.get("logger")
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if not isinstance(logger, Namespace) or "init_args" not in logger:
-            continue
+    for logger in _described(trainer):
         name, options = logger.class_path.rpartition(".")[2], logger.init_args
         package = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}.get(name)
         if package is None or find_spec(package) is None:

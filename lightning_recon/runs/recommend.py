@@ -38,7 +38,7 @@ from lightning_recon.errors import InputError
 from lightning_recon.files import write_csv, write_json
 from lightning_recon.report import write_recommendation_report
 from lightning_recon.report.page import DASH
-from lightning_recon.report.recommend import recommendation_findings, sentence
+from lightning_recon.report.recommend import HOLDS_WORDS, recommendation_findings, sentence
 from lightning_recon.report.terminal import print_findings, print_outputs
 from lightning_recon.runs.assessment import ESTIMATE, Assessment, assess, attack_records, attacked
 from lightning_recon.runs.cell_command import about, in_folder, trainer_of
@@ -226,10 +226,9 @@ def _table(found: Recommendation) -> list[dict[str, Any]]:
             "cost": price and price[0],
             "learning_rate": one.accuracy.learning_rate,
         }
-        honest = {attack.name for attack in found.attacks if attack.is_honest}
         for scope in found.scopes:
             worst = one.worst(scope.attacks)
-            prefix = "honest" if honest >= set(scope.attacks) else "any"
+            prefix = "honest" if found.is_honest(scope) else "any"
             row |= {
                 f"{prefix}_worst_gain": worst and worst.worst_gain,
                 f"{prefix}_worst_attack": worst and worst.attack,
@@ -250,14 +249,13 @@ def _print(found: Recommendation, folder: Path) -> None:
     table = Table(title=f"{len(found.settings)} defenses; gain: of the worst image, over its nulls")
     for name in ("defense", "accuracy", *(scope.name for scope in found.scopes), "epsilon"):
         table.add_column(name, justify="left" if name == "defense" else "right")
-    words = {True: "holds", False: "leaks", None: "not shown"}
     for one in found.settings:
         accuracy, epsilon = one.accuracy.value, one.guaranteed.least
         cells = []
         for scope in found.scopes:
             worst = one.worst(scope.attacks)
             gain = "" if worst is None else f"{worst.worst_gain:+.1f} dB, "
-            cells.append(gain + words[one.judged[scope.name].holds])
+            cells.append(gain + HOLDS_WORDS[one.judged[scope.name].holds])
         table.add_row(
             one.name,
             DASH if accuracy is None else f"{100 * accuracy:.1f} %",

@@ -114,6 +114,14 @@ def _is_zero(slopes: Tensor, limit: float) -> Tensor:
     return slopes.abs() <= limit * slopes.square().mean(0).sqrt()
 
 
+def _where_all_vanish(columns: Tensor, vectors: Tensor) -> Tensor:
+    """Return on which rows, K, all of some vectors, L r, are zero."""
+    is_left = torch.ones(len(columns), dtype=torch.bool, device=columns.device)
+    for vector in vectors:
+        is_left &= _is_zero(columns @ vector, _REFINED_ZERO)
+    return is_left
+
+
 def _draw(
     columns: Tensor, chain: Tensor, found: Tensor, generator: torch.Generator
 ) -> list[Tensor]:
@@ -121,9 +129,7 @@ def _draw(
 
     They are right up to multiples of the chain's, and none of those found, R r.
     """
-    is_left = torch.ones(len(columns), dtype=torch.bool, device=columns.device)
-    for vector in chain:
-        is_left &= _is_zero(columns @ vector, _REFINED_ZERO)
+    is_left = _where_all_vanish(columns, chain)
     basis = torch.eye(columns.shape[1]).to(columns)
     if len(chain):
         basis = torch.linalg.qr(chain.T, mode="complete").Q[:, len(chain) :]
@@ -150,9 +156,7 @@ def _draw(
 def _lifted(columns: Tensor, chain: Tensor, vector: Tensor) -> Tensor:
     """Add multiples of the chain's vectors, from the last to the first: most rows then vanish."""
     for level in range(len(chain) - 1, -1, -1):
-        is_left = torch.ones(len(columns), dtype=torch.bool, device=columns.device)
-        for other in chain[:level]:
-            is_left &= _is_zero(columns @ other, _REFINED_ZERO)
+        is_left = _where_all_vanish(columns, chain[:level])
         known = columns @ chain[level]
         rows = is_left & ~_is_zero(known, _REFINED_ZERO)
         share = (-(columns[rows] @ vector) / known[rows]).sort().values

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from lightning_recon.clients import Aggregate, Client, FedAvg, FedAvgAdamW
+from lightning_recon.clients import Client, FedAvg, FedAvgAdamW
 from lightning_recon.clients.wrapped import WrappedClient
 from lightning_recon.errors import InputError
 
@@ -53,9 +53,8 @@ def plan_steps(
     Raises:
         InputError: if the steps make weights explode, or the protocol is not known.
     """
-    share = num_samples
+    share = num_samples // client.num_clients
     while isinstance(client, WrappedClient):
-        share //= client.num_clients if isinstance(client, Aggregate) else 1
         client = client.client
     if not isinstance(client, FedAvg):
         raise InputError(
