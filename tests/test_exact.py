@@ -22,7 +22,7 @@ from lightning_recon.observation import Mark, Reconstruction
 from lightning_recon.report.findings import findings
 from lightning_recon.report.predicted import read_marks
 from lightning_recon.report.terminal import print_summary
-from lightning_recon.runs.callback import _marked
+from lightning_recon.runs.results import marks_of
 from lightning_recon.targets import MLP, ConvNet, LeNet, ModuleTarget
 from lightning_recon.updates import DataSpec, PrivateBatch
 
@@ -243,7 +243,7 @@ def test_marks_without_truth_are_read_back(tmp_path):
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["reconstruction", "label", "mark", "p_value"])
         writer.writeheader()
-        writer.writerows(_marked(found))
+        writer.writerows(marks_of(found))
     assert read_marks(path) == {0: ("certified", 1.0), 1: ("guess", pytest.approx(0.1))}
     assert read_marks(tmp_path / "none.csv") == {}
 
