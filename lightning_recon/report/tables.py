@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lightning_recon.errors import InputError
 from lightning_recon.report.captions import escaped, labelled, of_runs, of_sweep
-from lightning_recon.report.comparison import read_runs, tables
 from lightning_recon.report.page import DASH, Table
+from lightning_recon.report.sides import read_runs, tables
 from lightning_recon.report.sweep import cells_table
 from lightning_recon.report.sweep_folder import is_sweep, read_sweep, title
 
