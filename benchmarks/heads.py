@@ -36,7 +36,7 @@ _WITHOUT = "not on the sample photographs"
 """What a head tells whose data cannot be replaced by them."""
 
 
-class _Failed(Exception):  # noqa: N818
+class Failed(Exception):  # noqa: N818
     """A run that gave no figure, with the reason."""
 
 
@@ -82,7 +82,7 @@ def run(head: Head, limit: float) -> dict[str, Any]:
         ``memory`` in bytes.
 
     Raises:
-        _Failed: with the last line of a command that did not end well.
+        Failed: with the last line of a command that did not end well.
     """
     words = shlex.split(head.command)
     words[:2] = [sys.executable, str(ROOT / "cli.py")]
@@ -94,12 +94,12 @@ def run(head: Head, limit: float) -> dict[str, Any]:
                 words, cwd=folder, capture_output=True, text=True, timeout=limit, check=False
             )
         except subprocess.TimeoutExpired as error:
-            raise _Failed(f"not at its end after {limit / 60:g} minutes") from error
+            raise Failed(f"not at its end after {limit / 60:g} minutes") from error
         seconds = time.monotonic() - started
         paths = list(Path(folder).rglob("results.json"))
         if done.returncode or not paths:
             lines = (done.stderr or done.stdout).strip().splitlines()
-            raise _Failed(lines[-1] if lines else f"exit code {done.returncode}")
+            raise Failed(lines[-1] if lines else f"exit code {done.returncode}")
         results = json.loads(paths[0].read_text())
     return {
         "seconds": seconds,
@@ -135,7 +135,7 @@ def main() -> int:
     chosen = [
         head
         for head in heads()
-        if "/" not in head.name and " train " not in head.command  # sweeps and trainings
+        if not head.name.startswith(("train_", "sweeps/", "recommend/"))  # other commands
         if (head.name in options.only if options.only else head.name not in options.leave_out)
     ]
     print("| config | its head | found | seconds | memory |\n| --- | --- | --- | --- | --- |")
@@ -149,7 +149,7 @@ def main() -> int:
         try:
             record = records.get(key, lambda head=head: run(head, 60 * options.limit))
             line, is_well = _line(head, record)
-        except _Failed as failure:  # not kept
+        except Failed as failure:  # not kept
             line, is_well = f"| {head.name} | | {failure} | | |", _WITHOUT in head.expected
         print(line, flush=True)
         bad += not is_well
