@@ -11,7 +11,7 @@ MAX_ROWS = 256
 MAX_COLUMNS = 2048
 """Likewise; what needs whole rows takes :data:`NUM_WHOLE` of them."""
 NUM_WHOLE = 16
-_MIN_ROWS = 8
+_MIN_ROWS = 2
 
 
 class Layer(NamedTuple):

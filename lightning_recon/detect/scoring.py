@@ -22,6 +22,7 @@ FLOORS: Mapping[str, float] = {
     "gain-out-of-range": 2.0,  # a factor of 100
     "copying-kernels": 0.5,
     "confident-head": 10.0,  # odds of 22,000
+    "lone-class": 1.0,  # a factor of 10
     "large-numbers": 2.5,  # 316
     "undeclared-layers": 1.0,
     "beyond-training": 2.0,
