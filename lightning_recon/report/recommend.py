@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lightning_recon.audit.judging import cost
 from lightning_recon.audit.recommendation import (
     SCHEMA_VERSION,
     Assessed,
     Leak,
     Recommendation,
     Scope,
-    cost,
 )
 from lightning_recon.documents import read_json, refusal
 from lightning_recon.report.charts import Chart, Dot, Panel, along, ladder
