@@ -341,6 +341,7 @@ def test_from_a_file_to_a_page_and_on(monkeypatch, capsys):
     before = (FOLDER / "report.html").read_bytes()
     assert write_again(FOLDER).read_bytes() == before
     assert "recommended" in before.decode()
+    assert (FOLDER / "figure.png").read_bytes().startswith(b"\x89PNG")
 
     path = records_file(FOLDER, 0)
     lines = path.read_text().splitlines(keepends=True)

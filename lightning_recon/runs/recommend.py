@@ -35,6 +35,7 @@ from lightning_recon.audit.records import read_records
 from lightning_recon.errors import InputError
 from lightning_recon.files import write_csv, write_json
 from lightning_recon.report import write_recommendation_report
+from lightning_recon.report.front import write_front_figure
 from lightning_recon.report.page import DASH
 from lightning_recon.report.recommend import HOLDS_WORDS, recommendation_findings, sentence
 from lightning_recon.report.terminal import print_findings, print_outputs
@@ -52,7 +53,14 @@ from lightning_recon.runs.making import RunParser
 from lightning_recon.runs.sweep import write_results
 
 _KEYS = ("base", "set", "defenses", "attacks", "training", "holds", ESTIMATE, "trainer")
-_OUTPUTS = ("report.html", "recommendation.json", "settings.csv", "results.csv", "records")
+_OUTPUTS = (
+    "report.html",
+    "figure.png",
+    "recommendation.json",
+    "settings.csv",
+    "results.csv",
+    "records",
+)
 
 
 class Holds:
@@ -190,6 +198,7 @@ def write_recommendation(sweep: Assessment, plan: Plan) -> Recommendation:
     write_results(sweep, [record for record in attack_records(sweep, records) if record.rows])
     write_csv(sweep.folder / "settings.csv", _table(found))
     write_recommendation_report(sweep.folder)
+    write_front_figure(sweep.folder / "figure.png", found)
     _print(found, sweep.folder)
     return found
 
