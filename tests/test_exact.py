@@ -58,6 +58,20 @@ def num_certified(found):
     return found.marks.count(Mark.CERTIFIED)
 
 
+def test_of_two_classes_both_labels_are_told_apart_by_the_sign():
+    """Their slopes lie along one line: (p - 1, 1 - p) and (p, -p)."""
+    batch = batch_of(8)
+    batch = batch._replace(labels=batch.labels % 2)
+    for client in (FedSGD(), FedAvg(0.1)):
+        attack = ExactInversion(MLP(2, SIZE, (ROWS,), first_std=0.5), client)
+        attack.bind(DataSpec(SHAPE, 2, 8), torch.empty(0, *SHAPE))
+        found = attack.reconstruct(attack.federation.play(batch, 0))
+        pairs = exact_pairs(found.images, batch.images)
+        assert num_certified(found) == 8
+        assert pairs.any(1).all()
+        assert torch.equal(found.labels, batch.labels[pairs.float().argmax(1)])
+
+
 def num_wrong(found, batch):
     return add_marks([], found, batch.images.double())["certified_wrong"]
 

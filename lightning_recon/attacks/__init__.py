@@ -28,6 +28,7 @@ from lightning_recon.attacks.rog import ROGAttack
 from lightning_recon.attacks.scale_mia import ScaleMIA
 from lightning_recon.attacks.soliton_biases import SolitonBiases
 from lightning_recon.attacks.spectral import SpectralLDPAttack
+from lightning_recon.attacks.tab_leak import TabLeak
 
 __all__ = [
     "APRIL",
@@ -58,4 +59,5 @@ __all__ = [
     "ScaleMIA",
     "SolitonBiases",
     "SpectralLDPAttack",
+    "TabLeak",
 ]

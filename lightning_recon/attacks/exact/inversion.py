@@ -33,9 +33,10 @@ class ExactInversion(AnalyticAttack):
             can be told apart.
         client: the clients' protocol; null: FedSGD.
         defenses: the clients' defenses, in order.
-        snap: whether pixels near 8-bit levels are set to them: for pictures of 8 bits.
-        sparsity: whether low rank and sparsity are tried where rows show no new images: of up to 24
-            samples that are left, seconds to a minute.
+        snap: whether pixels near 8-bit levels are set to them: for pictures of 8 bits; rows of a
+            table are left as they are.
+        sparsity: whether low rank and sparsity, or a table's categories, are tried where rows show
+            no new images: of up to 24 samples that are left, seconds to a minute.
         seed: of all randomness.
     """
 
@@ -79,4 +80,5 @@ class ExactInversion(AnalyticAttack):
             type(self).__name__,
             snap=self.snap,
             sparsity=self.sparsity,
+            columns=self.spec.columns,
         )

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_recon.attacks.exact.categories import rows_of_categories
 from lightning_recon.attacks.exact.certificate import (
     MixtureNull,
     Spans,
@@ -153,7 +154,7 @@ class Peeling:
         scale = self.scale if self._agree > 1 else None
         rate = self.null.pass_rate(misfit(tested, scale), scale)
         p_value = (rate * self.num_tried).clamp_max(1)
-        is_whole = misfit(tested, self.scale) <= tested.statistic
+        is_whole = misfit(tested, self.scale) <= misfit(tested, None)
         return Found(images, tested, p_value, fits & is_whole & (p_value <= CERTAIN))
 
     def subtract(self, found: Found) -> None:
@@ -174,8 +175,12 @@ class Peeling:
         return self._cleaned(images.flatten(1))
 
     def _sparse(self) -> Tensor:
-        """Return the images that low rank and sparsity show, N D in [0, 1]."""
+        """Return the images that low rank and sparsity, or categories, show, N D in [0, 1]."""
         spans = self.spans
+        if self.model.columns is not None:
+            rows = self._cleaned(rows_of_categories(spans.rows, self.model.columns))
+            if len(rows):
+                return rows
         return self._cleaned(
             sparse_images(spans.columns, spans.strengths, spans.rows, self.generator)
         )

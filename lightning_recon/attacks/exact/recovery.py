@@ -18,6 +18,7 @@ from lightning_recon.attacks.linear_layer import (
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Mark, Observation, Reconstruction
 from lightning_recon.randomness import make_generator
+from lightning_recon.updates import Columns
 
 
 def check_alone(model: nn.Module, mode: str, name: str) -> None:
@@ -53,6 +54,7 @@ def recover(
     *,
     snap: bool = True,
     sparsity: bool = True,
+    columns: Columns | None = None,
 ) -> Reconstruction:
     """Return the images of a client, each with its mark and p-value, the surest first.
 
@@ -62,6 +64,7 @@ def recover(
         name: of the attack, for messages.
         snap: whether pixels near 8-bit levels are set to them.
         sparsity: whether candidates of :mod:`.sparsity` are tried where rows show no new ones.
+        columns: of the table whose rows the samples are; null: they are pictures.
 
     Raises:
         InputError: if the payload has no such layer, or the batch is larger than its rank allows.
@@ -81,11 +84,17 @@ def recover(
     generator = make_generator(observation.seed, "exact")
     smoothing = observation.client.label_smoothing if observation.client else 0.0
     with torch.autocast(gradient.device.type, enabled=False), torch.no_grad():
-        model = SlopeModel(observation.payload, first, image_shape, smoothing)
+        model = SlopeModel(observation.payload, first, image_shape, smoothing, columns)
         spans = read_spans(gradient, most, generator)
-        options = {"snap": snap, "sparsity": sparsity}
         search = Peeling(
-            gradient, spans, model, image_shape, generator, num_samples=most, **options
+            gradient,
+            spans,
+            model,
+            image_shape,
+            generator,
+            num_samples=most,
+            snap=snap and columns is None,
+            sparsity=sparsity,
         )
         return as_marked(search, search.run(), most)
 
@@ -93,10 +102,11 @@ def recover(
 def as_gradient(first: FirstLinear, observation: Observation) -> Tensor:
     """Return the gradient of the first layer's weights and bias, K (D + 1), float64.
 
-    It is as if the layer read images in [0, 1].
+    It is as if the layer read images in [0, 1]; a change of weights is turned around.
     """
-    bias = observation.update[f"{first.prefix}bias"].double()
-    weight = first.images(observation.update[f"{first.prefix}weight"].double(), bias)
+    sign = 1 if observation.protocol == "fedsgd" else -1
+    bias = sign * observation.update[f"{first.prefix}bias"].double()
+    weight = first.images(sign * observation.update[f"{first.prefix}weight"].double(), bias)
     return torch.cat([weight, bias[:, None]], 1)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_recon.attacks.linear_layer import FirstLinear
 from lightning_recon.functional.stateless import left_as_found
+from lightning_recon.updates import Columns
 
 _CHUNK = 2**25  # numbers of slopes at a time
 
@@ -29,6 +30,7 @@ class SlopeModel:
         first: its linear layer that reads the image.
         image_shape: C, H, W.
         label_smoothing: of the clients' cross-entropy.
+        columns: of the table whose rows the samples are; null: they are pictures.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class SlopeModel:
         first: FirstLinear,
         image_shape: tuple[int, int, int],
         label_smoothing: float = 0.0,
+        columns: Columns | None = None,
     ) -> None:
         self.rounding = 10 * torch.finfo(next(payload.parameters()).dtype).eps
         self.model = copy.deepcopy(payload).double().requires_grad_(False)
@@ -44,6 +47,7 @@ class SlopeModel:
         self.layer = self.model.get_submodule(name) if name else self.model
         self.image_shape = image_shape
         self.label_smoothing = label_smoothing
+        self.columns = columns
 
     def chunk(self, num_classes: int, num_rows: int) -> int:
         """Return how many images are looked at together."""
