@@ -82,6 +82,9 @@ class Observation(NamedTuple):
     """The payload's, as the client's local training left them, which no defense touches: in the
     client's ``train`` mode they tell the statistics of its batch
     (:func:`lightning_recon.attacks.matching.batch_statistics.batch_statistics`)."""
+    rounds: int = 1
+    """Rounds of the client that the server has seen, this one included.  What it learned in the
+    earlier ones stands in the payload, which is of this client alone from the second round on."""
 
 
 HALF_LEVEL = 0.5 / 255

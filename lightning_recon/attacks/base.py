@@ -69,6 +69,8 @@ class Attack(LightningModule, ABC):
     it."""
     clients_at_once: int = 1
     """Clients that ``test`` hands over together."""
+    num_rounds: int = 1
+    """Rounds in which a client takes part, with the same data."""
     can_simulate_defenses: bool = False
     """Whether the attack simulates the defenses where they are granted, as by ``adaptive``."""
 
@@ -122,6 +124,14 @@ class Attack(LightningModule, ABC):
     def reconstruct(self, observation: Observation) -> Reconstruction:
         """Return what can be told of the client's images from what the server saw."""
 
+    def next_payload(self, observation: Observation) -> nn.Module:
+        """Return what a client is sent after a round of it; the same again.
+
+        Args:
+            observation: of its last round.
+        """
+        return observation.payload
+
     def learn_public(self, images: Tensor) -> None:
         """Fit whatever the attack takes from public data; the payload is made after that.
 
@@ -147,7 +157,12 @@ class Attack(LightningModule, ABC):
         if public_images is None:
             return
         self.learn_public(public_images.to(self.device, next(self.target.parameters()).dtype))
-        self.federation.start(lambda: self.server_payload(self.target), self.oracles)
+        self.federation.start(
+            lambda: self.server_payload(self.target),
+            self.oracles,
+            self.num_rounds,
+            self.next_payload,
+        )
 
     @property
     def spec(self) -> DataSpec:

@@ -27,7 +27,7 @@ class LocalSteps(NamedTuple):
 
 
 def plan_steps(
-    client: Client,
+    client: Client | None,
     num_samples: int,
     num_bins: int,
     least: int,
@@ -42,7 +42,7 @@ def plan_steps(
     eps, and as many columns are taken as memory holds.
 
     Args:
-        client: the protocol.
+        client: the protocol; null: an update is one gradient.
         num_samples: of the batch, that of all clients of an ``Aggregate``.
         num_bins: rows K; under Adam fewer, if columns need the room, but never fewer than
         least: so many.
@@ -53,6 +53,8 @@ def plan_steps(
     Raises:
         InputError: if the steps make weights explode, or the protocol is not known.
     """
+    if client is None:
+        return LocalSteps(num_bins, num_samples, (gain,))
     share = num_samples // client.num_clients
     while isinstance(client, WrappedClient):
         client = client.client

@@ -71,6 +71,7 @@ class RowsPayload(nn.Module, ABC):
         logit_scale: what the target's logits are multiplied by.
         budget: squared norm of what a sample puts into its row.
         copies: 2 sends every sample to a row of a second table, too, at half the energy each.
+        num_blocks: of the first table's rows, each with thresholds of its own.
     """
 
     class_sign: Tensor
@@ -86,6 +87,7 @@ class RowsPayload(nn.Module, ABC):
         logit_scale: float,
         budget: Budget,
         copies: int,
+        num_blocks: int = 1,
     ) -> None:
         super().__init__()
         self.model = model
@@ -96,8 +98,9 @@ class RowsPayload(nn.Module, ABC):
         self.scale = budget.code**0.5
         self.copies = copies
         self.num_first = num_bins // copies
+        self.num_levels = self.num_first // num_blocks
         like = next(model.parameters())
-        quantile = torch.arange(1, self.num_first, dtype=torch.float64) / self.num_first
+        quantile = torch.arange(1, self.num_levels, dtype=torch.float64) / self.num_levels
         spread = SPREAD * max(code.log_norm_std, 1e-3) * 3**0.5 / math.pi
         self.register_buffer(
             "thresholds", (code.log_norm_mean + spread * quantile.logit()).to(like)
@@ -120,7 +123,7 @@ class RowsPayload(nn.Module, ABC):
     def row_log_norm(self, row: Tensor) -> Tensor:
         """Return the logarithm of the norm that a row stands for: its thresholds' middle."""
         padded = torch.cat([self.thresholds[:1], self.thresholds, self.thresholds[-1:]])
-        row = row.clamp_max(self.num_first - 1)
+        row = row.clamp_max(self.num_first - 1) % self.num_levels
         return (padded[row] + padded[row + 1]) / 2
 
 
