@@ -119,16 +119,16 @@ class Federation:
         parameter = next(self.target.parameters())
         batches = [batch, *later]
 
-        def answer(payload: nn.Module, round_: int) -> tuple[Update, Buffers]:
+        def answer(payload: nn.Module, round_: int) -> _Answer:
             own = batches[min(round_, len(batches) - 1)]
             own = PrivateBatch(*(field.to(parameter.device) for field in own))
             own = own._replace(images=own.images.to(parameter.dtype))
             seed = derive_seed(self.seed, client, "client", *_later(round_))
             with sdpa_kernel(SDPBackend.MATH):
                 update, buffers = self.client.run(payload, own, seed=seed)
-            return update, {name: buffers[name] for name in sent_buffers(payload)}
+            return update, {name: buffers[name] for name in sent_buffers(payload)}, own.labels
 
-        return self._play(answer, client, batch.labels.to(parameter.device), "defenses")
+        return self._play(answer, client, "defenses")
 
     def play_noise(self, labels: Tensor, client: int) -> Observation:
         """Return what the server sees of a client whose update is zero before the defenses.
@@ -142,11 +142,11 @@ class Federation:
             client: its number.
         """
 
-        def answer(payload: nn.Module, round_: int) -> tuple[Update, Buffers]:
+        def answer(payload: nn.Module, round_: int) -> _Answer:
             update = {name: zeros_for(part) for name, part in payload.named_parameters()}
-            return update, sent_buffers(payload)
+            return update, sent_buffers(payload), labels.to(self._device)
 
-        return self._play(answer, client, labels.to(self._device), "noise only")
+        return self._play(answer, client, "noise only")
 
     def receive(
         self, captured: Mapping[str, Any], client: int, what: str | None = None
@@ -209,16 +209,12 @@ class Federation:
         return next(self.target.parameters()).device
 
     def _play(
-        self,
-        answer: Callable[[nn.Module, int], tuple[Update, Buffers]],
-        client: int,
-        labels: Tensor,
-        purpose: str,
+        self, answer: Callable[[nn.Module, int], "_Answer"], client: int, purpose: str
     ) -> Observation:
         """Have a client answer in every round, from 0 on, and pass its updates on."""
         payload = self.payload
         for round_ in range(self.num_rounds):
-            update, buffers = answer(payload, round_)
+            update, buffers, labels = answer(payload, round_)
             generator = make_generator(
                 self.seed, client, purpose, *_later(round_), device=self._device
             )
@@ -251,6 +247,10 @@ class Federation:
             defenses=self.defenses if Grant.DEFENSES in self.grants else None,
             buffers=buffers if Grant.BUFFERS in self.grants else None,
         )
+
+
+_Answer = tuple[Update, Buffers, Tensor]
+"""A client's update, its buffers and its labels, B."""
 
 
 def _later(round_: int) -> tuple[int, ...]:

@@ -147,38 +147,28 @@ class SpectralLDPAttack(OptimizationAttack):
             lr_scheduler=lr_scheduler,
             seed=seed,
         )
-        if not 0 < false_positive_rate < 1:
-            raise InputError(
-                "SpectralLDPAttack: false_positive_rate must lie between 0 and 1, not "
-                f"{false_positive_rate}"
-            )
         check_counts(
             "SpectralLDPAttack",
             num_bins=(num_bins, 2),
             num_samples=(num_samples, 1),
             num_rounds=(num_rounds, 1),
         )
+        _check("false_positive_rate", false_positive_rate, "lie between 0 and 1", 0, 1)
+        _check("gain", gain, "be a number above 0")
+        _check("shrinkage_steps", shrinkage_steps, "be at least 0", -1)
+        _check("clip_norm", clip_norm, "be a number above 0")
+        _check("noise_std", noise_std, "be a number above 0")
+        if logit_scale != 0 and logit_scale != 1:
+            _check("logit_scale", logit_scale, "lie between 0 and 1", 0, 1)
+        if payload_class not in get_args(PayloadClass):
+            raise InputError(
+                f"SpectralLDPAttack: payload_class must be A or B, not {payload_class!r}"
+            )
         if num_rounds > 1 and len(priors):
             raise InputError(
                 "SpectralLDPAttack: priors improve on what one round tells, not on num_rounds "
                 f"{num_rounds}; leave one of them out"
             )
-        if not 0 < gain < math.inf or shrinkage_steps < 0:
-            raise InputError(
-                "SpectralLDPAttack: gain must be above 0 and shrinkage_steps at least 0, not "
-                f"{gain} and {shrinkage_steps}"
-            )
-        if logit_scale is not None and not 0 <= logit_scale <= 1:
-            raise InputError(
-                f"SpectralLDPAttack: logit_scale must lie between 0 and 1, not {logit_scale}"
-            )
-        if payload_class not in get_args(PayloadClass):
-            raise InputError(
-                f"SpectralLDPAttack: payload_class must be A or B, not {payload_class!r}"
-            )
-        for name, value in (("clip_norm", clip_norm), ("noise_std", noise_std)):
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"SpectralLDPAttack: {name} must be above 0, not {value}")
         channel = self.channel
         self.clip_norm = clip_norm or channel.clip_norm or 1.0
         self.noise_std = max(noise_std or channel.noise_std or 0.0, MIN_NOISE * self.clip_norm)
@@ -187,7 +177,7 @@ class SpectralLDPAttack(OptimizationAttack):
             self.oracles = (*type(self).oracles, Grant.CLIENT.value)
         self.sees_alone = self.is_local or num_rounds > 1
         if self.sees_alone:
-            what = ONE_UPDATE if num_rounds == 1 else f"{num_rounds} of them, round after round,"
+            what = ONE_UPDATE if num_rounds == 1 else f"{num_rounds} protected updates"
             self.threat_model = THREAT_MODEL.format(kind=PAYLOAD_KINDS[payload_class], what=what)
         # neither one that clips samples nor one of several steps keeps all in different rows
         self.copies = 2 if channel.clips_samples or self.sees_alone else 1
@@ -363,3 +353,11 @@ class SpectralLDPAttack(OptimizationAttack):
             score=torch.stack(list(parts.values())).sum(0),
             notes=evidence.notes,
         )
+
+
+def _check(
+    name: str, value: float | None, what: str, above: float = 0, below: float = math.inf
+) -> None:
+    """Raise InputError unless an argument, if it is given, lies between two numbers."""
+    if value is not None and not above < value < below:
+        raise InputError(f"SpectralLDPAttack: {name} must {what}, not {value}")

@@ -22,8 +22,8 @@ After the first step rows are not zero any more.  What is kept out of the way, a
   numbers of a code would be cut off.  ``num_spread`` columns take an orthonormal mixture of all
   numbers (Hadamard, behind random places and signs), which has none.
 - From a client's second round on the payload holds what the server knows of its images by then
-  (:class:`Known`).  What a sample sends is its difference from the nearest of them, and its rows are
-  those of a block that tells which one that is.
+  (:class:`Known`).  What a sample sends is its difference from the nearest of them, and its rows
+  are those of a block that tells which one that is.
 
 Constants are buffers that nothing writes.
 """
@@ -54,7 +54,7 @@ SHARPNESS = 1e6  # how steeply rows that a sample is not meant for are closed, i
 NORM_REACH = 2.5  # standard deviations of the logarithm of the norm that its number tells
 NORM_SHARE = 0.01  # of a sample's energy that the number takes at the most
 NEAREST = 100.0  # how sharply the nearest of the known images is told, in units of their reach
-LEAST_LEVELS = 4  # rows of a block in each table
+LEAST_LEVELS = 3  # rows of a block in each table
 
 
 class Known(NamedTuple):
