@@ -50,7 +50,7 @@ class Federation:
         self._payload: nn.Module | None = None
         self._make_payload: Callable[[], nn.Module] | None = None
         self._next_payload: Callable[[Observation], nn.Module] | None = None
-        bind_chain(list(defenses), client.clip_norm)
+        bind_chain(list(defenses), client.clip_norm or client.update_clip_norm)
 
     # --- the server ----------------------------------------------------------------------------
 
@@ -94,10 +94,15 @@ class Federation:
         if self.client.clip_norm is not None:
             clips.append(self.client.clip_norm)
         noises = [defense.std for defense in self.defenses if isinstance(defense, GaussianNoise)]
+        number, own = 1, self.client.update_clip_norm
+        if own is not None:
+            number = self.client.num_clients
+            clips = [own, *(number * clip for clip in clips)]
         return Channel(
             clip_norm=min(clips, default=None),
             clips_samples=self.client.clip_norm is not None,
-            noise_std=math.hypot(*noises),
+            noise_std=number * math.hypot(*noises),
+            num_clients=number,
         )
 
     # --- rounds --------------------------------------------------------------------------------

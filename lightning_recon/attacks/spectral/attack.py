@@ -94,6 +94,8 @@ class SpectralLDPAttack(OptimizationAttack):
         payload_class: what a client is sent that does local steps or takes part in several rounds:
             B, layers of ``torch.nn``; A, any stateless forward pass, in which every epoch adds to
             the rows.  For one gradient of one round the payload is of class A.
+        place: of the one client of an :class:`~lightning_recon.clients.Aggregate` that is attacked,
+            from 0 on; the others are sent rows that nothing reaches.  Null: all are.
         num_rounds: in which each client takes part, with the same data.  From the second one on
             the payload holds what the server knows of the client's images by then.
         false_positive_rate: probability that noise alone makes any row count as hit.
@@ -129,6 +131,7 @@ class SpectralLDPAttack(OptimizationAttack):
         gain: float = 1e4,
         logit_scale: float | None = None,
         payload_class: PayloadClass = "B",
+        place: int | None = None,
         num_rounds: int = 1,
         false_positive_rate: float = 1e-3,
         shrinkage_steps: int = 600,
@@ -153,6 +156,11 @@ class SpectralLDPAttack(OptimizationAttack):
             num_samples=(num_samples, 1),
             num_rounds=(num_rounds, 1),
         )
+        if place is not None and not 0 <= place < self.num_clients:
+            raise InputError(
+                f"SpectralLDPAttack: place must be from 0 to {self.num_clients - 1}, the clients "
+                f"of the round, not {place}"
+            )
         _check("false_positive_rate", false_positive_rate, "lie between 0 and 1", 0, 1)
         _check("gain", gain, "be a number above 0")
         _check("shrinkage_steps", shrinkage_steps, "be at least 0", -1)
@@ -181,6 +189,9 @@ class SpectralLDPAttack(OptimizationAttack):
             self.threat_model = THREAT_MODEL.format(kind=PAYLOAD_KINDS[payload_class], what=what)
         # neither one that clips samples nor one of several steps keeps all in different rows
         self.copies = 2 if channel.clips_samples or self.sees_alone else 1
+        if place is not None:
+            self.threat_model += f", client {place} of {self.num_clients}; others get closed rows"
+        self.place = place
         self.num_rounds = num_rounds
         self.num_bins = num_bins
         self.num_samples = num_samples
@@ -235,8 +246,14 @@ class SpectralLDPAttack(OptimizationAttack):
     @property
     def budget(self) -> Budget:
         """What one sample of the batch may use."""
-        num_samples = self.num_samples or self.spec.max_batch_size
-        return Budget.of(self.clip_norm, self.noise_std, num_samples, self.channel.clips_samples)
+        channel = self.channel
+        share = -(-self._num_samples // channel.num_clients)
+        return Budget.of(self.clip_norm, self.noise_std, share, channel.clips_samples)
+
+    @property
+    def _num_samples(self) -> int:
+        """Of all clients of a round."""
+        return self.num_samples or self.spec.max_batch_size
 
     def server_payload(self, model: Target) -> RowsPayload:
         """Return the target with the rows beside it.
@@ -254,7 +271,8 @@ class SpectralLDPAttack(OptimizationAttack):
             return self._payload(self.target, code, known._replace(reach=reach))
 
     def _payload(self, model: Target, code: SpectralCode, known: Known | None) -> RowsPayload:
-        num_samples = self.num_samples or self.spec.max_batch_size
+        share = -(-self._num_samples // self.num_clients)
+        num_samples = self._num_samples if self.place is None else share
         least = 4 * num_samples * self.copies
         num_columns = LocalPayload.num_side + code.num_columns
         held = MAX_NUMBERS // num_columns if self.sees_alone else NUM_BINS
@@ -264,8 +282,9 @@ class SpectralLDPAttack(OptimizationAttack):
                 f"SpectralLDPAttack: {num_samples} samples need at least {least} rows, "
                 f"not {num_bins}; raise num_bins"
             )
+        payload: RowsPayload
         if not self.sees_alone:
-            return SpectralPayload(
+            payload = SpectralPayload(
                 model,
                 code,
                 num_bins,
@@ -274,17 +293,19 @@ class SpectralLDPAttack(OptimizationAttack):
                 self.gain,
                 self.copies,
             )
+            payload.place = self.place
+            return payload
         size = (self.budget.energy / self.copies) ** 0.5
         steps = plan_steps(
             self.known_client if self.is_local else None,
-            num_samples,
+            share,
             num_bins,
             least,
             self.gain,
             size,
             num_columns,
         )
-        return LocalPayload(
+        payload = LocalPayload(
             model,
             code,
             self.logit_scale,
@@ -294,6 +315,8 @@ class SpectralLDPAttack(OptimizationAttack):
             self.seed,
             known,
         )
+        payload.place = self.place
+        return payload
 
     # --- decoding ------------------------------------------------------------------------------
 
@@ -305,6 +328,9 @@ class SpectralLDPAttack(OptimizationAttack):
 
     def _learn(self, observation: Observation) -> tuple[Known, Received]:
         """Return what is known of a client's images after a round, and what the round told."""
+        if self.place is not None and observation.num_samples is not None:
+            share = -(-observation.num_samples // self.num_clients)
+            observation = observation._replace(num_samples=share)
         evidence = find_rows(observation, self.false_positive_rate)
         payload = observation.payload
         if isinstance(payload, LocalPayload) and payload.known is not None:

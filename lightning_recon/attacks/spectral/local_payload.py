@@ -214,6 +214,13 @@ class LocalPayload(RowsPayload):
         shift: Tensor = (through - bound).sum(2) @ self.gains
         return shift
 
+    def closed(self) -> "LocalPayload":
+        """Return this payload with rows that nothing reaches."""
+        closed = super().closed()
+        assert isinstance(closed, LocalPayload)
+        closed.norm_size = 0.0
+        return closed
+
     def _numbers(self, code: Tensor, log_norm: Tensor) -> Tensor:
         """Return what a sample puts into each of its rows, B (2 + N)."""
         norm = F.hardtanh((log_norm - self.code.log_norm_mean) / self.norm_reach)

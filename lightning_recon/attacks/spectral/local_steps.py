@@ -43,7 +43,7 @@ def plan_steps(
 
     Args:
         client: the protocol; null: an update is one gradient.
-        num_samples: of the batch, that of all clients of an ``Aggregate``.
+        num_samples: of one client.
         num_bins: rows K; under Adam fewer, if columns need the room, but never fewer than
         least: so many.
         gain: see above.
@@ -55,7 +55,6 @@ def plan_steps(
     """
     if client is None:
         return LocalSteps(num_bins, num_samples, (gain,))
-    share = num_samples // client.num_clients
     while isinstance(client, WrappedClient):
         client = client.client
     if not isinstance(client, FedAvg):
@@ -73,10 +72,10 @@ def plan_steps(
         room = 2 ** int(math.log2(MAX_NUMBERS / least))
         spread = max(2 ** math.ceil(math.log2(num_columns)), room)
         num_bins = min(num_bins, max(least, MAX_NUMBERS // spread))
-        together = client.minibatch_size or share
+        together = client.minibatch_size or num_samples
         step_gain = ADAM_SIZE * client.eps * together * spread**0.5 / size
-        return LocalSteps(num_bins, share, (step_gain,), spread, closes=False)
-    in_epoch = client.num_steps(share) // client.epochs
-    weights = client.gradient_weights(share)[:in_epoch]
+        return LocalSteps(num_bins, num_samples, (step_gain,), spread, closes=False)
+    in_epoch = client.num_steps(num_samples) // client.epochs
+    weights = client.gradient_weights(num_samples)[:in_epoch]
     gains = tuple(gain / client.learning_rate * weights[0] / weight for weight in weights)
-    return LocalSteps(num_bins, share, gains)
+    return LocalSteps(num_bins, num_samples, gains)

@@ -4,8 +4,9 @@ It is of class A, any stateless forward pass: it uses ``no_grad`` and hands out 
 batch.
 """
 
+import copy
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.attacks.spectral.code import ChannelCode
+from lightning_recon.clients.aggregate import ClientPayload
 from lightning_recon.rowsparse import read_rows
 from lightning_recon.targets import Target
 from lightning_recon.updates import Update
@@ -61,8 +63,11 @@ def half_signs(num_classes: int) -> Tensor:
     return sign
 
 
-class RowsPayload(nn.Module, ABC):
+class RowsPayload(ClientPayload):
     """The model with rows beside it, and what the server reads of them.
+
+    All clients of a round are sent the same, unless ``place`` is that of the one whose rows are
+    open: nothing of the others' samples reaches theirs.
 
     Args:
         model: the target.
@@ -78,6 +83,8 @@ class RowsPayload(nn.Module, ABC):
     thresholds: Tensor
     num_side = 1
     """Numbers in front of the code: the first one tells the sign."""
+    place: int | None = None
+    """Of the client whose rows are open, in its round; None: those of all are."""
 
     def __init__(
         self,
@@ -106,6 +113,16 @@ class RowsPayload(nn.Module, ABC):
             "thresholds", (code.log_norm_mean + spread * quantile.logit()).to(like)
         )
         self.register_buffer("class_sign", half_signs(model.num_classes).to(like))
+
+    def for_client(self, place: int) -> "RowsPayload":
+        """Return what the client of a place is sent."""
+        return self if self.place in (None, place) else self.closed()
+
+    def closed(self) -> "RowsPayload":
+        """Return this payload with rows that nothing reaches; the parameters are the same."""
+        closed = copy.copy(self)
+        closed.scale = closed.sign_size = 0.0
+        return closed
 
     @abstractmethod
     def head_of(self, update: Update) -> Tensor:
