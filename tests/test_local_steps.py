@@ -159,6 +159,7 @@ class Unknown(Client):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"client": FedAvg(1e6, 2)}, "learning_rate of 1e.06 the rows or the target explode"),
         ({"payload_class": "C"}, "payload_class must be A or B, not 'C'"),
         ({"logit_scale": 2.0}, "logit_scale must lie between 0 and 1, not 2"),
         ({"client": FedAvg(10.0, 2, weight_decay=0.1)}, "lower one until their product is below 1"),

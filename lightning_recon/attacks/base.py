@@ -67,6 +67,8 @@ class Attack(LightningModule, ABC):
     """Those whose updates the attack can read.  One that reads ``"fedsgd"`` alone reads any
     multiple of the gradient, such as FedAvg's one step on the whole batch, -learning_rate times
     it."""
+    instead: str = "choose another attack"
+    """What to do where the clients follow none of those protocols."""
     clients_at_once: int = 1
     """Clients that ``test`` hands over together."""
     num_rounds: int = 1
@@ -91,8 +93,8 @@ class Attack(LightningModule, ABC):
             raise InputError(
                 f"{type(self).__name__} reads updates of {' and '.join(self.protocols)}, not of "
                 f"{self.client.protocol} with several steps; change the client (FedAvg of epochs "
-                "1, without minibatch_size and weight_decay, sends a gradient), or choose another "
-                "attack"
+                "1, without minibatch_size and weight_decay, sends a gradient), or "
+                f"{self.instead}"
             )
         self.federation = Federation(self.target, self.client, defenses, seed)
         self._spec: DataSpec | None = None

@@ -128,6 +128,10 @@ class LDPAttack(OptimizationAttack):
         "pass) and sees one protected update of the client"
     )
     protocols = ("fedsgd",)
+    instead = (
+        "take SpectralLDPAttack, whose rows close after one hit: those of LDPAttack bend under a "
+        "second step, and so does the choice between them"
+    )
     oracles = ("num_samples",)
     citation = "You et al., IEEE TIFS 20:1519-1534, 2025"
 

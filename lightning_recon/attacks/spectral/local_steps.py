@@ -9,6 +9,8 @@ from lightning_recon.errors import InputError
 
 ADAM_SIZE = 4.0  # of a gradient's coordinate in units of Adam's eps, about where it saturates
 MAX_NUMBERS = 2**25  # of all rows under Adam: 130 MB
+MIN_RATE = 1e-30  # of the local steps: the rows' gain is over the learning rate
+MAX_RATE = 1e5  # the target's own steps are larger, and take the clip
 
 
 class LocalSteps(NamedTuple):
@@ -61,6 +63,12 @@ def plan_steps(
         raise InputError(
             f"SpectralLDPAttack cannot read what {type(client).__name__} sends after several "
             "steps: its rows are made for SGD and AdamW; take FedSGD, FedAvg or FedAvgAdamW"
+        )
+    if not MIN_RATE <= client.learning_rate <= MAX_RATE:
+        raise InputError(
+            f"SpectralLDPAttack: at a learning_rate of {client.learning_rate:g} the rows or the "
+            f"target explode in the local steps; what lies between {MIN_RATE:g} and {MAX_RATE:g} "
+            "can be read"
         )
     if client.learning_rate * client.weight_decay >= 1:
         raise InputError(
