@@ -89,7 +89,7 @@ def main() -> None:
             )
             data.setup()
             rounds: dict[str, list[tuple[int | None, float]]] = {
-                "one": [(place, 1.0) for place in range(arguments.places)],
+                "one": [(place, 1.0) for place in range(min(arguments.places, number))],
                 "all": [(None, 1.0)],
                 "one, adaptive clip": [(0, 1.105)],
             }
