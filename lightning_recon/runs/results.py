@@ -192,9 +192,12 @@ def describe_attack(
         attack.federation.defenses,
         client=attack.client,
         num_samples=num_samples,
+        num_rounds=attack.num_rounds,
         sends_buffers=Grant.BUFFERS in attack.oracles,
     )
     protocol = f"protocol {attack.client.protocol}, {attack.client.mode} mode"
+    if attack.num_rounds > 1:
+        protocol += f", {attack.num_rounds} rounds of the same data"
     return {
         "attack": type(attack).__name__,
         "citation": attack.citation,
