@@ -9,7 +9,7 @@ import torch
 from attack_helpers import bind
 from torch import nn
 
-import lightning_recon.attacks.gauss_newton_inversion as module
+import lightning_recon.attacks.matching.linear_model as module
 from lightning_recon.__main__ import main
 from lightning_recon.attacks import GaussNewtonInversion, InvertingGradients
 from lightning_recon.attacks.features.spectrum import Spectrum
@@ -440,7 +440,7 @@ class TestLeastSquares:
         torch.testing.assert_close(backward(equations), along.T @ equations)
         whole = rows @ rows.T + torch.eye(24)
         solved = conjugate_gradients(
-            lambda x: whole @ x, numbers, 1 / whole.diagonal(), 100, tolerance=1e-12
+            lambda x: whole @ x, numbers, lambda x: x / whole.diagonal(), 100, tolerance=1e-12
         )
         torch.testing.assert_close(whole @ solved, numbers)
 
