@@ -130,7 +130,8 @@ class Factors:
 
     def __init__(self, damped: Damped) -> None:
         self.damped = damped
-        self._damping, self._factor = math.nan, None
+        self._damping = math.nan
+        self._factor: Tensor | None = None
 
     def at(self, damping: float) -> Tensor | None:
         """Return a factor at about this damping; None: the equations are not definite."""
@@ -199,12 +200,12 @@ def products(residual: Residual, images: Tensor, moved: Map, along: Map) -> tupl
         moved: makes a move, B C H W, of how far it goes along K directions of each image, B K.
         along: its transpose.
     """
-    equations, back = vjp(residual, images)
+    equations, back, *_ = vjp(residual, images)
     # J' u is linear in u, and the transpose of that is J: a fifth of what jvp takes anew each time
     forth = vjp(lambda numbers: back(numbers)[0], torch.zeros_like(equations))[1]
 
     def forward(numbers: Tensor) -> Tensor:
-        (change,) = forth(moved(numbers.view(len(images), -1)))
+        change: Tensor = forth(moved(numbers.view(len(images), -1)))[0]
         return change
 
     def backward(equations: Tensor) -> Tensor:

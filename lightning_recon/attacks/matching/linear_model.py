@@ -131,7 +131,7 @@ class LinearModel:
         sums: Map = torch.Tensor.contiguous
         if number < len(before.residual):
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "sums"))
-            sums = Sums.draw(len(before.residual), number, generator)
+            sums = Sums.draw(len(before.residual), number, generator).__call__
         point = images.to(self._reference)
         rows = jacobian(self.equations.residual, point, basis.to(point), len(before.residual), sums)
         hessian = gram(rows if is_noisy else rows.double()).double()
@@ -212,7 +212,8 @@ class LinearModel:
             added = precision + damping * scale
 
             def precondition(numbers: Tensor) -> Tensor:
-                return numbers / (added + scale)
+                divided: Tensor = numbers / (added + scale)
+                return divided
 
             if factors is not None:
                 factor = factors.at(damping)
