@@ -27,8 +27,10 @@ from lightning_recon.attacks.exact.certificate import (
     read_spans,
     simulate_null,
 )
+from lightning_recon.attacks.exact.gates import Starts, gated_directions
+from lightning_recon.attacks.exact.independence import independent_images
 from lightning_recon.attacks.exact.slopes import SlopeModel
-from lightning_recon.attacks.exact.sparsity import sparse_images
+from lightning_recon.attacks.exact.sparsity import MAX_RANK, shown_images, sparse_directions
 from lightning_recon.attacks.linear_layer import FAINT, grid_misfit, read_candidates
 from lightning_recon.observation import HALF_LEVEL
 
@@ -36,6 +38,7 @@ CERTAIN, LIKELY = 1e-4, 0.05
 """p-values up to which an image is certified, or likely."""
 _NEAR_GRID = 0.15  # mean distance from a grey level, in levels, of what is set to the levels
 _NULL_SIZE = 300  # mixtures
+_ROWS_A_SAMPLE = 4  # below, neither low rank nor sparsity is tried
 _SAME = (3 / 255) ** 2  # mean square between two looks at one image whose pixels have no levels
 
 
@@ -67,7 +70,9 @@ class Peeling:
         generator: of the null hypothesis, and of the spans of what is left.
         num_samples: of the client; null: nobody says.
         snap: whether pixels near 8-bit levels are set to them.
-        sparsity: whether candidates of :mod:`.sparsity` are tried where rows show no new ones.
+        sparsity: whether candidates of :mod:`.gates` or :mod:`.sparsity` are tried where rows show
+            no new ones.
+        independence: whether :mod:`.independence` says where these begin to look.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class Peeling:
         num_samples: int | None = None,
         snap: bool = True,
         sparsity: bool = True,
+        independence: bool = True,
     ) -> None:
         self.left = gradient.clone()
         self.spans = spans
@@ -88,6 +94,7 @@ class Peeling:
         self.image_shape = image_shape
         self.snap = snap
         self.sparsity = sparsity
+        self.independence = independence
         self.scale: float | None = None
         """Common to all samples; None: nothing passed yet."""
         self._agree = 0
@@ -104,6 +111,8 @@ class Peeling:
         self._seen: set[bytes] = set()
         self._floor = max(FAINT * float(gradient[:, -1].abs().max()), spans.noise_std)
         self.null = self._null(generator)
+        self.jacobian = model.open_jacobian(generator) if sparsity else None
+        """Of the logits behind open gates, C K; None: the network is not of that kind."""
 
     def run(self) -> Found:
         """Return all that was tried, the certified first, in the order in which they showed."""
@@ -175,10 +184,23 @@ class Peeling:
 
     def _sparse(self) -> Tensor:
         """Return the images that low rank and sparsity show, N D in [0, 1]."""
-        spans = self.spans
-        return self._cleaned(
-            sparse_images(spans.columns, spans.strengths, spans.rows, self.generator)
-        )
+        columns, strengths, rows = self.spans[:3]
+        directions = columns[:0]
+        if 2 <= self.spans.rank <= len(columns) // _ROWS_A_SAMPLE:
+            if self.jacobian is not None:
+                guessed = self._guessed_starts() if self.independence else None
+                directions = gated_directions(columns, self.jacobian, self.generator, guessed)
+            elif self.spans.rank <= MAX_RANK:
+                directions = sparse_directions(columns, self.generator)
+        return self._cleaned(shown_images(directions, strengths, rows))
+
+    def independent(self) -> Tensor:
+        """Return the independent components of the rows' span, N D in [0, 1]."""
+        return independent_images(self.spans.rows, self.image_shape, self.generator).clamp(0, 1)
+
+    def _guessed_starts(self) -> Starts:
+        tested = examine_all(self.spans, self.model, self.independent())
+        return Starts(tested.slopes @ self.spans.columns, tested.label)
 
     def _cleaned(self, images: Tensor) -> Tensor:
         """Return images, N D, moved into the span of the rows, and set to levels."""

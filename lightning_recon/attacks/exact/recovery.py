@@ -6,9 +6,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_recon.attacks.exact.certificate import read_spans
-from lightning_recon.attacks.exact.peeling import LIKELY, Found, Peeling
+from lightning_recon.attacks.exact.peeling import LIKELY, Found, Peeling, join
 from lightning_recon.attacks.exact.slopes import SlopeModel
 from lightning_recon.attacks.linear_layer import (
+    ON_GRID,
     SAME_IMAGE,
     FirstLinear,
     choose_rows,
@@ -53,6 +54,7 @@ def recover(
     *,
     snap: bool = True,
     sparsity: bool = True,
+    independence: bool = True,
 ) -> Reconstruction:
     """Return the images of a client, each with its mark and p-value, the surest first.
 
@@ -61,7 +63,10 @@ def recover(
         image_shape: C, H, W.
         name: of the attack, for messages.
         snap: whether pixels near 8-bit levels are set to them.
-        sparsity: whether candidates of :mod:`.sparsity` are tried where rows show no new ones.
+        sparsity: whether candidates of :mod:`.gates` or :mod:`.sparsity` are tried where rows show
+            no new ones.
+        independence: whether independent components are looked for: they are guesses, and where
+            gates begin to look.
 
     Raises:
         InputError: if the payload has no such layer, or the batch is larger than its rank allows.
@@ -83,7 +88,7 @@ def recover(
     with torch.autocast(gradient.device.type, enabled=False), torch.no_grad():
         model = SlopeModel(observation.payload, first, image_shape, smoothing)
         spans = read_spans(gradient, most, generator)
-        options = {"snap": snap, "sparsity": sparsity}
+        options = {"snap": snap, "sparsity": sparsity, "independence": independence}
         search = Peeling(
             gradient, spans, model, image_shape, generator, num_samples=most, **options
         )
@@ -101,20 +106,26 @@ def as_gradient(first: FirstLinear, observation: Observation) -> Tensor:
 
 
 def as_marked(search: Peeling, found: Found, most: int | None) -> Reconstruction:
-    """Return what a search found: the certified, then the likely, then guesses from single rows.
+    """Return what a search found: the certified, then the likely, then guesses.
+
+    These are rows on the 8-bit levels, then independent components, then other rows.
 
     Args:
         search: that is over.
         found: by it.
         most: images that are returned; null: no limit.
     """
-    guesses = read_candidates(search.left[:, :-1], search.left[:, -1], search.image_shape)
-    chosen = choose_rows(guesses, search.left[:, -1], most)
-    rest = search.judge(guesses.images[chosen].flatten(1).clamp(0, 1))
-    images = torch.cat([found.images, rest.images])
-    tested = [torch.cat(pair) for pair in zip(found.tested, rest.tested, strict=True)]
-    p_value = torch.cat([found.p_value, rest.p_value])
-    certified = torch.cat([found.is_certified, torch.zeros_like(rest.is_certified)])
+    shown = read_candidates(search.left[:, :-1], search.left[:, -1], search.image_shape)
+    chosen = choose_rows(shown, search.left[:, -1], most)
+    guesses = shown.images[chosen].flatten(1).clamp(0, 1)
+    if search.independence and search.num_left != 0:
+        mixed = shown.misfit[chosen] > ON_GRID
+        guesses = torch.cat([guesses[~mixed], search.independent(), guesses[mixed]])
+    rest = search.judge(guesses)
+    rest = rest._replace(is_certified=torch.zeros_like(rest.is_certified))
+    # candidates on the levels are no mixtures
+    images, tested, p_value, certified = join([found, rest] if search.is_snapped else [rest, found])
+    p_value = p_value.where(p_value <= LIKELY, 1.0)
     order = (p_value + 2.0 * ~certified).argsort(stable=True)
     kept: list[int] = []
     for place in order.tolist():
@@ -131,8 +142,8 @@ def as_marked(search: Peeling, found: Found, most: int | None) -> Reconstruction
     )  # fmt: skip
     return Reconstruction(
         images=images[kept].view(-1, *search.image_shape),
-        labels=tested[1][kept],
-        score=tested[0][kept],
+        labels=tested.label[kept],
+        score=tested.statistic[kept],
         notes={
             "certified": marks.count(Mark.CERTIFIED),
             "likely": marks.count(Mark.LIKELY),
