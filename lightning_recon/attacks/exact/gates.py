@@ -15,6 +15,7 @@ What differs from the paper: both equations, where it uses the zeros alone, whic
 larger; and every image is put to the test of :mod:`.certificate`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,8 +25,10 @@ from torch import Tensor
 from lightning_recon.attacks.exact.sparsity import refined
 
 _STARTS_A_SAMPLE, _LEAST_STARTS, _MOST_STARTS = 8, 64, 512  # at a time
-_ROUNDS = 5
+_ROUNDS, _PATIENCE = 10, 2  # at the most, and without a new sample
+_FEW_LEFT = 0.15  # share of the samples that is left, for which starts lie beside those found
 _MOST_ROWS = 1000  # that are descended on, or ten a sample
+_SUREST = 3.0  # standard deviation of the logits from which chances are drawn
 _STEPS = 300
 _FIRST_STEP, _FIRST_WIDTH, _LAST_WIDTH = 0.1, 1.0, 0.01  # of the slopes' root mean square
 _FIT_EVERY = 10  # steps between two fits of r
@@ -39,53 +42,74 @@ class Starts(NamedTuple):
 
     vectors: Tensor
     """N r."""
-    labels: Tensor
-    """N, int64."""
+    residuals: Tensor
+    """N C, at the logits: softmax less label."""
 
 
 def gated_directions(
-    columns: Tensor, jacobian: Tensor, generator: torch.Generator, guessed: Starts | None = None
+    columns: Tensor,
+    jacobian: Tensor,
+    generator: torch.Generator,
+    guess: Callable[[Tensor], Starts] | None = None,
 ) -> Tensor:
     """Return the vectors q of which U q is open or shut at every row, at most r, of length 1: R r.
 
-    Rounds of descents are made until all are found, or one brings none.
+    Rounds of descents are made until all are found, or three in a row bring none.
 
     Args:
         columns: U, K r, orthonormal.
         jacobian: of the logits by the outputs of open gates, C K.
         generator: of the starts, on the CPU.
-        guessed: starts of the first round; null: as the others, at random.
+        guess: where the samples that are not among R r vectors may be; null: nobody knows.
     """
     rank = columns.shape[1]
     found = columns.new_zeros(0, rank)
+    idle = 0
     for turn in range(_ROUNDS):
         before = len(found)
-        starts = guessed if guessed and turn == 0 else _random_starts(columns, jacobian, generator)
+        starts = _random_starts(columns, jacobian, generator)
+        if 0 < rank - len(found) <= _FEW_LEFT * rank:
+            starts = _elsewhere(starts, found)
+            starts = _joined(guess(found), starts) if guess else starts
+        elif guess and turn == 0:
+            starts = guess(found)
         for vector in _descend(columns, jacobian, starts, generator):
             if ((found @ vector).abs() > _SAME).any():
                 continue
             sharp = refined(columns, vector)
             if sharp is not None and not ((found @ sharp).abs() > _SAME).any():
                 found = torch.cat([found, sharp[None]])
-        if len(found) >= rank or (len(found) == before and starts is not guessed):
+        idle = 0 if len(found) > before or (guess and turn == 0) else idle + 1
+        # where the first starts lead nowhere, the gates are not seen
+        if len(found) >= rank or idle > _PATIENCE or (idle and not len(found)):
             break
     return found[:rank]
 
 
+def _joined(one: Starts, other: Starts) -> Starts:
+    return Starts(*(torch.cat(parts) for parts in zip(one, other, strict=True)))
+
+
+def _elsewhere(starts: Starts, found: Tensor) -> Starts:
+    """Return starts of the same length, orthogonal to what is found, R r."""
+    basis = torch.linalg.qr(found.T).Q
+    outside = starts.vectors - starts.vectors @ basis @ basis.T
+    size = starts.vectors.norm(dim=1, keepdim=True)
+    return starts._replace(vectors=size * F.normalize(outside))
+
+
 def _random_starts(columns: Tensor, jacobian: Tensor, generator: torch.Generator) -> Starts:
-    """Return starts around half of what open gates let through, of random labels."""
+    """Return starts around half of what open gates let through, of random labels and chances."""
     num_classes, rank = len(jacobian), columns.shape[1]
     size = min(max(_LEAST_STARTS, _STARTS_A_SAMPLE * rank), _MOST_STARTS)
-    labels = torch.randint(num_classes, (size,), generator=generator).to(columns.device)
+    labels = torch.randint(num_classes, (size,), generator=generator)
+    sure = _SUREST * torch.rand(size, 1, generator=generator)
+    chances = (sure * torch.randn(size, num_classes, generator=generator)).softmax(1)
+    residuals = (chances - F.one_hot(labels, num_classes)).to(jacobian)
+    is_open = residuals @ jacobian
     around = torch.randn(size, rank, generator=generator).to(columns)
-    is_open = _uncertain(labels, jacobian) @ jacobian
     around = around * is_open.norm(dim=1, keepdim=True) / rank**0.5
-    return Starts((is_open @ columns + around) / 2, labels)
-
-
-def _uncertain(labels: Tensor, jacobian: Tensor) -> Tensor:
-    """Return the residuals at the logits, N C, of a network that is sure of nothing."""
-    return (1 / len(jacobian) - F.one_hot(labels, len(jacobian))).to(jacobian)
+    return Starts((is_open @ columns + around) / 2, residuals)
 
 
 def _descend(
@@ -100,7 +124,7 @@ def _descend(
         ends = _descend(rotated, jacobian[:, chosen], starts, generator)
         return F.normalize(torch.linalg.solve_triangular(upper, ends.T, upper=True).T)
     columns, jacobian, vectors = columns.float(), jacobian.float(), starts.vectors.float()
-    is_open = _uncertain(starts.labels, jacobian) @ jacobian  # N K: slopes of open gates
+    is_open = starts.residuals.float() @ jacobian  # N K: slopes of open gates
     size = is_open.norm(dim=1, keepdim=True)
     for step in range(_STEPS):
         done = step / _STEPS
@@ -108,7 +132,7 @@ def _descend(
         slopes = vectors @ columns.T
         passes = (slopes - is_open).abs() < slopes.abs()
         if done >= _FIT_FROM and step % _FIT_EVERY == 0:
-            is_open = _fitted(slopes, passes, jacobian) @ jacobian
+            is_open = fitted(slopes, passes, jacobian) @ jacobian
         uphill = torch.tanh((slopes - is_open * passes) / width) @ columns
         vectors = vectors - _FIRST_STEP * (1 - done) * size * F.normalize(uphill)
     slopes = vectors @ columns.T
@@ -118,8 +142,14 @@ def _descend(
     return F.normalize(vectors[order[misfit[order] <= _LOOSE]].double())
 
 
-def _fitted(slopes: Tensor, passes: Tensor, jacobian: Tensor) -> Tensor:
-    """Return the residuals at the logits, N C, that explain the slopes, N K, of open gates best."""
+def fitted(slopes: Tensor, passes: Tensor, jacobian: Tensor) -> Tensor:
+    """Return the residuals at the logits, N C, that explain the slopes of open gates best.
+
+    Args:
+        slopes: N K.
+        passes: which gates are open, N K, bool.
+        jacobian: of the logits by the outputs of open gates, C K.
+    """
     weight = passes.to(slopes)
     normal = torch.einsum("ck,nk,dk->ncd", jacobian, weight, jacobian)
     ridge = 1e-6 * jacobian.square().mean(0).sum() + 1e-6 * normal.diagonal(dim1=1, dim2=2).mean(1)

@@ -39,7 +39,7 @@ class ExactInversion(AnalyticAttack):
         defenses: the clients' defenses, in order.
         snap: whether pixels near 8-bit levels are set to them: for pictures of 8 bits.
         sparsity: whether low rank and sparsity are tried where rows show no new images: of up to a
-            quarter as many samples as rows, seconds.
+            sixth as many samples as rows, seconds.
         independence: whether independent components are looked for where images are missing: they
             are guesses, and help sparsity to begin; seconds.
         seed: of all randomness.

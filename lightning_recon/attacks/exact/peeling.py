@@ -12,6 +12,7 @@ of the update's rows, which takes most of the noise off; and pixels near 8-bit l
 them, if the client's pictures have any, so that the parts which are subtracted are exact.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from lightning_recon.attacks.exact.certificate import (
     read_spans,
     simulate_null,
 )
-from lightning_recon.attacks.exact.gates import Starts, gated_directions
+from lightning_recon.attacks.exact.gates import Starts, fitted, gated_directions
 from lightning_recon.attacks.exact.independence import independent_images
 from lightning_recon.attacks.exact.slopes import SlopeModel
 from lightning_recon.attacks.exact.sparsity import MAX_RANK, shown_images, sparse_directions
@@ -38,7 +39,7 @@ CERTAIN, LIKELY = 1e-4, 0.05
 """p-values up to which an image is certified, or likely."""
 _NEAR_GRID = 0.15  # mean distance from a grey level, in levels, of what is set to the levels
 _NULL_SIZE = 300  # mixtures
-_ROWS_A_SAMPLE = 4  # below, neither low rank nor sparsity is tried
+_ROWS_A_SAMPLE = 6  # below, neither low rank nor sparsity is tried
 _SAME = (3 / 255) ** 2  # mean square between two looks at one image whose pixels have no levels
 
 
@@ -188,8 +189,10 @@ class Peeling:
         directions = columns[:0]
         if 2 <= self.spans.rank <= len(columns) // _ROWS_A_SAMPLE:
             if self.jacobian is not None:
-                guessed = self._guessed_starts() if self.independence else None
-                directions = gated_directions(columns, self.jacobian, self.generator, guessed)
+                guess = partial(self._guess, jacobian=self.jacobian)
+                directions = gated_directions(
+                    columns, self.jacobian, self.generator, guess if self.independence else None
+                )
             elif self.spans.rank <= MAX_RANK:
                 directions = sparse_directions(columns, self.generator)
         return self._cleaned(shown_images(directions, strengths, rows))
@@ -198,9 +201,13 @@ class Peeling:
         """Return the independent components of the rows' span, N D in [0, 1]."""
         return independent_images(self.spans.rows, self.image_shape, self.generator).clamp(0, 1)
 
-    def _guessed_starts(self) -> Starts:
-        tested = examine_all(self.spans, self.model, self.independent())
-        return Starts(tested.slopes @ self.spans.columns, tested.label)
+    def _guess(self, found: Tensor, jacobian: Tensor) -> Starts:
+        """Return starts at the components of what is left without found directions, R r."""
+        left = torch.linalg.qr(found.T, mode="complete").Q[:, len(found) :]
+        rows = left.T @ (self.spans.strengths[:, None] * self.spans.rows)
+        images = independent_images(rows, self.image_shape, self.generator).clamp(0, 1)
+        slopes = examine_all(self.spans, self.model, images).slopes
+        return Starts(slopes @ self.spans.columns, fitted(slopes, slopes != 0, jacobian))
 
     def _cleaned(self, images: Tensor) -> Tensor:
         """Return images, N D, moved into the span of the rows, and set to levels."""
