@@ -111,7 +111,8 @@ def cases(sample: Sample) -> dict[str, list[Case]]:
         "peeling": [
             Case(f"peeling, float{bits}", size, dtype=getattr(torch, f"float{bits}"))
             for bits in (32, 64) for size in sizes
-        ] + [Case("LinearLayerInversion", size, LinearLayerInversion) for size in sizes],
+        ] + [Case("not set to levels, float32", size, raw) for size in sizes[:2]]
+        + [Case("LinearLayerInversion", size, LinearLayerInversion) for size in sizes],
         "soliton": [Case("soliton", size, SolitonBiases) for size in sizes]
         + [
             Case("soliton, public images", size, partial(SolitonBiases, uses_public=True))
@@ -123,6 +124,9 @@ def cases(sample: Sample) -> dict[str, list[Case]]:
             Case("two hidden layers", 64, target=lambda seed: wide((1000, 100), seed=seed)),
             Case("GELU", 16, target=gelu),
             Case("Sigmoid", 16, target=lambda seed: wide((1000,), "sigmoid", seed=seed)),
+            Case("GELU, pixels normalised", 16, target=lambda seed: centred(seed, kind=nn.GELU)),
+            Case("GELU, pixels normalised", 64, target=lambda seed: centred(seed, kind=nn.GELU)),
+            Case("no bias", 16, target=without_bias),
             Case("one label", 64, change=lambda batch: batch._replace(labels=0 * batch.labels)),
             Case("every image twice", 64, change=twice),
             Case("pixels without levels", 16, change=without_levels),
@@ -151,16 +155,28 @@ def cases(sample: Sample) -> dict[str, list[Case]]:
     }  # fmt: skip
 
 
-def centred(seed: int, hidden: Sequence[int] = (1000,)) -> Target:
+def centred(
+    seed: int, hidden: Sequence[int] = (1000,), kind: Callable[[], nn.Module] = nn.ReLU
+) -> Target:
     """Return the usual network behind pixels that are normalised, as most networks read them."""
 
     def layers() -> nn.Module:
         made: list[nn.Module] = [nn.Flatten()]
         for width, length in zip((3072, *hidden), hidden, strict=False):
-            made += [nn.Linear(width, length), nn.ReLU()]
+            made += [nn.Linear(width, length), kind()]
         return nn.Sequential(*made, nn.Linear(hidden[-1], 10))
 
     return ModuleTarget(layers, 10, mean=0.47, std=0.25, seed=seed)
+
+
+def without_bias(seed: int) -> Target:
+    """Return the network of PyTorch's weights whose first layer has no bias."""
+
+    def layers() -> nn.Module:
+        first = nn.Linear(3072, 1000, bias=False)
+        return nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(1000, 10))
+
+    return ModuleTarget(layers, 10, seed=seed)
 
 
 def deep(seed: int) -> Target:

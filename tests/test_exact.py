@@ -156,17 +156,17 @@ def test_pixels_without_levels_are_certified_too():
     assert num_wrong(found, batch) == 0
 
 
-def plain(*between, **settings):
+def plain(*between, shift=None, **settings):
     first = nn.Linear(192, ROWS, **settings)
     layers = [nn.Flatten(), first, *between, nn.ReLU(), nn.Linear(ROWS, CLASSES)]
-    return ModuleTarget(nn.Sequential(*layers), CLASSES)
+    return ModuleTarget(nn.Sequential(*layers), CLASSES, mean=shift, std=1.0)
 
 
 @pytest.mark.parametrize(
     ("target", "said"),
     [
         (lambda: LeNet(CLASSES, SIZE), "no linear layer with a bias reads the image in LeNet;"),
-        (lambda: plain(bias=False), "has none; choose a target"),
+        (lambda: plain(bias=False, shift=0.5), "has none; choose a target"),
         (lambda: ConvNet(CLASSES, 2), "no linear layer with a bias reads the image"),
         (lambda: plain(nn.BatchNorm1d(ROWS)), "batch norm in train mode mixes the samples"),
         (lambda: plain(nn.Dropout(0.1)), "what dropout drops is not known"),
@@ -299,6 +299,16 @@ def test_the_terminal_tells_what_is_proven(notes, said, tmp_path, capsys):
     assert lines == ([] if said is None else [f"proven   {said}"])
 
 
+def test_without_a_bias_the_levels_tell_the_scale():
+    batch = batch_of(12)
+    target = plain(bias=False)
+    found = attacked(ExactInversion(target), batch)
+    assert num_certified(found) == 12
+    assert num_wrong(found, batch) == 0
+    with pytest.raises(InputError, match="has none; choose a target"):
+        observe(SolitonBiases(target), batch)
+
+
 # --- low rank and sparsity ----------------------------------------------------------------------
 
 
@@ -412,6 +422,26 @@ def test_independent_components_are_the_images():
     wrong = torch.cdist(found, images.flatten(1)).square() / 1728
     assert wrong.amin(0).max() < 1e-3
     assert wrong.argmin(0).unique().numel() == 6
+
+
+@pytest.mark.parametrize("kind", [nn.GELU, nn.Sigmoid])
+def test_guesses_of_a_smooth_network_are_moved_until_they_are_exact(kind):
+    """Behind pixels around 0 and small weights no row shows a sample, and no slope is 0."""
+    images = (255 * edges(5, 16)).round() / 255
+    labels = torch.tensor([3, 1, 4, 1, 5])
+    batch = PrivateBatch(images, labels, torch.ones(5), torch.arange(5))
+
+    def layers():
+        return nn.Sequential(nn.Flatten(), nn.Linear(768, 200), kind(), nn.Linear(200, CLASSES))
+
+    for independence, expected in ((True, 5), (False, 0)):
+        attack = ExactInversion(
+            ModuleTarget(layers, CLASSES, mean=0.5, std=0.25), independence=independence
+        )
+        attack.bind(DataSpec((3, 16, 16), CLASSES, 5), images[:0])
+        found = attack.reconstruct(attack.federation.play(batch, 0))
+        assert num_certified(found) == expected
+        assert num_wrong(found, batch) == 0
 
 
 def test_more_samples_than_rows_are_refused():

@@ -30,7 +30,8 @@ class CocktailParty(AnalyticAttack):
     """Independent components of the gradient of a fully connected first layer.
 
     Args:
-        target: a model whose first layer is linear and has a bias.
+        target: a model whose first layer is linear, and has a bias or reads images that are not
+            shifted.
         client: the clients' protocol; null: FedSGD.
         defenses: the clients' defenses, in order.
         seed: of all randomness.
@@ -44,9 +45,9 @@ class CocktailParty(AnalyticAttack):
         """Return the model as it is.
 
         Raises:
-            InputError: if it has no linear layer with a bias that reads the image.
+            InputError: if it has no such layer.
         """
-        first_linear(model, self.known_shape)
+        first_linear(model, self.known_shape, needs_bias=False)
         return model
 
     def reconstruct(self, observation: Observation) -> Reconstruction:
@@ -57,7 +58,7 @@ class CocktailParty(AnalyticAttack):
         Raises:
             InputError: if there are more samples than the gradient can have dimensions.
         """
-        first = first_linear(observation.payload, self.known_shape)
+        first = first_linear(observation.payload, self.known_shape, needs_bias=False)
         gradient = as_gradient(first, observation)
         most, (height, width) = observation.num_samples, gradient.shape
         if most is not None and most > min(height, width):

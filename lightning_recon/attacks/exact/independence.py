@@ -12,11 +12,14 @@ independent from image to image: here these are separated, the differences along
 along both, of all colours of a place as one vector.  FastICA (Hyvärinen, 1999) finds a start; the
 likelihood of a Laplacian density of these vectors, which asks for no orthogonal mixing, is climbed
 from there (Pham and Garat, 1997).  And the gradient of the bias, the last column, which is the same
-1 for all images, tells scale, sign and brightness, where the paper stretches each image to [0, 1].
+1 for all images, tells scale, sign and brightness, where the paper stretches each image to [0, 1];
+without a bias the brightest pixel is taken for white.
 """
 
 import torch
 from torch import Tensor
+
+from lightning_recon.attacks.exact.scales import by_peak
 
 _FIXED_STEPS = 60
 _CLIMB_STEPS = 300
@@ -49,7 +52,7 @@ def independent_images(
     white = (whiten @ flat).float().view(-1, *seen.shape[1:])
     unmixing = _climb(white, _fixed_point(white, generator)).to(rows) @ whiten
     mixed = unmixing @ rows
-    images: Tensor = mixed[:, :-1] / mixed[:, -1:]
+    images = mixed[:, :-1] / mixed[:, -1:] if rows[:, -1].any() else by_peak(mixed[:, :-1])
     return images[images.isfinite().all(1)]
 
 
@@ -93,9 +96,9 @@ def _climb(white: Tensor, unmixing: Tensor) -> Tensor:
         moduli = ((unmixing @ flat).view_as(white).square().sum(1) + _SHARP).sqrt()
         loss: Tensor = (size + 1) ** 0.5 * moduli.sum() / places
         loss = loss - size * torch.linalg.slogdet(unmixing).logabsdet
-        loss.backward()
+        unmixing.grad = torch.autograd.grad(loss, unmixing)[0].contiguous()
         return loss
 
     with torch.enable_grad():
-        optimizer.step(unlikelihood)
+        optimizer.step(unlikelihood)  # type: ignore[no-untyped-call]
     return unmixing.detach()

@@ -33,8 +33,8 @@ class ExactInversion(AnalyticAttack):
     """Peeling with certificates on the first linear layer of an honest network.
 
     Args:
-        target: a model whose first layer is linear and has a bias; with a ReLU behind it, samples
-            can be told apart.
+        target: a model whose first layer is linear, and has a bias or reads images that are not
+            shifted; with a ReLU behind it, samples can be told apart.
         client: the clients' protocol; null: FedSGD.
         defenses: the clients' defenses, in order.
         snap: whether pixels near 8-bit levels are set to them: for pictures of 8 bits.
@@ -71,10 +71,9 @@ class ExactInversion(AnalyticAttack):
         """Return the model as it is.
 
         Raises:
-            InputError: if it has no linear layer with a bias that reads the image, or mixes the
-                samples of a batch.
+            InputError: if it has no such layer, or mixes the samples of a batch.
         """
-        first_linear(model, self.known_shape)
+        first_linear(model, self.known_shape, needs_bias=False)
         check_alone(model, self.mode, type(self).__name__)
         return model
 

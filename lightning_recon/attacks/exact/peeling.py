@@ -30,9 +30,11 @@ from lightning_recon.attacks.exact.certificate import (
 )
 from lightning_recon.attacks.exact.gates import Starts, fitted, gated_directions
 from lightning_recon.attacks.exact.independence import independent_images
+from lightning_recon.attacks.exact.scales import read_rows, row_sizes
 from lightning_recon.attacks.exact.slopes import SlopeModel
+from lightning_recon.attacks.exact.smooth import is_smooth, moved_images
 from lightning_recon.attacks.exact.sparsity import MAX_RANK, shown_images, sparse_directions
-from lightning_recon.attacks.linear_layer import FAINT, grid_misfit, read_candidates
+from lightning_recon.attacks.linear_layer import FAINT, grid_misfit
 from lightning_recon.observation import HALF_LEVEL
 
 CERTAIN, LIKELY = 1e-4, 0.05
@@ -71,9 +73,10 @@ class Peeling:
         generator: of the null hypothesis, and of the spans of what is left.
         num_samples: of the client; null: nobody says.
         snap: whether pixels near 8-bit levels are set to them.
-        sparsity: whether candidates of :mod:`.gates` or :mod:`.sparsity` are tried where rows show
-            no new ones.
-        independence: whether :mod:`.independence` says where these begin to look.
+        sparsity: whether candidates of :mod:`.gates`, :mod:`.sparsity` or :mod:`.smooth` are tried
+            where rows show no new ones.
+        independence: whether :mod:`.independence` says where these begin to look, as the last must
+            know.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class Peeling:
         self.generator = generator
         self._images = gradient.new_zeros(0, gradient.shape[1] - 1)
         self._seen: set[bytes] = set()
-        self._floor = max(FAINT * float(gradient[:, -1].abs().max()), spans.noise_std)
+        self._floor = max(FAINT * float(row_sizes(gradient).max()), spans.noise_std)
         self.null = self._null(generator)
         self.jacobian = model.open_jacobian(generator) if sparsity else None
         """Of the logits behind open gates, C K; None: the network is not of that kind."""
@@ -146,7 +149,8 @@ class Peeling:
         Args:
             others: what failed in the old spans, and may be tried again.
         """
-        self.spans = read_spans(self.left, self.num_left, self.generator)
+        spans = read_spans(self.left, self.num_left, self.generator)
+        self.spans = spans._replace(constant=self.spans.constant)
         for image in self._keys(torch.cat([found.images for found in others])):
             self._seen.discard(image)
 
@@ -173,15 +177,13 @@ class Peeling:
         times = counts * self.scale
         if self.num_left is not None:
             self.num_left = max(0, self.num_left - int(counts.sum()))
-        one = found.images.new_ones(len(found.images), 1)
-        self.left -= (times[:, None] * found.tested.slopes).T @ torch.cat([found.images, one], 1)
+        slopes = times[:, None] * found.tested.slopes
+        self.left -= slopes.T @ self.spans.extended(found.images)
 
     def _rows(self) -> Tensor:
         """Return the images that single rows show, N D in [0, 1]."""
-        bias = self.left[:, -1]
-        rows = bias.abs() > self._floor
-        images = read_candidates(self.left[rows, :-1], bias[rows], self.image_shape).images
-        return self._cleaned(images.flatten(1))
+        rows = self.left[row_sizes(self.left) > self._floor]
+        return self._cleaned(read_rows(rows, self.image_shape).images.flatten(1))
 
     def _sparse(self) -> Tensor:
         """Return the images that low rank and sparsity show, N D in [0, 1]."""
@@ -193,9 +195,17 @@ class Peeling:
                 directions = gated_directions(
                     columns, self.jacobian, self.generator, guess if self.independence else None
                 )
+            elif self.independence and is_smooth(self.null.tested.slopes):
+                return self._cleaned(self._moved())
             elif self.spans.rank <= MAX_RANK:
                 directions = sparse_directions(columns, self.generator)
         return self._cleaned(shown_images(directions, strengths, rows))
+
+    def _moved(self) -> Tensor:
+        """Return the independent components, moved until their slopes fit the columns, N D."""
+        images = self.independent()
+        labels = examine_all(self.spans, self.model, images).label
+        return moved_images(self.spans, self.model, images, labels)
 
     def independent(self) -> Tensor:
         """Return the independent components of the rows' span, N D in [0, 1]."""
@@ -247,8 +257,7 @@ class Peeling:
         return [image.tobytes() for image in (255 * images).round().byte().cpu().numpy()]
 
     def _null(self, generator: torch.Generator) -> MixtureNull:
-        bias = self.left[:, -1]
-        shown = read_candidates(self.left[:, :-1], bias, self.image_shape).images.flatten(1)
+        shown = read_rows(self.left, self.image_shape).images.flatten(1)
         noise = torch.rand(16, shown.shape[1], generator=generator, dtype=torch.float64).to(shown)
         for pool in (shown, torch.cat([shown, noise])):
             if len(pool) > 1:

@@ -7,6 +7,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_recon.attacks.exact.certificate import read_spans
 from lightning_recon.attacks.exact.peeling import LIKELY, Found, Peeling, join
+from lightning_recon.attacks.exact.scales import read_rows, row_sizes
 from lightning_recon.attacks.exact.slopes import SlopeModel
 from lightning_recon.attacks.linear_layer import (
     ON_GRID,
@@ -14,7 +15,6 @@ from lightning_recon.attacks.linear_layer import (
     FirstLinear,
     choose_rows,
     first_linear,
-    read_candidates,
 )
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Mark, Observation, Reconstruction
@@ -71,7 +71,7 @@ def recover(
     Raises:
         InputError: if the payload has no such layer, or the batch is larger than its rank allows.
     """
-    first = first_linear(observation.payload, image_shape)
+    first = first_linear(observation.payload, image_shape, needs_bias=False)
     gradient = as_gradient(first, observation)
     most, (height, width) = observation.num_samples, gradient.shape
     if most is not None and most >= min(height, width):
@@ -98,8 +98,12 @@ def recover(
 def as_gradient(first: FirstLinear, observation: Observation) -> Tensor:
     """Return the gradient of the first layer's weights and bias, K (D + 1), float64.
 
-    It is as if the layer read images in [0, 1].
+    It is as if the layer read images in [0, 1]; without a bias the last column is 0.
     """
+    if not first.has_bias:
+        weight = observation.update[f"{first.prefix}weight"].double()
+        weight = first.images(weight, weight.new_zeros(len(weight)))
+        return torch.cat([weight, weight.new_zeros(len(weight), 1)], 1)
     bias = observation.update[f"{first.prefix}bias"].double()
     weight = first.images(observation.update[f"{first.prefix}weight"].double(), bias)
     return torch.cat([weight, bias[:, None]], 1)
@@ -115,8 +119,8 @@ def as_marked(search: Peeling, found: Found, most: int | None) -> Reconstruction
         found: by it.
         most: images that are returned; null: no limit.
     """
-    shown = read_candidates(search.left[:, :-1], search.left[:, -1], search.image_shape)
-    chosen = choose_rows(shown, search.left[:, -1], most)
+    shown = read_rows(search.left, search.image_shape)
+    chosen = choose_rows(shown, row_sizes(search.left), most)
     guesses = shown.images[chosen].flatten(1).clamp(0, 1)
     if search.independence and search.num_left != 0:
         mixed = shown.misfit[chosen] > ON_GRID

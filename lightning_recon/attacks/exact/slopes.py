@@ -4,6 +4,7 @@ import copy
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.attacks.linear_layer import FirstLinear
@@ -78,6 +79,46 @@ class SlopeModel:
         expected = jacobian[0] * (outputs > 0)[:, None]
         return jacobian[0] if torch.allclose(jacobian, expected, rtol=1e-9, atol=1e-12) else None
 
+    def outputs(self, images: Tensor) -> Tensor:
+        """Return what the layer puts out, N K, for any N D numbers in the place of images."""
+        caught: list[Tensor] = []
+        with left_as_found(self.model, training=False) as hooks, torch.no_grad():
+            hooks.append(
+                self.layer.register_forward_hook(lambda _, __, output: caught.append(output))
+            )
+            self.model(images.double().view(-1, *self.image_shape))
+        return caught[0].flatten(1)
+
+    def slopes_and_changes(
+        self, images: Tensor, labels: Tensor, along: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the slopes of images with labels, N K, and how they change, N M K.
+
+        Args:
+            images: N D.
+            labels: N, int64.
+            along: M K, by what the layer's outputs are moved.
+        """
+        caught: list[Tensor] = []
+
+        def catch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            caught.append(output.detach().requires_grad_())
+            return caught[0]
+
+        with left_as_found(self.model, training=False) as hooks, torch.enable_grad():
+            hooks.append(self.layer.register_forward_hook(catch))
+            logits = self.model(images.double().view(-1, *self.image_shape))
+            loss = F.cross_entropy(
+                logits, labels, reduction="sum", label_smoothing=self.label_smoothing
+            )
+            (slopes,) = torch.autograd.grad(loss, caught[0], create_graph=True)
+            changes = [
+                torch.autograd.grad((slopes * way.view_as(slopes[0])).sum(), caught[0],
+                                    retain_graph=True)[0]
+                for way in along
+            ]  # fmt: skip
+        return slopes.detach().flatten(1), torch.stack(changes, 1).flatten(2)
+
     def _differentiate(
         self, images: Tensor, instead: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -93,7 +134,9 @@ class SlopeModel:
         caught: list[Tensor] = []
 
         def catch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            seen = inputs[0].abs() @ self.layer.weight.abs().T + self.layer.bias.abs()
+            seen = inputs[0].abs() @ self.layer.weight.abs().T
+            if self.layer.bias is not None:
+                seen = seen + self.layer.bias.abs()
             output = output if instead is None else instead.view_as(output)
             caught.extend([output.detach().requires_grad_(), seen])
             return caught[0]

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_recon.attacks.exact.scales import as_images
+
 MAX_RANK = 40
 """Samples, above which nothing is tried."""
 _STARTS = 256  # descents at a time
@@ -49,6 +51,8 @@ def shown_images(directions: Tensor, strengths: Tensor, rows: Tensor) -> Tensor:
         directions: R r, each of length 1.
         strengths: S, r.
         rows: V, r (D + 1), the last column that of the bias.
+
+    See :mod:`.scales` for what is done without a bias.
     """
     rank = len(strengths)
     weighted = strengths[:, None] * rows
@@ -59,7 +63,7 @@ def shown_images(directions: Tensor, strengths: Tensor, rows: Tensor) -> Tensor:
         samples = alone.T @ weighted
     else:
         samples = weighted[:0]
-    images: Tensor = samples[:, :-1] / samples[:, -1:]
+    images = as_images(samples)
     return images[images.isfinite().all(1)]
 
 
