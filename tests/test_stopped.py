@@ -253,7 +253,7 @@ class TestOrder:
             seen.append((folder / name).is_file())
             append(folder, *args)
 
-        for module in ("ledger", "sweep"):
+        for module in ("ledger", "items"):
             monkeypatch.setattr(f"lightning_recon.runs.{module}.append_record", watched)
         assert run(monkeypatch, command) == 0
         assert seen
