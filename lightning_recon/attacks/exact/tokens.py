@@ -160,7 +160,7 @@ def _sum_of_squares(
     scale: Tensor | None = None,
 ) -> Tensor:
     """Return |(v + added) scale + shift|^2 for V vectors, of which |v|^2 is known."""
-    total = square + 2 * vectors @ added + added @ added
+    total = square + 2 * (vectors @ added) + added @ added
     if shift is None or scale is None:
         return total
     along = vectors @ shift + added @ shift
