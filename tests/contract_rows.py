@@ -47,6 +47,7 @@ QUICK = {"num_rehearsals": 2, "decoder_steps": 2, "refined_error": math.inf, "it
 ATTACKS = {
     "APRIL": on(attacks.APRIL, READABLE["transformer"]),
     "AnnealedInversion": on(attacks.AnnealedInversion, READABLE["pools"], iterations=2),
+    "CocktailParty": on(attacks.CocktailParty, READABLE["linear"]),
     "CodedLDPAttack": on(attacks.CodedLDPAttack, num_bins=64, shrinkage_steps=2),
     "CuriousAbandonHonesty": on(attacks.CuriousAbandonHonesty, num_rows=64),
     "DLG": on(attacks.DLG, iterations=2, optimizer=lbfgs),

@@ -210,7 +210,8 @@ def own_clock():
 
     with pytest.MonkeyPatch.context() as patch:
         clock = SimpleNamespace(monotonic=lambda: now[0])
-        patch.setattr("lightning_recon.runs.callback.time", clock)
+        for module in ("callback", "ledger"):
+            patch.setattr(f"lightning_recon.runs.{module}.time", clock)
         patch.setattr(LDPAttack, "iterate", slow_iterate)
         patch.setattr(LDPAttack, "learn_public", slow_learn)
         yield

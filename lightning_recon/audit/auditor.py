@@ -172,7 +172,7 @@ class Auditor:
         )
         if capacity is not None and truth.images.shape[1] in (1, 3):
             notes["bits_read"] = bits_read(matching, truth.images, self.mean_image)
-            notes["bits_capacity"] = capacity
+            notes["bits_capacity"] = attack.num_rounds * capacity
         controls = (
             {} if is_failure else self._controls(attack, client, reconstruction, truth, rows, noise)
         )
@@ -260,7 +260,12 @@ class Auditor:
     def _prior_free_bound(
         self, attack: Attack, client: int, truth: PrivateBatch
     ) -> dict[str, float] | None:
-        """Return what the best attack without a prior would reach; None without clip and noise."""
+        """Return what the best attack without a prior would reach in one round.
+
+        None without clip and noise, and for several rounds, which may build on each other.
+        """
+        if attack.num_rounds > 1:
+            return None
         privacy = privacy_statement(
             attack.federation.defenses, client=attack.client, num_samples=len(truth.images)
         )

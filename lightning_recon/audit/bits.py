@@ -40,11 +40,12 @@ def channel_bits(channel: Channel, num_samples: int, num_numbers: int) -> float 
 
     Args:
         channel: what the update passes.
-        num_samples: B, of the batch.
+        num_samples: B, of the batch, or of all clients of a round together.
         num_numbers: N, what a sample is sent as.
     """
     if not channel.clip_norm or not channel.noise_std:
         return None
+    num_samples = -(-num_samples // channel.num_clients)
     share = num_samples**2 if channel.clips_samples else num_samples
     ratio = channel.clip_norm**2 / share / channel.noise_std**2
     return num_numbers / 2 * math.log2(1 + ratio / num_numbers)

@@ -57,16 +57,22 @@ class Spans(NamedTuple):
     """r (D + 1)."""
     noise_std: float
     """Of an entry, rounding included."""
+    constant: float = 1.0
+    """What the layer reads beside every image: 1, or 0 if it has no bias."""
 
     @property
     def rank(self) -> int:
         """Dimensions of the spans."""
         return len(self.strengths)
 
+    def extended(self, images: Tensor) -> Tensor:
+        """Return N D images with the constant beside them, N (D + 1)."""
+        return torch.cat([images, images.new_full((len(images), 1), self.constant)], 1)
+
     def project(self, images: Tensor) -> Tensor:
         """Return N D images moved into the span of the rows; NaN where it holds nothing alike."""
-        inside = _with_one(images) @ self.rows.T @ self.rows
-        return inside[:, :-1] / inside[:, -1:]
+        inside = self.extended(images) @ self.rows.T @ self.rows
+        return inside[:, :-1] / (inside[:, -1:] if self.constant else 1.0)
 
 
 class Tested(NamedTuple):
@@ -98,7 +104,7 @@ def read_spans(gradient: Tensor, num_samples: int | None, generator: torch.Gener
     """Return the spans of a gradient, by subspace iteration (Halko et al., SIAM Review 2011).
 
     Args:
-        gradient: K (D + 1), of weights and bias, float64.
+        gradient: K (D + 1), of weights and bias, float64; a last column of 0: there is no bias.
         num_samples: rank that it has at the most; null: half of what it could.
         generator: of the subspace that the iteration begins with.
     """
@@ -114,7 +120,8 @@ def read_spans(gradient: Tensor, num_samples: int | None, generator: torch.Gener
     noise_std = float((gradient - basis @ (basis.T @ gradient)).norm()) / freedom**0.5
     # twice what the largest singular value of noise alone comes to
     rank = int((strengths[:most] > 2 * noise_std * (height**0.5 + width**0.5)).sum())
-    return Spans(basis @ columns[:, :rank], strengths[:rank], rows[:rank], noise_std)
+    constant = float(gradient[:, -1].any())
+    return Spans(basis @ columns[:, :rank], strengths[:rank], rows[:rank], noise_std, constant)
 
 
 def examine(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
@@ -134,7 +141,8 @@ def examine(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
     # a label that the model is sure of has no slopes, and what rounding leaves proves nothing
     statistic = statistic.where(energy > 1e-24 * energy.amax(1, keepdim=True), 1.0)
     best = statistic.amin(1, keepdim=True)
-    share = _with_one(images) @ spans.rows.T
+    seen = spans.extended(images)
+    share = seen @ spans.rows.T
     left = share / spans.strengths
     # of two classes both labels have slopes along one line, and only one has them the right way
     is_forward = torch.einsum("nr,ncr->nc", left, inside) > 0
@@ -144,7 +152,7 @@ def examine(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
     statistic, chosen, inside = statistic[place, label], each[place, label], inside[place, label]
     right = inside / spans.strengths
     scale = 1 / (share * right).sum(1)
-    off = (_with_one(images) - share @ spans.rows).abs().amax(1)
+    off = (seen - share @ spans.rows).abs().amax(1)
     explained = len(spans.columns) ** 0.5 * spans.noise_std * right.norm(dim=1)
     allowed = _SURE * explained + _FLOOR * chosen.norm(dim=1)
     return Tested(
@@ -259,7 +267,3 @@ def simulate_null(
     nearest = torch.minimum((mixed - first).abs().amax(1), (mixed - second).abs().amax(1))
     mixed = mixed[nearest > _FAR].clamp(0, 1)
     return MixtureNull(examine_all(spans, model, mixed))
-
-
-def _with_one(images: Tensor) -> Tensor:
-    return torch.cat([images, images.new_ones(len(images), 1)], 1)
