@@ -144,7 +144,8 @@ class TableSource(SquareSource):
     @cached_property
     def side(self) -> int:
         """Of the smallest square that holds a row and can be compared."""
-        return max(MIN_SIDE, math.ceil(self.table.rows.shape[1] ** 0.5))
+        least: int = math.ceil(self.table.rows.shape[1] ** 0.5)
+        return max(MIN_SIDE, least)
 
     def image(self, index: int) -> Image.Image:
         """Row ``index``, its features and zeros."""

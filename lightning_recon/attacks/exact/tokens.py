@@ -115,7 +115,8 @@ def outside(vectors: Tensor, span: Tensor) -> Tensor:
     """Return the share of vectors, N d, that lies outside a span, r d, N in [0, 1]."""
     vectors = vectors.to(span)
     left = vectors - vectors @ span.T @ span
-    return left.norm(dim=1) / vectors.norm(dim=1).clamp_min(1e-300)
+    share: Tensor = left.norm(dim=1) / vectors.norm(dim=1).clamp_min(1e-300)
+    return share
 
 
 def _passed(model: SmallGPT, span: Tensor, longest: int, tolerance: float) -> list[Tensor]:
@@ -196,7 +197,7 @@ def rank_of_pairs(passed: Sequence[Tensor]) -> int:
 def _grown(model: SmallGPT, span: Tensor, passed: list[Tensor], tolerance: float) -> list[Tensor]:
     """Return the beginnings of sequences whose last states lie in the second span, by length."""
     block, norm = model.blocks[0], model.blocks[1].ln_1
-    assert isinstance(block, Block)
+    assert isinstance(block, Block) and isinstance(norm, torch.nn.LayerNorm)
     levels: list[Tensor] = []
     for place, tokens in enumerate(passed):
         states = model.wte(tokens) + model.wpe.weight[place]
@@ -205,10 +206,11 @@ def _grown(model: SmallGPT, span: Tensor, passed: list[Tensor], tolerance: float
             begun = tokens.new_zeros(1, 0)
             keys = values = key.new_zeros(1, 0, *key.shape[1:])
         kept = []
-        for part in torch.cartesian_prod(
+        pairs = torch.cartesian_prod(
             torch.arange(len(begun), device=tokens.device),
             torch.arange(len(tokens), device=tokens.device),
-        ).split(max(1, _PART // (place + 1))):
+        )
+        for part in torch.split(pairs, max(1, _PART // (place + 1))):
             old, new = part.unbind(1)
             attended = F.scaled_dot_product_attention(
                 query[new][:, :, None],
