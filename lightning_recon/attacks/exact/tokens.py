@@ -197,7 +197,8 @@ def rank_of_pairs(passed: Sequence[Tensor]) -> int:
 def _grown(model: SmallGPT, span: Tensor, passed: list[Tensor], tolerance: float) -> list[Tensor]:
     """Return the beginnings of sequences whose last states lie in the second span, by length."""
     block, norm = model.blocks[0], model.blocks[1].ln_1
-    assert isinstance(block, Block) and isinstance(norm, torch.nn.LayerNorm)
+    assert isinstance(block, Block)
+    assert isinstance(norm, torch.nn.LayerNorm)
     levels: list[Tensor] = []
     for place, tokens in enumerate(passed):
         states = model.wte(tokens) + model.wpe.weight[place]
