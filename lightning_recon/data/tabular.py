@@ -145,7 +145,8 @@ class TableSource(SquareSource):
     def side(self) -> int:
         """Of the smallest square that holds a row and can be compared."""
         width: int = self.table.rows.shape[1]
-        return max(MIN_SIDE, math.ceil(width**0.5))
+        side: int = max(MIN_SIDE, math.ceil(width**0.5))
+        return side
 
     def image(self, index: int) -> Image.Image:
         """Row ``index``, its features and zeros."""
