@@ -88,7 +88,7 @@ def recover_text(
     }
     closes = len(first) == rank_of_pairs(passed) and len(second) == notes["tokens_2"]
     sequences, marks = [], []
-    for level, (these, those) in enumerate(zip(levels, [*levels[1:], None], strict=True)):
+    for level, (these, those) in enumerate(zip(levels, [*levels, None][1:], strict=True)):
         for sequence in these:
             if those is not None and (those[:, :-1] == sequence).all(1).any():
                 continue
