@@ -48,7 +48,7 @@ CLAIMS = (
         "none",
         "alike to the eye; no PSNR",
         NOT_RUN,
-        "26.2 (10 images, 50 of 300 iterations)",
+        "37.5 (10 images)",
         "12.5",
         _EXACT,
         "dlg",

@@ -17,7 +17,7 @@ def features(images: Tensor, columns: Columns) -> list[Tensor]:
         columns: of the table.
     """
     flat = images.flatten(1)[:, : sum(columns.sizes)]
-    return list(flat.split(columns.sizes, dim=1))
+    return list(torch.split(flat, list(columns.sizes), dim=1))
 
 
 def category_places(columns: Columns) -> list[Tensor]:
@@ -30,7 +30,7 @@ def category_places(columns: Columns) -> list[Tensor]:
         >>> [places.tolist() for places in category_places(Columns((1, 3, 2), (0.1, 0.0, 0.0)))]
         [[1, 2, 3], [4, 5]]
     """
-    each = torch.arange(sum(columns.sizes)).split(columns.sizes)
+    each = torch.split(torch.arange(sum(columns.sizes)), list(columns.sizes))
     return [places for places in each if len(places) > 1]
 
 

@@ -19,6 +19,7 @@ _CELL_COLUMNS = (
     *("PSNR, dB", "from", "to", "SSIM", "Recall", "Mean image, dB", "Noise only, dB", "Actual ε"),
 )
 """Beside the axes; what a paper has room for."""
+_MAX_NARROW = 5  # columns of a table that stands in one of two columns of a page
 
 
 def paper_tables(folders: Sequence[Path], *, is_latex: bool, is_markdown: bool) -> str:
@@ -75,19 +76,22 @@ def _latex(table: Table, caption: str, label: str) -> str:
     columns = "".join(
         "r" if _is_numeric(column) else "l" for column in zip(*table.rows, strict=True)
     )
+    # across both columns of a page; what is wider than that is made smaller
+    kind = "table" if len(columns) <= _MAX_NARROW else "table*"
     lines = [
-        r"\begin{table}[t]",
+        rf"\begin{{{kind}}}[t]",
         r"  \centering",
         rf"  \caption{{{escaped(caption)}}}",
         rf"  {labelled('tab', label)}",
+        r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"  \begin{{tabular}}{{{columns}}}",
         r"    \toprule",
         f"    {_row(table.heads)}",
         r"    \midrule",
         *(f"    {_row(row)}" for row in table.rows),
         r"    \bottomrule",
-        r"  \end{tabular}",
-        r"\end{table}",
+        r"  \end{tabular}}",
+        rf"\end{{{kind}}}",
     ]
     return "\n".join(lines)
 

@@ -76,6 +76,12 @@ def recover_text(
             f"{', '.join(list(update)[:4]) or 'nothing'}"
         )
     first, second = (span_of(update[name]) for name in names)
+    width = first.shape[1]
+    if len(first) >= width - 1:
+        raise InputError(
+            f"the first gradient has rank {len(first)}: a batch must hold fewer tokens than the "
+            f"width, {width}, less one; take smaller batches or shorter sequences"
+        )
     longest = min(max_length or model.wpe.num_embeddings, model.wpe.num_embeddings)
     with torch.no_grad():
         passed = _passed(model, first, longest, tolerance)
@@ -88,7 +94,7 @@ def recover_text(
     }
     closes = len(first) == rank_of_pairs(passed) and len(second) == notes["tokens_2"]
     sequences, marks = [], []
-    for level, (these, those) in enumerate(zip(levels, [*levels[1:], None], strict=True)):
+    for level, (these, those) in enumerate(zip(levels, [*levels, None][1:], strict=True)):
         for sequence in these:
             if those is not None and (those[:, :-1] == sequence).all(1).any():
                 continue
@@ -115,7 +121,8 @@ def outside(vectors: Tensor, span: Tensor) -> Tensor:
     """Return the share of vectors, N d, that lies outside a span, r d, N in [0, 1]."""
     vectors = vectors.to(span)
     left = vectors - vectors @ span.T @ span
-    return left.norm(dim=1) / vectors.norm(dim=1).clamp_min(1e-300)
+    share: Tensor = left.norm(dim=1) / vectors.norm(dim=1).clamp_min(1e-300)
+    return share
 
 
 def _passed(model: SmallGPT, span: Tensor, longest: int, tolerance: float) -> list[Tensor]:
@@ -160,7 +167,7 @@ def _sum_of_squares(
     scale: Tensor | None = None,
 ) -> Tensor:
     """Return |(v + added) scale + shift|^2 for V vectors, of which |v|^2 is known."""
-    total = square + 2 * vectors @ added + added @ added
+    total = square + 2 * (vectors @ added) + added @ added
     if shift is None or scale is None:
         return total
     along = vectors @ shift + added @ shift
@@ -197,6 +204,7 @@ def _grown(model: SmallGPT, span: Tensor, passed: list[Tensor], tolerance: float
     """Return the beginnings of sequences whose last states lie in the second span, by length."""
     block, norm = model.blocks[0], model.blocks[1].ln_1
     assert isinstance(block, Block)
+    assert isinstance(norm, torch.nn.LayerNorm)
     levels: list[Tensor] = []
     for place, tokens in enumerate(passed):
         states = model.wte(tokens) + model.wpe.weight[place]
@@ -205,10 +213,11 @@ def _grown(model: SmallGPT, span: Tensor, passed: list[Tensor], tolerance: float
             begun = tokens.new_zeros(1, 0)
             keys = values = key.new_zeros(1, 0, *key.shape[1:])
         kept = []
-        for part in torch.cartesian_prod(
+        pairs = torch.cartesian_prod(
             torch.arange(len(begun), device=tokens.device),
             torch.arange(len(tokens), device=tokens.device),
-        ).split(max(1, _PART // (place + 1))):
+        )
+        for part in torch.split(pairs, max(1, _PART // (place + 1))):
             old, new = part.unbind(1)
             attended = F.scaled_dot_product_attention(
                 query[new][:, :, None],
