@@ -7,8 +7,8 @@ to 10, and Gaussian noise falls on the sum (central differential privacy).  "one
 leaves the rows of one client open, and sends the others rows that nothing reaches; it is done for
 --places clients, one after the other.  "all" sends everybody the same payload, for up to 16
 clients: the samples of more find too few rows.  Wiener's filter throughout; an image that does
-not come back counts with the public mean image.  Each round's
-figures are kept in --records, and are not measured again.
+not come back counts with the public mean image.  Each round's figures are kept in
+--records, and are not measured again.
 """
 
 import argparse
