@@ -1,4 +1,4 @@
-"""The payloads of benchmarks.detect_table: honest models, and this project's malicious ones."""
+"""The payloads of benchmarks.detect_table: its cases, and the honest models among them."""
 
 import copy
 import re
@@ -13,13 +13,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from lightning_recon import attacks, targets
+from lightning_recon import targets
 from lightning_recon.captures.loading import load_torch
-from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.targets.names import weights_in
-from lightning_recon.updates import DataSpec, PrivateBatch
+from lightning_recon.updates import PrivateBatch
 
-SIZE, CLASSES, BATCH = 32, 10, 8
+SIZE, CLASSES = 32, 10
 MAX_PARAMETERS = 30e6
 """Of a torchvision model that is made."""
 MAX_CHANGED = 11.5e6
@@ -45,15 +44,14 @@ class Case(NamedTuple):
         return f"{kind} {self.architecture}: {self.variant}"
 
 
-def cases(train: PrivateBatch, weights: Path) -> Iterator[Case]:
-    """Yield all payloads.
+def honest(train: PrivateBatch, weights: Path) -> Iterator[Case]:
+    """Yield the honest models.
 
     Args:
-        train: images that honest models are trained on; the first serve as public ones, too.
+        train: images that they are trained on.
         weights: folder with published weights; those that are missing are left out.
     """
     yield from _published(weights)
-    yield from _malicious(train)
     yield from _own(train)
     yield from _torchvision()
 
@@ -74,10 +72,8 @@ def family_of(architecture: str) -> str:
     ):
         if known in name:
             return {"resnext": "resnet"}.get(known, known)
-    return re.split(r"[\d_]", name)[0]
+    return re.split(r"[\d_]", name)[0].strip()
 
-
-# --- honest ------------------------------------------------------------------------------------
 
 OWN: dict[str, tuple[Callable[[int], nn.Module], int]] = {
     "MLP 1000": (lambda seed: targets.MLP(CLASSES, SIZE, (1000, 100), seed=seed), 300),
@@ -238,89 +234,3 @@ CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "8 bits": partial(_quantised, 8),
     "4 bits": partial(_quantised, 4),
 }
-
-# --- malicious ---------------------------------------------------------------------------------
-
-HOSTS: dict[str, Callable[[int], targets.Target]] = {
-    "LeNet": lambda seed: targets.LeNet(CLASSES, SIZE, seed=seed),
-    "ConvNet": lambda seed: targets.ConvNet(CLASSES, seed=seed),
-    "TutorialCNN": lambda seed: targets.TutorialCNN(CLASSES, SIZE, seed=seed),
-    "VGG7": lambda seed: targets.VGG7(CLASSES, SIZE, width=16, seed=seed),
-    "ResNet9": lambda seed: targets.ResNet9(CLASSES, width=16, seed=seed),
-    "TinyViT": lambda seed: targets.TinyViT(CLASSES, SIZE, seed=seed),
-    "MLP 256": lambda seed: targets.MLP(CLASSES, SIZE, (256,), seed=seed),
-    **{
-        name: partial(
-            lambda name, seed: targets.TorchvisionClassifier(name, num_classes=CLASSES, seed=seed),
-            name,
-        )
-        for name in ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
-    },
-}
-"""Models that a malicious layer stands in front of."""
-BIASED: dict[str, Callable[[int], targets.Target]] = {
-    **{
-        f"MLP {'-'.join(map(str, hidden))}": partial(
-            lambda hidden, seed: targets.MLP(CLASSES, SIZE, hidden, seed=seed), hidden
-        )
-        for hidden in ((128,), (256,), (512,), (800,), (1000,), (1000, 100), (300, 100, 50))
-    },
-    "MLP wide start": lambda seed: targets.MLP(CLASSES, SIZE, (512,), first_std=0.5, seed=seed),
-    "MLP normalised": lambda seed: normalised(targets.MLP(CLASSES, SIZE, (512, 64), seed=seed)),
-    "MLP normalised small": lambda seed: normalised(targets.MLP(CLASSES, SIZE, (128,), seed=seed)),
-}
-"""Models whose own first layer is set."""
-STRENGTHS = (1024, 1.0), (512, 0.3), (256, 0.1), (128, 0.03), (64, 0.01)
-"""Rows of the malicious layer, and their gain in units of the attack's own."""
-PROTECTED = {"defenses": (ClipL2(1.0), GaussianNoise(0.001)), "num_samples": BATCH}
-ATTACKS: dict[str, Callable[..., attacks.Attack]] = {
-    "RobbingTheFed": lambda host, rows, gain: attacks.RobbingTheFed(host, num_bins=rows, gain=gain),
-    "CuriousAbandonHonesty": lambda host, rows, gain: attacks.CuriousAbandonHonesty(
-        host, num_rows=rows, gain=gain
-    ),
-    "LDPAttack": lambda host, rows, gain: attacks.LDPAttack(
-        host, num_bins=rows, gain=1e4 * gain, **PROTECTED
-    ),
-    "SpectralLDPAttack": lambda host, rows, gain: attacks.SpectralLDPAttack(
-        host, num_bins=rows, gain=1e4 * gain, shrinkage_steps=0, **PROTECTED
-    ),
-    "CodedLDPAttack": lambda host, rows, gain: attacks.CodedLDPAttack(
-        host, num_bins=rows, gain=1e4 * gain, shrinkage_steps=0, **PROTECTED
-    ),
-}
-BATCHES = 4, 8, 16, 32, 64
-"""Sizes that SolitonBiases sets its biases for; half of them by public images."""
-
-
-def bound(attack: attacks.Attack, public: Tensor, batch: int = BATCH) -> attacks.Attack:
-    """Return an attack that knows the data."""
-    attack.bind(DataSpec((3, SIZE, SIZE), CLASSES, batch), public)
-    return attack
-
-
-def _malicious(train: PrivateBatch) -> Iterator[Case]:
-    public = train.images[:50]
-    for attack, make in ATTACKS.items():
-        for host, made in HOSTS.items():
-            for place, (rows, gain) in enumerate(STRENGTHS):
-                yield Case(
-                    *(True, family_of(host), host, f"{attack}, {rows} rows, gain x{gain:g}"),
-                    partial(_payload, make, made, place, (rows, gain), public),
-                )
-    for host, made in BIASED.items():
-        for place, batch in enumerate(BATCHES):
-            uses = place % 2 == 1
-            said = f"SolitonBiases, batch {batch}{', public quantiles' if uses else ''}"
-            make = partial(_soliton, made, place, batch, uses, public)
-            yield Case(True, family_of(host), host, said, make)
-
-
-def _payload(
-    make: Any, made: Any, seed: int, strength: tuple[int, float], public: Tensor
-) -> nn.Module:
-    return bound(make(made(seed), *strength), public).federation.payload
-
-
-def _soliton(made: Any, seed: int, batch: int, uses_public: bool, public: Tensor) -> nn.Module:
-    attack = attacks.SolitonBiases(made(seed), uses_public=uses_public, num_samples=batch)
-    return copy.deepcopy(bound(attack, public, batch).federation.payload)

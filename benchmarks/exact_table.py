@@ -76,9 +76,14 @@ class Sample(NamedTuple):
         return self.images[-NUM_PUBLIC:].float() / 255
 
 
-def trained(seed: int, sample: Sample) -> Target:
-    """Return an MLP of usual weights after an epoch on public images."""
-    model = MLP(10, 32, (1000,), seed=seed)
+def usual(seed: int) -> Target:
+    """Return the network with PyTorch's weights."""
+    return MLP(10, 32, (1000,), seed=seed)
+
+
+def trained(seed: int, sample: Sample, kind: Callable[[int], Target] = usual) -> Target:
+    """Return a network after five epochs on public images."""
+    model = kind(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     images, labels = sample.public, sample.labels[-NUM_PUBLIC:]
     for _ in range(5):
@@ -106,30 +111,34 @@ def cases(sample: Sample) -> dict[str, list[Case]]:
         "peeling": [
             Case(f"peeling, float{bits}", size, dtype=getattr(torch, f"float{bits}"))
             for bits in (32, 64) for size in sizes
-        ] + [Case("LinearLayerInversion", size, LinearLayerInversion) for size in sizes],
+        ] + [Case("not set to levels, float32", size, raw) for size in sizes[:2]]
+        + [Case("LinearLayerInversion", size, LinearLayerInversion) for size in sizes],
         "soliton": [Case("soliton", size, SolitonBiases) for size in sizes]
         + [
             Case("soliton, public images", size, partial(SolitonBiases, uses_public=True))
             for size in sizes
         ],
         "networks": [
-            Case("usual weights, ReLU", 16, target=lambda seed: MLP(10, 32, (1000,), seed=seed)),
+            Case("usual weights, ReLU", 16, target=usual),
             Case("trained, ReLU", 16, target=lambda seed: trained(seed, sample)),
             Case("two hidden layers", 64, target=lambda seed: wide((1000, 100), seed=seed)),
             Case("GELU", 16, target=gelu),
             Case("Sigmoid", 16, target=lambda seed: wide((1000,), "sigmoid", seed=seed)),
+            Case("GELU, pixels normalised", 16, target=lambda seed: centred(seed, kind=nn.GELU)),
+            Case("GELU, pixels normalised", 64, target=lambda seed: centred(seed, kind=nn.GELU)),
+            Case("no bias", 16, target=without_bias),
             Case("one label", 64, change=lambda batch: batch._replace(labels=0 * batch.labels)),
             Case("every image twice", 64, change=twice),
             Case("pixels without levels", 16, change=without_levels),
             Case("the same, not set to levels", 16, raw, change=without_levels),
         ],
         "sparsity": [
-            Case(f"pixels normalised, {name}", size, make, centred)
-            for size in (8, 12, 16, 20, 22)
-            for name, make in (
-                ("rows alone", partial(ExactInversion, sparsity=False)),
-                ("sparsity too", ExactInversion),
-            )
+            Case("rows alone", 24, partial(ExactInversion, sparsity=False), centred),
+            *(Case("gates", size, target=centred) for size in (16, 20, 24, 25, 65, 100, 128, 150)),
+            *(Case("gates, trained", size, target=lambda seed: trained(seed, sample, centred))
+              for size in (24, 65)),
+            *(Case("sparsity, two hidden layers", size, target=deep)
+              for size in (16, 20, 24, 25, 32)),
         ],
         "channels": [
             Case("clipped to norm 1", 64, defenses=lambda: [ClipL2(1.0)]),
@@ -146,14 +155,33 @@ def cases(sample: Sample) -> dict[str, list[Case]]:
     }  # fmt: skip
 
 
-def centred(seed: int) -> Target:
+def centred(
+    seed: int, hidden: Sequence[int] = (1000,), kind: Callable[[], nn.Module] = nn.ReLU
+) -> Target:
     """Return the usual network behind pixels that are normalised, as most networks read them."""
 
     def layers() -> nn.Module:
-        first = nn.Linear(3072, 1000)
-        return nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(1000, 10))
+        made: list[nn.Module] = [nn.Flatten()]
+        for width, length in zip((3072, *hidden), hidden, strict=False):
+            made += [nn.Linear(width, length), kind()]
+        return nn.Sequential(*made, nn.Linear(hidden[-1], 10))
 
     return ModuleTarget(layers, 10, mean=0.47, std=0.25, seed=seed)
+
+
+def without_bias(seed: int) -> Target:
+    """Return the network of PyTorch's weights whose first layer has no bias."""
+
+    def layers() -> nn.Module:
+        first = nn.Linear(3072, 1000, bias=False)
+        return nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(1000, 10))
+
+    return ModuleTarget(layers, 10, seed=seed)
+
+
+def deep(seed: int) -> Target:
+    """Return one with two hidden layers, which is not linear behind the first ReLUs."""
+    return centred(seed, (1000, 100))
 
 
 def twice(batch: PrivateBatch) -> PrivateBatch:

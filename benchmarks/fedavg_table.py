@@ -8,14 +8,17 @@ protocol, against one gradient at the same clip and noise on the same clients.  
 not come back counts with the public mean image.  "own" is the target's part of the squared norm of
 the delta before the clip.  Beside each line stands the null control: what is put out of noise
 alone.  Without --shrinkage both sides decode by Wiener's filter.  Each client's figures are kept
-in --records, and are not measured again.
+in --records, and are not measured again.  --figure draws the price over the number of steps.
 """
 
 import argparse
 import json
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.coded_table import BATCH_SIZE, shown
@@ -112,6 +115,7 @@ def main() -> None:
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.002, 0.02])
     parser.add_argument("--shrinkage", type=int, default=0, help="steps of training the decoder")
     parser.add_argument("--records", type=Path, default=Path("fedavg_table.jsonl"))
+    parser.add_argument("--figure", type=Path, help="a picture to draw, .svg or .png")
     arguments = parser.parse_args()
     records = Records(arguments.records)
     data = ImageNetDataModule(
@@ -131,6 +135,7 @@ def main() -> None:
     line(["---"] * len(names))
     settings = {name: value for name, value in vars(arguments).items() if name in _DEPENDS}
     settings["drawn"] = data.num_clients  # the public images are those of no client
+    prices: list[Price] = []
     for sigma in arguments.sigmas:
         reference = 0.0
         for name, client in protocols(arguments.cells).items():
@@ -160,6 +165,9 @@ def main() -> None:
                 found.append(records.get(key, one))
             scores = torch.tensor([record["psnr"] for record in found])
             reference = reference or float(scores.mean())
+            if isinstance(client, FedAvg):
+                steps = client.num_steps(BATCH_SIZE)
+                prices.append(Price(sigma, name, steps, reference - float(scores.mean())))
             line(
                 [
                     f"{sigma:g}",
@@ -173,6 +181,38 @@ def main() -> None:
                     f"{_mean(found, 'own'):.1e}",
                 ]
             )
+
+    if arguments.figure:
+        draw(arguments.figure, prices)
+
+
+class Price(NamedTuple):
+    """What local steps cost."""
+
+    sigma: float
+    protocol: str
+    steps: int
+    decibels: float
+
+
+def draw(path: Path, prices: list[Price]) -> None:
+    """Draw the price over the number of steps, a line a noise and kind of minibatch."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    plot = figure.add_subplot()
+    lines: dict[tuple[float, bool], dict[int, float]] = {}
+    for price in prices:  # momenta that cost the same lie on one point
+        line_of = lines.setdefault((price.sigma, "full" in price.protocol), {})
+        line_of[price.steps] = max(price.decibels, line_of.get(price.steps, -math.inf))
+    for (sigma, is_full), points in lines.items():
+        kind = "whole batches" if is_full else "minibatches of 4"
+        ordered = sorted(points.items())
+        plot.plot(*zip(*ordered, strict=True), "s" if is_full else "o-", label=f"{sigma:g}, {kind}")
+    plot.set_xlabel("local steps")
+    plot.set_ylabel("price in dB")
+    plot.set_ylim(0, 1.6)
+    plot.axhline(1.5, color="0.6", lw=0.8)
+    plot.legend(title="noise", fontsize="small")
+    figure.savefig(path)
 
 
 _DEPENDS = {"masks", "image_size", "target", "weights", "payload_class", "shrinkage"}

@@ -134,7 +134,7 @@ def exact_record(attack: Attack, batch: PrivateBatch, other: Tensor, seed: int) 
 
 def local_steps() -> Client:
     """Return the protocol of several local steps."""
-    return FedAvg(0.01, epochs=5, minibatch_size=4)
+    return FedAvg(0.01, epochs=10, minibatch_size=4)  # of 8 images
 
 
 def loki(data: Images) -> Iterator[Case]:

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +25,28 @@ from torch import Tensor, nn
 
 from benchmarks.quickstart import images_of
 from benchmarks.records import matched_psnr
+from benchmarks.second_order_networks import (
+    convnext,
+    imagenet_stem,
+    lenet,
+    small_stem,
+    smooth,
+    usual_vit,
+)
 from lightning_recon.attacks import RGAP, Attack, GaussNewtonInversion, InvertingGradients
 from lightning_recon.attacks.features.spectrum import Spectrum
 from lightning_recon.audit.local_estimate import MAX_UNKNOWNS, local_estimate
 from lightning_recon.clients import FedSGD
-from lightning_recon.defenses import QSGD, ClipL2, Defense, GaussianNoise, LaplaceNoise, TopK
-from lightning_recon.targets import ConvNet, LeNet, Target, TinyViT
+from lightning_recon.defenses import (
+    QSGD,
+    ClipL2,
+    Defense,
+    FrozenLayers,
+    GaussianNoise,
+    LaplaceNoise,
+    TopK,
+)
+from lightning_recon.targets import ConvNet, Target, TinyViT
 from lightning_recon.updates import DataSpec, PrivateBatch
 
 NUM_PUBLIC = 256
@@ -43,22 +59,7 @@ class Row(NamedTuple):
     """Of images so many pixels wide."""
     batch_size: int = 1
     defense: str = ""
-
-
-def smooth(activation: type[nn.Module], width: int = 16) -> Target:
-    """Return a ConvNet without kinks: another activation, and average pools."""
-    target = ConvNet(10, width)
-    for place, layer in enumerate(target.features):
-        if isinstance(layer, nn.ReLU):
-            target.features[place] = activation()
-        elif isinstance(layer, nn.MaxPool2d):
-            target.features[place] = nn.AvgPool2d(2)
-    return target
-
-
-def lenet(size: int) -> Target:
-    """Return the sigmoid LeNet for images of that size."""
-    return LeNet(10, size)
+    mode: Literal["train", "eval"] = "eval"
 
 
 def noised(std: float, *before: Defense) -> list[Defense]:
@@ -75,16 +76,25 @@ DEFENSES: dict[str, Callable[[], list[Defense]]] = {
     "qsgd-4": lambda: [QSGD(4)],
     "clip-noise": lambda: noised(0.03, ClipL2(0.5)),
     "top-k": lambda: [TopK(0.9)],
+    "frozen": lambda: [FrozenLayers(["position_embedding"])],
 }
 """By name; noise is of so much of the norm, all numbers together."""
+EXACT = ("", "frozen")
+"""Defenses that change no number that is sent."""
 ROWS = {
-    **{f"lenet-{size}": Row(lenet, size) for size in (1, 2, 4, 5)},
+    **{f"lenet-{size}": Row(lenet, size) for size in (1, 2, 4, 5, 6, 8)},
     "noise-1": Row(lenet, 1, "noise"),
     "qsgd-1": Row(lenet, 1, "qsgd"),
     "silu-1": Row(lambda size: smooth(nn.SiLU)),
     "gelu-1": Row(lambda size: smooth(nn.GELU)),
     "relu-1": Row(lambda size: ConvNet(10, 16)),
+    "relu64-1": Row(lambda size: ConvNet(10, 64)),
     "vit-1": Row(lambda size: TinyViT(10, size)),
+    **{f"usual-vit-{size}": Row(usual_vit, size, "frozen") for size in (1, 4)},
+    **{f"convnext-{size}": Row(convnext, size) for size in (1, 4)},
+    **{f"resnet18-{size}": Row(small_stem, size) for size in (1, 4)},
+    "resnet18-train-1": Row(small_stem, 1, mode="train"),
+    "imagenet-stem-1": Row(imagenet_stem, 1),
 }
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "second": lambda target, **more: GaussNewtonInversion(target, **more),
@@ -122,7 +132,7 @@ def attacked(
     public = public[:NUM_PUBLIC]
     attack = ATTACKS[name](
         row.target(test.shape[-1]),
-        client=FedSGD(mode="eval"),
+        client=FedSGD(mode=row.mode),
         defenses=DEFENSES[row.defense](),
         adaptive=bool(row.defense),
     )
@@ -136,7 +146,7 @@ def attacked(
         found = attack.reconstruct(observation)
     seconds = time.process_time() - started
     estimate = None
-    if name == "second" and row.defense and images.numel() <= MAX_UNKNOWNS:
+    if name == "second" and row.defense not in EXACT and images.numel() <= MAX_UNKNOWNS:
         estimate = local_estimate(observation, batch, Spectrum(public.double())).mse.tolist()
     return {
         "psnr": list(map(float, matched_psnr(found.images, images, mean))),

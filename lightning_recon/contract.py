@@ -149,7 +149,7 @@ def check_data(make: Callable[[], AuditDataModule], target: Target | None = None
     num_classes = getattr(data, "num_classes", None)
     shape = data.image_shape
     spec = DataSpec(shape, num_classes, data.batch_size)
-    _check(data.spec == spec, f"spec is {data.spec}, not {spec}")
+    _check(data.spec[:3] == spec[:3], f"spec is {data.spec[:3]}, not {spec[:3]}")
     _check(len(shape) == 3 and shape[0] in (1, 3), f"image_shape is C H W, not {shape}")
     public = data.public_images()
     _check(public.shape[1:] == shape, f"public images are N {shape}, not {tuple(public.shape)}")

@@ -45,25 +45,37 @@ class Federation:
         """What the attacker is told beside the update."""
         self._modes = modes_of(target)
         """As the target was handed over, and not as a Trainer sets them."""
+        self.num_rounds = 1
+        """In which every client takes part, with the same data."""
         self._payload: nn.Module | None = None
         self._make_payload: Callable[[], nn.Module] | None = None
-        bind_chain(list(defenses), client.clip_norm)
+        self._next_payload: Callable[[Observation], nn.Module] | None = None
+        bind_chain(list(defenses), client.clip_norm or client.update_clip_norm)
 
     # --- the server ----------------------------------------------------------------------------
 
-    def start(self, make_payload: Callable[[], nn.Module], grants: Sequence[str]) -> None:
+    def start(
+        self,
+        make_payload: Callable[[], nn.Module],
+        grants: Sequence[str],
+        num_rounds: int = 1,
+        next_payload: Callable[[Observation], nn.Module] | None = None,
+    ) -> None:
         """Begin anew, with another payload.
 
         Args:
             make_payload: called once, when the first client is to be sent something.
             grants: what the attacker is told beside the update, values of :class:`Grant`.
+            num_rounds: in which every client takes part, at least 1.
+            next_payload: gives what a client is sent after a round of it; null: the same again.
         """
         self.grants = tuple(Grant(grant) for grant in grants)
         self._payload, self._make_payload = None, make_payload
+        self.num_rounds, self._next_payload = num_rounds, next_payload
 
     @property
     def payload(self) -> nn.Module:
-        """The model that the server sends; the same one to every client."""
+        """The model that the server sends; the same one to every client in its first round."""
         if self._payload is None:
             if self._make_payload is None:
                 raise RuntimeError("Attack.bind() with public images comes before the payload")
@@ -82,33 +94,46 @@ class Federation:
         if self.client.clip_norm is not None:
             clips.append(self.client.clip_norm)
         noises = [defense.std for defense in self.defenses if isinstance(defense, GaussianNoise)]
+        number, own = 1, self.client.update_clip_norm
+        if own is not None:
+            number = self.client.num_clients
+            clips = [own, *(number * clip for clip in clips)]
         return Channel(
             clip_norm=min(clips, default=None),
             clips_samples=self.client.clip_norm is not None,
-            noise_std=math.hypot(*noises),
+            noise_std=number * math.hypot(*noises),
+            num_clients=number,
         )
 
-    # --- a round -------------------------------------------------------------------------------
+    # --- rounds --------------------------------------------------------------------------------
 
-    def play(self, batch: PrivateBatch, client: int) -> Observation:
-        """Play one round with one client and return all that the server sees of it.
+    def play(
+        self, batch: PrivateBatch, client: int, later: Sequence[PrivateBatch] = ()
+    ) -> Observation:
+        """Play all rounds of one client and return what the server sees in the last one.
 
         Args:
             batch: the client's data, on any device.
-            client: its number, from which its randomness is derived.
+            client: its number, from which its randomness is derived, anew in every round.
+            later: the client's data in the second round, the third and so on, if they are others;
+                what is last of all stays.
 
         Raises:
             InputError: if the update is not finite.
         """
         parameter = next(self.target.parameters())
-        batch = PrivateBatch(*(field.to(parameter.device) for field in batch))
-        batch = batch._replace(images=batch.images.to(parameter.dtype))
-        with sdpa_kernel(SDPBackend.MATH):
-            update, buffers = self.client.run(
-                self.payload, batch, seed=derive_seed(self.seed, client, "client")
-            )
-        sent = {name: buffers[name] for name in sent_buffers(self.payload)}
-        return self._send(update, sent, client, batch.labels, "defenses")
+        batches = [batch, *later]
+
+        def answer(payload: nn.Module, round_: int) -> _Answer:
+            own = batches[min(round_, len(batches) - 1)]
+            own = PrivateBatch(*(field.to(parameter.device) for field in own))
+            own = own._replace(images=own.images.to(parameter.dtype))
+            seed = derive_seed(self.seed, client, "client", *_later(round_))
+            with sdpa_kernel(SDPBackend.MATH):
+                update, buffers = self.client.run(payload, own, seed=seed)
+            return update, {name: buffers[name] for name in sent_buffers(payload)}, own.labels
+
+        return self._play(answer, client, "defenses")
 
     def play_noise(self, labels: Tensor, client: int) -> Observation:
         """Return what the server sees of a client whose update is zero before the defenses.
@@ -121,9 +146,12 @@ class Federation:
             labels: B, of the client's batch, for an attack to which they are granted.
             client: its number.
         """
-        update = {name: zeros_for(parameter) for name, parameter in self.payload.named_parameters()}
-        buffers = sent_buffers(self.payload)
-        return self._send(update, buffers, client, labels.to(self._device), "noise only")
+
+        def answer(payload: nn.Module, round_: int) -> _Answer:
+            update = {name: zeros_for(part) for name, part in payload.named_parameters()}
+            return update, sent_buffers(payload), labels.to(self._device)
+
+        return self._play(answer, client, "noise only")
 
     def receive(
         self, captured: Mapping[str, Any], client: int, what: str | None = None
@@ -142,10 +170,16 @@ class Federation:
             what: names the update in messages; null: its client's number.
 
         Raises:
-            InputError: if the update, the buffers or the labels do not fit the payload, or if the
-                target was handed over in another mode than the client simulates.
+            InputError: if the update, the buffers or the labels do not fit the payload, if the
+                target was handed over in another mode than the client simulates, or if the attack
+                wants several rounds.
         """
         what = what or f"captured update {client}"
+        if self.num_rounds > 1:
+            raise InputError(
+                f"{what} is of one round, and the attack sends a client another payload in each of "
+                f"{self.num_rounds} rounds; set num_rounds to 1"
+            )
         self._check_mode(captured.get("image_shape"))
         found = named_as(self.payload, captured["update"], what)
         update = {name: found[name] for name, _ in self.payload.named_parameters()}
@@ -162,7 +196,7 @@ class Federation:
         if labels is not None:
             labels = given_labels(labels, what, num_samples, self.target.num_classes)
             labels, num_samples = labels.to(self._device), len(labels)
-        return self._observation(update, buffers, client, labels, num_samples)
+        return self._observation(self.payload, update, buffers, client, labels, num_samples)
 
     def _check_mode(self, image_shape: tuple[int, int, int] | None) -> None:
         """Raise InputError if the client simulates another mode than the target was left in.
@@ -179,16 +213,27 @@ class Federation:
     def _device(self) -> torch.device:
         return next(self.target.parameters()).device
 
-    def _send(
-        self, update: Update, buffers: Buffers, client: int, labels: Tensor, purpose: str
+    def _play(
+        self, answer: Callable[[nn.Module, int], "_Answer"], client: int, purpose: str
     ) -> Observation:
-        generator = make_generator(self.seed, client, purpose, device=self._device)
-        update = apply_chain(self.defenses, update, generator=generator)
-        _check_finite(update, f"the update of client {client}")
-        return self._observation(update, buffers, client, labels, len(labels))
+        """Have a client answer in every round, from 0 on, and pass its updates on."""
+        payload = self.payload
+        for round_ in range(self.num_rounds):
+            update, buffers, labels = answer(payload, round_)
+            generator = make_generator(
+                self.seed, client, purpose, *_later(round_), device=self._device
+            )
+            update = apply_chain(self.defenses, update, generator=generator)
+            _check_finite(update, f"the update of client {client}")
+            observation = self._observation(payload, update, buffers, client, labels, len(labels))
+            observation = observation._replace(rounds=round_ + 1)
+            if self._next_payload is not None and round_ + 1 < self.num_rounds:
+                payload = self._next_payload(observation)
+        return observation
 
     def _observation(
         self,
+        payload: nn.Module,
         update: Update,
         buffers: Buffers | None,
         client: int,
@@ -197,7 +242,7 @@ class Federation:
     ) -> Observation:
         """Leave out what is not granted to the attacker."""
         return Observation(
-            payload=self.payload,
+            payload=payload,
             update=update,
             protocol=self.client.protocol,
             labels=labels if Grant.LABELS in self.grants else None,
@@ -207,6 +252,15 @@ class Federation:
             defenses=self.defenses if Grant.DEFENSES in self.grants else None,
             buffers=buffers if Grant.BUFFERS in self.grants else None,
         )
+
+
+_Answer = tuple[Update, Buffers, Tensor]
+"""A client's update, its buffers and its labels, B."""
+
+
+def _later(round_: int) -> tuple[int, ...]:
+    """Return what sets the randomness of a later round apart from that of the first one."""
+    return (round_,) if round_ else ()
 
 
 def _check_finite(update: Update, what: str) -> None:

@@ -48,6 +48,9 @@ class Channel(NamedTuple):
     """Whether each sample's gradient is clipped by itself; told with ``clip_norm``."""
     noise_std: float | None = None
     """Of the Gaussian noise on every entry, 0 without any; None: it is not known."""
+    num_clients: int = 1
+    """Clients that are clipped each, and of whose updates the mean is seen.  One of them has a
+    share of it, and ``noise_std`` is the noise that falls on that share, enlarged to an update."""
 
     def granted(self, grants: Sequence[Grant]) -> Channel:
         """Return the channel without what is not granted."""
@@ -82,6 +85,9 @@ class Observation(NamedTuple):
     """The payload's, as the client's local training left them, which no defense touches: in the
     client's ``train`` mode they tell the statistics of its batch
     (:func:`lightning_recon.attacks.matching.batch_statistics.batch_statistics`)."""
+    rounds: int = 1
+    """Rounds of the client that the server has seen, this one included.  What it learned in the
+    earlier ones stands in the payload, which is of this client alone from the second round on."""
 
 
 HALF_LEVEL = 0.5 / 255

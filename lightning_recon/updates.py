@@ -25,6 +25,18 @@ class PrivateBatch(NamedTuple):
     """B, int64: the images' places in the data set."""
 
 
+class Columns(NamedTuple):
+    """How a row of a table lies in an image: feature after feature, then zeros.
+
+    A number takes one place, scaled to [0, 1]; a category as many as it has values, one of them 1.
+    """
+
+    sizes: tuple[int, ...]
+    """Places of each feature: 1 for a number, at least 2 for a category."""
+    tolerances: tuple[float, ...]
+    """Of each number, how near a guess is right, in [0, 1]; 0 for a category."""
+
+
 class DataSpec(NamedTuple):
     """What a server knows of the data before it has seen an update."""
 
@@ -35,3 +47,5 @@ class DataSpec(NamedTuple):
     max_batch_size: int
     """The most images that a client holds: how much room is made.  It tells an attack to which
     ``num_samples`` is not granted nothing of one client."""
+    columns: Columns | None = None
+    """Of rows of a table, whose encoding every server knows; None: the images are pictures."""

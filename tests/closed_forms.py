@@ -80,6 +80,25 @@ def exact(name):
         assert float(score) == pytest.approx((outside**2).sum() / (slope**2).sum(), abs=1e-20)
 
 
+def cocktail(name):
+    """Of the span of the rows: mixtures that hold 1 at the bias, of nearly independent edges."""
+    attack, batch = bound(ATTACKS[name]())
+    observation = attack.play(0)
+    weight, bias = mlp_gradient(attack.target, batch)
+    assert_gradient(observation.update, (weight, bias), ("layers.1.weight", "layers.1.bias"))
+    images = attack.reconstruct(observation).images.flatten(1).numpy()
+    rows = np.linalg.svd(np.column_stack([weight, bias]))[2][:2]
+    free = (images > 0) & (images < 1)  # what is not clamped
+    for image, place in zip(images, free, strict=True):
+        known = np.append(image[place], 1)
+        basis = rows[:, np.append(place, True)].T
+        inside = basis @ np.linalg.lstsq(basis, known, rcond=None)[0]
+        np.testing.assert_allclose(inside, known, atol=1e-9)
+    true = batch.images.flatten(1).numpy()
+    wrong = np.square(images[:, None] - true[None]).mean(2)
+    assert wrong.min(0).max() < np.square(true - true.mean(0)).mean() / 10
+
+
 def soliton(name):
     """Biases at minus the quantiles of a normal distribution; then as the exact inversion."""
     attack, _ = bound(ATTACKS[name]())

@@ -47,6 +47,7 @@ QUICK = {"num_rehearsals": 2, "decoder_steps": 2, "refined_error": math.inf, "it
 ATTACKS = {
     "APRIL": on(attacks.APRIL, READABLE["transformer"]),
     "AnnealedInversion": on(attacks.AnnealedInversion, READABLE["pools"], iterations=2),
+    "CocktailParty": on(attacks.CocktailParty, READABLE["linear"]),
     "CodedLDPAttack": on(attacks.CodedLDPAttack, num_bins=64, shrinkage_steps=2),
     "CuriousAbandonHonesty": on(attacks.CuriousAbandonHonesty, num_rows=64),
     "DLG": on(attacks.DLG, iterations=2, optimizer=lbfgs),
@@ -71,13 +72,14 @@ ATTACKS = {
     "ScaleMIA": on(attacks.ScaleMIA, READABLE["pools"], decoder_steps=2),
     "SolitonBiases": on(attacks.SolitonBiases, READABLE["linear"]),
     "SpectralLDPAttack": on(attacks.SpectralLDPAttack, num_bins=64, shrinkage_steps=2),
+    "TabLeak": on(attacks.TabLeak, num_restarts=2, iterations=2),
 }
 SINGLE = {"APRIL", "IDLG", "RGAP"}
 """Those that read updates of one sample."""
 UNCOUNTED = {
     *("AnnealedInversion", "FeatureInversionAttack", "GradInversion", "IDLG"),
     *("Fishing", "GaussNewtonInversion", "InvertingGradients"),
-    *("ModernInvertingGradients", "MultiScale", "ROGAttack"),
+    *("ModernInvertingGradients", "MultiScale", "ROGAttack", "TabLeak"),
 }
 """Those to which the number of samples need not be granted."""
 DEFENSES = {
@@ -130,6 +132,10 @@ def arrays(folder):
     return data.ArrayDataModule(root=str(path), batch_size=BATCH, num_public=1)
 
 
+def table(folder):
+    return data.TabularDataModule(batch_size=BATCH, num_public=1)
+
+
 def torchvision_set(folder):
     return data.TorchvisionDataModule(
         "FashionMNIST", root=str(folder), on_missing="samples", image_size=SIZE, channels=3,
@@ -143,6 +149,7 @@ WITH_FALLBACK = (
 )
 DATA = {
     "ArrayDataModule": arrays,
+    "TabularDataModule": table,
     "TorchvisionDataModule": torchvision_set,
     "CapturedUpdatesDataModule": captured,
     "ImageFolderDataModule": pictures,

@@ -182,7 +182,7 @@ class TestPredict:
         Path("captured").mkdir()
         torch.save(
             {
-                "update": observation.update,
+                "update": {name: part.to_dense() for name, part in observation.update.items()},
                 "num_samples": 4,
                 "labels": None,
                 "image_shape": (3, 32, 32),

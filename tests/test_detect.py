@@ -13,6 +13,7 @@ from torch.nn.utils import prune
 
 from lightning_recon import attacks, targets
 from lightning_recon.attacks.robbing_the_fed import ImprintPayload
+from lightning_recon.clients import Aggregate, FedSGD
 from lightning_recon.commands.plain import main
 from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.detect import detect, detect_sent
@@ -59,6 +60,22 @@ MALICIOUS = {
             targets.ConvNet(10), num_bins=64, gain=1.0, shrinkage_steps=0, **PROTECTED
         ),
         {"dead-rows"},
+    ),
+    "Fishing": (
+        lambda: attacks.Fishing(targets.ConvNet(10)),
+        {"confident-head", "lone-class"},
+    ),
+    "Fishing for a feature": (
+        lambda: attacks.Fishing(targets.ConvNet(10), fish="feature"),
+        {"lone-class"},
+    ),
+    "ScaleMIA": (
+        lambda: attacks.ScaleMIA(targets.TutorialCNN(10, SIZE), kernel_size=1, decoder_steps=0),
+        {"repeated-rows", "one-direction"},
+    ),
+    "Loki": (
+        lambda: attacks.Loki(targets.ConvNet(10), num_bins=64),
+        {"repeated-rows", "one-direction", "leaning-rows"},
     ),
 }
 """By attack: what makes it, and findings that must be among its own."""
@@ -213,11 +230,44 @@ class TestReference:
         assert "beyond-training" in codes(detect(model, other))
 
 
-def test_a_head_that_is_sure_of_one_class():
+@pytest.mark.parametrize("nats", [30.0, -30.0])
+def test_a_head_that_is_sure_of_one_class_or_never_says_it(nats):
     model = HONEST["ConvNet"]()
     with torch.no_grad():
-        model.classifier.bias[3] = 30.0
+        model.classifier.bias[3] = nats
     assert codes(detect(model)) == {"confident-head"}
+
+
+def test_a_head_in_which_one_class_alone_has_weights():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 2))  # of two classes, too
+    assert detect(model).verdict == "honest"
+    with torch.no_grad():
+        model[1].weight[0] *= 0.05
+    assert codes(detect(model)) == {"lone-class"}
+    with torch.no_grad():
+        model[1].weight.zero_()
+    assert detect(model).verdict == "honest", "a head may start at zero"
+
+
+def test_a_client_that_is_to_be_silent_is_sent_dead_biases():
+    together = {"client": Aggregate(FedSGD(), num_clients=2)}
+    made = payload(attacks.ModelInconsistency(targets.MLP(10, SIZE, (128,)), **together))
+    assert detect(made.for_client(0)).verdict == "honest"  # the one that is attacked
+    assert codes(detect(made.for_client(1))) >= {"large-biases"}
+
+
+def test_a_norm_behind_a_weight_is_no_bias_of_it():
+    """Pruning leaves biases in front of their weights."""
+    state = {
+        "first": torch.randn(64, 96) / 96,
+        "scale": torch.ones(64),
+        "shift": torch.zeros(64),
+        "next.bias": torch.zeros(64),
+        "next": torch.randn(64, 64) / 8,
+    }
+    assert "large-biases" not in detect(state).statistics
+    state["scale"] = torch.randn(64)  # a bias, and a norm without a scale of its own
+    assert "large-biases" in detect(state).statistics
 
 
 def test_kernels_that_copy():

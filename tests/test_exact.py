@@ -1,16 +1,24 @@
 """Exact inversion: what is certified is the client's, and what is not the client's is not."""
 
 import csv
+import itertools
 
 import pytest
 import torch
 from torch import nn
 
-from lightning_recon.attacks import ExactInversion, LinearLayerInversion, SolitonBiases
+from lightning_recon.attacks import (
+    CocktailParty,
+    ExactInversion,
+    LinearLayerInversion,
+    SolitonBiases,
+)
 from lightning_recon.attacks.exact.certificate import examine_all, how_often, read_spans
+from lightning_recon.attacks.exact.gates import gated_directions
+from lightning_recon.attacks.exact.independence import independent_images
 from lightning_recon.attacks.exact.recovery import as_gradient
 from lightning_recon.attacks.exact.slopes import SlopeModel
-from lightning_recon.attacks.exact.sparsity import sparse_directions
+from lightning_recon.attacks.exact.sparsity import shown_images, sparse_directions
 from lightning_recon.attacks.linear_layer import first_linear
 from lightning_recon.attacks.soliton_biases import robust_soliton
 from lightning_recon.audit.results import Results
@@ -22,7 +30,7 @@ from lightning_recon.observation import Mark, Reconstruction
 from lightning_recon.report.findings import findings
 from lightning_recon.report.predicted import read_marks
 from lightning_recon.report.terminal import print_summary
-from lightning_recon.runs.callback import _marked
+from lightning_recon.runs.results import marks_of
 from lightning_recon.targets import MLP, ConvNet, LeNet, ModuleTarget
 from lightning_recon.updates import DataSpec, PrivateBatch
 
@@ -56,6 +64,20 @@ def attacked(attack, batch, public=None):
 
 def num_certified(found):
     return found.marks.count(Mark.CERTIFIED)
+
+
+def test_of_two_classes_both_labels_are_told_apart_by_the_sign():
+    """Their slopes lie along one line: (p - 1, 1 - p) and (p, -p)."""
+    batch = batch_of(8)
+    batch = batch._replace(labels=batch.labels % 2)
+    for client in (FedSGD(), FedAvg(0.1)):
+        attack = ExactInversion(MLP(2, SIZE, (ROWS,), first_std=0.5), client)
+        attack.bind(DataSpec(SHAPE, 2, 8), torch.empty(0, *SHAPE))
+        found = attack.reconstruct(attack.federation.play(batch, 0))
+        pairs = exact_pairs(found.images, batch.images)
+        assert num_certified(found) == 8
+        assert pairs.any(1).all()
+        assert torch.equal(found.labels, batch.labels[pairs.float().argmax(1)])
 
 
 def num_wrong(found, batch):
@@ -148,17 +170,17 @@ def test_pixels_without_levels_are_certified_too():
     assert num_wrong(found, batch) == 0
 
 
-def plain(*between, **settings):
+def plain(*between, shift=None, **settings):
     first = nn.Linear(192, ROWS, **settings)
     layers = [nn.Flatten(), first, *between, nn.ReLU(), nn.Linear(ROWS, CLASSES)]
-    return ModuleTarget(nn.Sequential(*layers), CLASSES)
+    return ModuleTarget(nn.Sequential(*layers), CLASSES, mean=shift, std=1.0)
 
 
 @pytest.mark.parametrize(
     ("target", "said"),
     [
         (lambda: LeNet(CLASSES, SIZE), "no linear layer with a bias reads the image in LeNet;"),
-        (lambda: plain(bias=False), "has none; choose a target"),
+        (lambda: plain(bias=False, shift=0.5), "has none; choose a target"),
         (lambda: ConvNet(CLASSES, 2), "no linear layer with a bias reads the image"),
         (lambda: plain(nn.BatchNorm1d(ROWS)), "batch norm in train mode mixes the samples"),
         (lambda: plain(nn.Dropout(0.1)), "what dropout drops is not known"),
@@ -243,7 +265,7 @@ def test_marks_without_truth_are_read_back(tmp_path):
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["reconstruction", "label", "mark", "p_value"])
         writer.writeheader()
-        writer.writerows(_marked(found))
+        writer.writerows(marks_of(found))
     assert read_marks(path) == {0: ("certified", 1.0), 1: ("guess", pytest.approx(0.1))}
     assert read_marks(tmp_path / "none.csv") == {}
 
@@ -291,6 +313,16 @@ def test_the_terminal_tells_what_is_proven(notes, said, tmp_path, capsys):
     assert lines == ([] if said is None else [f"proven   {said}"])
 
 
+def test_without_a_bias_the_levels_tell_the_scale():
+    batch = batch_of(12)
+    target = plain(bias=False)
+    found = attacked(ExactInversion(target), batch)
+    assert num_certified(found) == 12
+    assert num_wrong(found, batch) == 0
+    with pytest.raises(InputError, match="has none; choose a target"):
+        observe(SolitonBiases(target), batch)
+
+
 # --- low rank and sparsity ----------------------------------------------------------------------
 
 
@@ -317,15 +349,115 @@ def test_dense_slopes_show_none():
     assert len(sparse_directions(basis, generator)) == 0
 
 
-def test_what_no_single_row_shows_is_found_by_sparsity():
-    """Pixels around 0, as most networks read them: every row lets half of the samples through."""
-    batch = batch_of(14)
+# --- gates, and independent components ----------------------------------------------------------
+
+
+def centred(*hidden, rows=300):
+    """Behind pixels around 0, as most networks read them, rows let half of the samples through."""
 
     def layers():
-        return nn.Sequential(nn.Flatten(), nn.Linear(192, 300), nn.ReLU(), nn.Linear(300, CLASSES))
+        widths = (192, rows, *hidden)
+        made = [nn.Flatten()]
+        for width, length in itertools.pairwise(widths):
+            made += [nn.Linear(width, length), nn.ReLU()]
+        return nn.Sequential(*made, nn.Linear(widths[-1], CLASSES))
 
-    target = ModuleTarget(layers, CLASSES, mean=0.5, std=0.25)
+    return ModuleTarget(layers, CLASSES, mean=0.5, std=0.25)
+
+
+def slope_model(target):
+    seen = observe(ExactInversion(target), batch_of(2))
+    return SlopeModel(seen.payload, first_linear(seen.payload, SHAPE), SHAPE)
+
+
+def test_what_lies_behind_open_gates_is_read_of_one_row_of_relus_alone():
+    target = centred()
+    jacobian = slope_model(target).open_jacobian(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(jacobian, list(target.parameters())[2].double())
+    for other in (centred(50), MLP(CLASSES, SIZE, (ROWS,), "sigmoid")):
+        assert slope_model(other).open_jacobian(torch.Generator().manual_seed(0)) is None
+
+
+def test_gates_are_found_where_there_are_more_samples_than_sparsity_bears():
+    generator = torch.Generator().manual_seed(0)
+    jacobian = torch.randn(CLASSES, 300, generator=generator, dtype=torch.float64)
+    labels = torch.randint(CLASSES, (45,), generator=generator)
+    chances = torch.randn(45, CLASSES, generator=generator, dtype=torch.float64).softmax(1)
+    residuals = chances - nn.functional.one_hot(labels, CLASSES)
+    slopes = residuals @ jacobian * (torch.rand(45, 300, generator=generator) < 0.5)
+    basis = torch.linalg.qr(slopes.T).Q
+    found = gated_directions(basis, jacobian, generator)
+    wanted = nn.functional.normalize(slopes @ basis)
+    assert len(found) == 45
+    torch.testing.assert_close((found @ wanted.T).abs().amax(0), torch.ones(45).double())
+
+
+def test_one_missing_direction_is_shown_by_the_others():
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.rand(5, 20, generator=generator, dtype=torch.float64)
+    samples[:, -1] = 1
+    slopes, _ = slopes_of(5)
+    columns, strengths, rows = torch.linalg.svd(slopes @ samples, full_matrices=False)
+    columns, strengths, rows = columns[:, :5], strengths[:5], rows[:5]
+    directions = nn.functional.normalize(slopes.T @ columns)
+    torch.testing.assert_close(shown_images(directions, strengths, rows), samples[:, :-1])
+    torch.testing.assert_close(shown_images(directions[1:], strengths, rows), samples[:1, :-1])
+    assert len(shown_images(directions[2:], strengths, rows)) == 0
+
+
+@pytest.mark.parametrize("hidden", [(), (50,)], ids=["gates", "sparsity"])
+def test_what_no_row_shows_is_certified(hidden):
+    batch = batch_of(14)
+    target = centred(*hidden)
     found = attacked(ExactInversion(target), batch)
     assert num_certified(found) == 14
     assert num_wrong(found, batch) == 0
     assert num_certified(attacked(ExactInversion(target, sparsity=False), batch)) == 0
+
+
+def edges(num_samples, size=24):
+    """Images of a few flat rectangles each, whose derivatives are sparse."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.full((num_samples, 3, size, size), 0.5)
+    for image in images:
+        for _ in range(6):
+            top, left = torch.randint(size - 4, (2,), generator=generator).tolist()
+            height, width = torch.randint(3, 12, (2,), generator=generator).tolist()
+            colour = torch.rand(3, 1, 1, generator=generator)
+            image[:, top : top + height, left : left + width] = colour
+    return images
+
+
+def test_independent_components_are_the_images():
+    images = edges(6).double()
+    seen = torch.cat([images.flatten(1), torch.ones(6, 1)], 1)
+    rows = torch.linalg.svd(seen, full_matrices=False).Vh
+    found = independent_images(rows, (3, 24, 24), torch.Generator().manual_seed(0))
+    wrong = torch.cdist(found, images.flatten(1)).square() / 1728
+    assert wrong.amin(0).max() < 1e-3
+    assert wrong.argmin(0).unique().numel() == 6
+
+
+@pytest.mark.parametrize("kind", [nn.GELU, nn.Sigmoid])
+def test_guesses_of_a_smooth_network_are_moved_until_they_are_exact(kind):
+    """Behind pixels around 0 and small weights no row shows a sample, and no slope is 0."""
+    images = (255 * edges(5, 16)).round() / 255
+    labels = torch.tensor([3, 1, 4, 1, 5])
+    batch = PrivateBatch(images, labels, torch.ones(5), torch.arange(5))
+
+    def layers():
+        return nn.Sequential(nn.Flatten(), nn.Linear(768, 200), kind(), nn.Linear(200, CLASSES))
+
+    for independence, expected in ((True, 5), (False, 0)):
+        attack = ExactInversion(
+            ModuleTarget(layers, CLASSES, mean=0.5, std=0.25), independence=independence
+        )
+        attack.bind(DataSpec((3, 16, 16), CLASSES, 5), images[:0])
+        found = attack.reconstruct(attack.federation.play(batch, 0))
+        assert num_certified(found) == expected
+        assert num_wrong(found, batch) == 0
+
+
+def test_more_samples_than_rows_are_refused():
+    with pytest.raises(InputError, match="9 samples are more than the first layer's gradient"):
+        attacked(CocktailParty(MLP(CLASSES, SIZE, (8,))), batch_of(9))

@@ -15,7 +15,7 @@ from lightning_recon.attacks import GradientMatching
 from lightning_recon.commands.lightning import main
 from lightning_recon.errors import InputError
 from lightning_recon.runs.hidden_defaults import check_defaults
-from lightning_recon.runs.sweep import cell_parser
+from lightning_recon.runs.items import cell_parser
 from lightning_recon.targets import LeNet
 
 HEAD = """

@@ -9,6 +9,7 @@ from attack_helpers import bind
 from scipy import stats
 
 from lightning_recon.attacks import LDPAttack
+from lightning_recon.attacks.ldp_mismatch import Observed, mismatch
 from lightning_recon.attacks.ldp_payload import (
     NUM_ACTIVE_BIAS_INPUTS,
     image_statistics,
@@ -337,3 +338,35 @@ class TestBadInput:
             target.classifier.weight.fill_(torch.nan)
         with pytest.raises(InputError, match="client 0 holds NaN or infinity in parameter"):
             make_attack(public, target=target).federation.play(batch, 0)
+
+
+def test_the_gradient_is_that_of_the_mismatch():
+    def described(image):
+        mean, variance = image.mean((1, 2)), image.var((1, 2), correction=0)
+        down, right = image.diff(dim=1).abs().mean((1, 2)), image.diff(dim=2).abs().mean((1, 2))
+        return torch.cat([mean, variance, down + right])
+
+    generator = torch.Generator().manual_seed(0)
+    row, image, other = torch.rand(3, 3, 6, 5, generator=generator, dtype=torch.float64)
+    observed = Observed(row, row.new_tensor(0.3), described(other), row.new_tensor(9 * [0.02]))
+    leaf = image.clone().requires_grad_()
+    difference = described(leaf) - observed.statistics
+    parts = [
+        ((leaf - row) / 0.3).square().mean(),
+        (difference[:6] / 0.02).square().sum() / 90,
+        0.7 * (difference[6:] / (observed.statistics[6:] + 0.02)).square().sum(),
+    ]
+    (expected,) = torch.autograd.grad(sum(parts), [leaf])
+    *found, gradient = mismatch(image, observed, tv_weight=0.7)
+    torch.testing.assert_close(torch.stack(found), torch.stack(parts).detach())
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_no_client_holds_all_rows(public, batch):
+    attack = make_attack(public)
+    observation = attack.federation.play(batch, 0)
+    rows = observation.update["rows.weight"]
+    assert len(rows.rows) <= len(batch.images)
+    _, evidence = attack.initialize(observation)
+    assert not rows.is_dense
+    assert evidence.notes["noise_std_estimate"] == pytest.approx(STD, rel=0.01)

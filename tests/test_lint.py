@@ -17,6 +17,7 @@ from test_privacy import integrated_delta
 
 from lightning_recon.commands.plain import main
 from lightning_recon.lint.checking import MECHANISMS, check
+from lightning_recon.lint.figures import MEASURED
 from lightning_recon.lint.reading import Entry, from_call, from_file
 from lightning_recon.privacy.accounting import pld_epsilon
 
@@ -137,16 +138,30 @@ class TestLocalDp:
         assert report.bits_per_image == pytest.approx(bits)
 
     def test_orientation_is_the_table_and_between(self):
-        # s sqrt(B) / C = .0008 and, halfway in its logarithm, .0016
+        # s sqrt(B) / C = .0032 and, halfway in its logarithm to .008, .00506
         formula = math.sqrt(2 * math.log(1.25e5))
         for ratio, told in (
-            (0.0008, "36.3"),
-            (0.0016, "31.6"),
-            (0.0001, "over 47.5"),
-            (1, "under"),
+            (0.0032, "30.2"),
+            (0.00506, "26.3"),
+            (0.0001, "every pixel right"),
+            (1, "under 19.2"),
         ):
             report = linted(LOCAL.format(1, ratio / 4 / formula, 1), batch_size=16)
             assert told in report.best_psnr
+
+    def test_orientation_is_what_the_docs_say(self):
+        """The best whole-image row at each noise, of the tables of two attacks."""
+        best: dict[str, float] = {}
+        for page in ("spectral", "coded"):
+            heads: list[str] = []
+            for line in (ROOT / f"docs/{page}.md").read_text().splitlines():
+                cells = [cell.strip() for cell in line.split("|")]
+                heads = cells if "sigma" in cells else heads if len(cells) > 1 else []
+                if "PSNR" in heads and cells[heads.index("images")] == "whole":
+                    sigma, psnr = (cells[heads.index(name)] for name in ("sigma", "PSNR"))
+                    best[sigma] = max(best.get(sigma, 0.0), float(psnr))
+        stored = {ratio * 10 / 4: psnr for ratio, psnr in MEASURED.items()}
+        assert {float(sigma): psnr for sigma, psnr in best.items()} == pytest.approx(stored)
 
 
 class TestModels:

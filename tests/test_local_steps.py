@@ -3,16 +3,20 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_spectral import make_attack, mean_psnr
+from test_spectral import CLIP, make_attack, mean_psnr
 from test_spectral_rows import rows_of, unit_samples
 from torch.func import functional_call
 
 from lightning_recon.attacks.spectral import local_steps
 from lightning_recon.attacks.spectral.local_payload import hadamard
 from lightning_recon.attacks.spectral.rows import unmix
-from lightning_recon.clients import Aggregate, Client, FedAvg, FedAvgAdamW
+from lightning_recon.audit.privacy_statement import privacy_statement
+from lightning_recon.clients import Aggregate, Client, FedAvg, FedAvgAdamW, FedSGD
+from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.errors import InputError
+from lightning_recon.privacy.gaussian import gaussian_epsilon
 from lightning_recon.targets import ConvNet
+from lightning_recon.updates import PrivateBatch
 
 STD = 0.005
 SHUFFLED = FedAvg(0.1, 1, 2, momentum=0.9, weight_decay=5e-4)
@@ -155,6 +159,7 @@ class Unknown(Client):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"client": FedAvg(1e6, 2)}, "learning_rate of 1e.06 the rows or the target explode"),
         ({"payload_class": "C"}, "payload_class must be A or B, not 'C'"),
         ({"logit_scale": 2.0}, "logit_scale must lie between 0 and 1, not 2"),
         ({"client": FedAvg(10.0, 2, weight_decay=0.1)}, "lower one until their product is below 1"),
@@ -166,3 +171,63 @@ def test_what_cannot_be_read_is_told_in_one_line(public, settings, message):
     with pytest.raises(InputError, match=message) as caught:
         _ = make_attack(public, **settings).federation.payload
     assert "\n" not in str(caught.value)
+
+
+class TestSecureSum:
+    """One client of several whose updates are clipped each, summed, and noised once."""
+
+    @staticmethod
+    def attack(public, num_clients, std=STD, **kwargs):
+        client = Aggregate(kwargs.pop("client", SHUFFLED), num_clients, update_clip_norm=CLIP)
+        noise = [GaussianNoise(std / num_clients)]  # std on the sum
+        return make_attack(
+            public, client=client, defenses=noise, batch_size=8, num_bins=1024, **kwargs
+        )
+
+    @pytest.mark.parametrize("client", [SHUFFLED, FedSGD()], ids=["steps", "gradient"])
+    def test_the_others_hide_nothing_of_one_whose_rows_alone_are_open(self, public, batch, client):
+        place = 2
+        own = slice(2 * place, 2 * place + 2)
+        attack = self.attack(public, 4, client=client, place=place)
+        images, evidence = found_by(attack, batch)
+        assert len(images) == 2
+        alone = make_attack(
+            public,
+            client=client,
+            batch_size=2,
+            num_bins=1024,
+            defenses=[ClipL2(CLIP), GaussianNoise(STD)],
+        )
+        few = PrivateBatch(*(field[own] for field in batch))
+        expected = mean_psnr(found_by(alone, few)[0], few.images)
+        assert mean_psnr(images, few.images) == pytest.approx(expected, abs=0.5)
+        assert evidence.noise_std == pytest.approx(STD / 4, rel=0.03)
+
+    def test_all_rows_open_show_all(self, public, batch):
+        attack = self.attack(public, 4)
+        images, _ = found_by(attack, batch)
+        assert len(images) == 8
+        assert attack.channel.noise_std == pytest.approx(STD)
+
+    def test_a_clip_that_moves_with_the_noise_changes_nothing(self, public, batch):
+        # adaptive clipping: the norm follows what clients send, and the noise the norm
+        found = []
+        for factor in (1.0, 1.105):
+            client = Aggregate(SHUFFLED, 4, update_clip_norm=factor * CLIP)
+            attack = make_attack(
+                public, client=client, defenses=[GaussianNoise(factor * STD / 4)], num_bins=1024
+            )
+            found.append(mean_psnr(found_by(attack, batch)[0], batch.images))
+        assert found[0] == pytest.approx(found[1], abs=0.02)
+
+    def test_privacy_is_that_of_one_of_several(self, public):
+        attack = self.attack(public, 4)
+        stated = privacy_statement(attack.federation.defenses, attack.client, 8)
+        expected = gaussian_epsilon(2 * CLIP, STD, 1e-5)
+        assert stated["actual"]["epsilon"] == pytest.approx(expected)
+
+    def test_bad_input_is_one_line(self, public):
+        with pytest.raises(InputError, match="place must be from 0 to 3"):
+            self.attack(public, 4, place=4)
+        with pytest.raises(InputError, match="update_clip_norm must be a number above 0"):
+            Aggregate(SHUFFLED, 2, update_clip_norm=0.0)

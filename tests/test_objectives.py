@@ -12,6 +12,7 @@ ORACLES = {
     **dict.fromkeys(MATCHING, formulas.matching),
     "APRIL": closed_forms.april,
     "AnnealedInversion": formulas.annealed,
+    "CocktailParty": closed_forms.cocktail,
     "CodedLDPAttack": closed_forms.coded,
     "CuriousAbandonHonesty": closed_forms.curious,
     "ExactInversion": closed_forms.exact,

@@ -10,6 +10,7 @@ import yaml
 from run_folders import Page
 
 from lightning_recon.attacks import InvertingGradients
+from lightning_recon.audit.judging import check_criterion, cost, pareto, recommended
 from lightning_recon.audit.recommendation import (
     Accuracy,
     Assessed,
@@ -17,11 +18,7 @@ from lightning_recon.audit.recommendation import (
     Criterion,
     Guaranteed,
     Leak,
-    check_criterion,
-    cost,
     leak_of,
-    pareto,
-    recommended,
     wilson,
 )
 from lightning_recon.audit.records import ClientRecord, records_file
@@ -344,6 +341,7 @@ def test_from_a_file_to_a_page_and_on(monkeypatch, capsys):
     before = (FOLDER / "report.html").read_bytes()
     assert write_again(FOLDER).read_bytes() == before
     assert "recommended" in before.decode()
+    assert (FOLDER / "figure.png").read_bytes().startswith(b"\x89PNG")
 
     path = records_file(FOLDER, 0)
     lines = path.read_text().splitlines(keepends=True)
@@ -356,8 +354,10 @@ def test_from_a_file_to_a_page_and_on(monkeypatch, capsys):
     assert path.read_text().splitlines(keepends=True)[:5] == lines[:5]
 
     capsys.readouterr()
-    assert run("--resume", str(FOLDER), config=changed(training={"rounds": 4})) == 2
-    assert "lists other cells" in capsys.readouterr().err
+    other = changed(training={"rounds": 4})
+    for more in ((), ("--dry-run",)):
+        assert run("--resume", str(FOLDER), *more, config=other) == 2
+        assert "lists other cells" in capsys.readouterr().err
 
 
 def test_an_attack_that_does_not_fit_is_told_of_and_left_out(capsys):

@@ -9,7 +9,7 @@ import torch
 from attack_helpers import bind
 from torch import nn
 
-import lightning_recon.attacks.gauss_newton_inversion as module
+import lightning_recon.attacks.matching.linear_model as module
 from lightning_recon.__main__ import main
 from lightning_recon.attacks import GaussNewtonInversion, InvertingGradients
 from lightning_recon.attacks.features.spectrum import Spectrum
@@ -21,7 +21,15 @@ from lightning_recon.clients import FedAvg
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.defenses import QSGD, GaussianNoise, LaplaceNoise, TopK
 from lightning_recon.errors import InputError
-from lightning_recon.functional.damped_least_squares import conjugate_gradients, jacobian, products
+from lightning_recon.functional.damped_least_squares import (
+    Damped,
+    Factors,
+    backsubstituted,
+    conjugate_gradients,
+    gram,
+    jacobian,
+    products,
+)
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.observation import Reconstruction
 from lightning_recon.targets import LeNet, ModuleTarget, TinyViT
@@ -440,9 +448,23 @@ class TestLeastSquares:
         torch.testing.assert_close(backward(equations), along.T @ equations)
         whole = rows @ rows.T + torch.eye(24)
         solved = conjugate_gradients(
-            lambda x: whole @ x, numbers, 1 / whole.diagonal(), 100, tolerance=1e-12
+            lambda x: whole @ x, numbers, lambda x: x / whole.diagonal(), 100, tolerance=1e-12
         )
         torch.testing.assert_close(whole @ solved, numbers)
+
+    def test_halves_of_a_product_and_factors_are_whole(self):
+        rows = torch.randn(21, 30, generator=torch.Generator().manual_seed(0)).double()
+        torch.testing.assert_close(gram(rows), rows @ rows.T)
+        damped = Damped(gram(rows), torch.zeros(21).double())
+        factors, wanted = Factors(damped), torch.rand(21).double()
+        first = factors.at(1e-2)
+        found = backsubstituted(first, wanted)
+        torch.testing.assert_close(
+            (rows @ rows.T + 1e-2 * damped.scale * torch.eye(21)) @ found, wanted
+        )
+        assert factors.at(1e-3) is first  # one serves for smaller dampings
+        assert factors.at(2e-2) is not first
+        assert factors.at(1e-6) is not first
 
     def test_the_basis_of_a_spectrum_is_orthonormal_and_its_variances_are_the_images(self):
         spectrum = Spectrum(natural(60).double())

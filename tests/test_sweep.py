@@ -14,6 +14,7 @@ from lightning_recon.audit.records import read_records, records_file
 from lightning_recon.commands import lightning as cli
 from lightning_recon.errors import InputError
 from lightning_recon.runs import sweep
+from lightning_recon.runs.cell_command import folder_name
 
 TINY = {
     "model": {
@@ -83,7 +84,7 @@ def test_product_in_order(config):
     [("sweep", "sweep"), ("sweep_mixed", "sweep_mixed"), ("mixed", "sweep_mixed")],
 )
 def test_the_folder_is_named_after_the_file_once(file, folder):
-    assert sweep.folder_name(Path(f"x/{file}.yaml")) == folder
+    assert folder_name("sweep", Path(f"x/{file}.yaml")) == folder
 
 
 def test_what_is_said_twice(config):

@@ -11,9 +11,10 @@ from torch import nn
 
 from lightning_recon.captures import CaptureWriter, Reply, write_truth
 from lightning_recon.commands import plain
+from lightning_recon.detect import detect
 from lightning_recon.errors import InputError
 from lightning_recon.targets import MLP, LeNet, ModuleTarget
-from lightning_recon.verdict import Auditor, Setting, scan
+from lightning_recon.verdict import Auditor, Setting, preflight, scan
 from lightning_recon.verdict.confidence import SURE, confidence
 from lightning_recon.verdict.evidence import margin, shuffled
 from lightning_recon.verdict.numbers import read_numbers
@@ -283,6 +284,19 @@ class TestVerdict:
             net.layers[1].bias.copy_(-net.layers[1].weight.sum(1) / 2 - 0.1)
         told = texts(auditor.audit(reply_of(net, images[:1])).findings, "warning")
         assert "the model that the client was sent is suspicious" in told
+
+    def test_a_payload_of_several_clients_is_looked_at_once(self, images, public, monkeypatch):
+        seen = []
+        monkeypatch.setattr(preflight, "detect", lambda state: seen.append(state) or detect(state))
+        net = mlp()
+        auditor = Auditor(net, 10, Setting(SHAPE, public))
+        with torch.no_grad():
+            net.layers[1].bias.copy_(-net.layers[1].weight.sum(1) / 2 - 0.1)
+        told = [texts(auditor.audit(reply_of(net, images[n : n + 1])).findings) for n in (0, 1)]
+        assert len(seen) == 1
+        assert all("suspicious" in text for text in told)
+        auditor.audit(reply_of(mlp(), images[:1]))
+        assert len(seen) == 2, "another payload is another one"
 
     def test_what_cannot_be_read_cannot_be_told(self, images, public):
         audit = Auditor(MLP(10, 8, (64, 32)), 10, Setting(SHAPE, public)).audit(

@@ -24,8 +24,8 @@ from lightning_recon.attacks import Attack
 from lightning_recon.errors import input_error_in
 from lightning_recon.runs.allowed import _options_of, check_named
 from lightning_recon.runs.callback import Audit
+from lightning_recon.runs.items import cell_parser
 from lightning_recon.runs.refusals import explain
-from lightning_recon.runs.sweep import cell_parser
 
 VALUES: tuple[Any, ...] = (-1, 0, 2**31, 2**63, math.nan, math.inf, "x", None)
 SIZE, CLASSES = 16, 20

@@ -4,6 +4,7 @@ from lightning_recon.attacks.analytic import AnalyticAttack
 from lightning_recon.attacks.annealed_inversion import AnnealedInversion
 from lightning_recon.attacks.april import APRIL
 from lightning_recon.attacks.base import Attack
+from lightning_recon.attacks.cocktail_party import CocktailParty
 from lightning_recon.attacks.coded import CodedLDPAttack
 from lightning_recon.attacks.curious_abandon_honesty import CuriousAbandonHonesty
 from lightning_recon.attacks.dlg import DLG
@@ -28,6 +29,7 @@ from lightning_recon.attacks.rog import ROGAttack
 from lightning_recon.attacks.scale_mia import ScaleMIA
 from lightning_recon.attacks.soliton_biases import SolitonBiases
 from lightning_recon.attacks.spectral import SpectralLDPAttack
+from lightning_recon.attacks.tab_leak import TabLeak
 
 __all__ = [
     "APRIL",
@@ -37,6 +39,7 @@ __all__ = [
     "AnalyticAttack",
     "AnnealedInversion",
     "Attack",
+    "CocktailParty",
     "CodedLDPAttack",
     "CuriousAbandonHonesty",
     "ExactInversion",
@@ -58,4 +61,5 @@ __all__ = [
     "ScaleMIA",
     "SolitonBiases",
     "SpectralLDPAttack",
+    "TabLeak",
 ]

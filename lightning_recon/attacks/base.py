@@ -67,8 +67,12 @@ class Attack(LightningModule, ABC):
     """Those whose updates the attack can read.  One that reads ``"fedsgd"`` alone reads any
     multiple of the gradient, such as FedAvg's one step on the whole batch, -learning_rate times
     it."""
+    instead: str = "choose another attack"
+    """What to do where the clients follow none of those protocols."""
     clients_at_once: int = 1
     """Clients that ``test`` hands over together."""
+    num_rounds: int = 1
+    """Rounds in which a client takes part, with the same data."""
     can_simulate_defenses: bool = False
     """Whether the attack simulates the defenses where they are granted, as by ``adaptive``."""
 
@@ -89,8 +93,8 @@ class Attack(LightningModule, ABC):
             raise InputError(
                 f"{type(self).__name__} reads updates of {' and '.join(self.protocols)}, not of "
                 f"{self.client.protocol} with several steps; change the client (FedAvg of epochs "
-                "1, without minibatch_size and weight_decay, sends a gradient), or choose another "
-                "attack"
+                "1, without minibatch_size and weight_decay, sends a gradient), or "
+                f"{self.instead}"
             )
         self.federation = Federation(self.target, self.client, defenses, seed)
         self._spec: DataSpec | None = None
@@ -122,6 +126,14 @@ class Attack(LightningModule, ABC):
     def reconstruct(self, observation: Observation) -> Reconstruction:
         """Return what can be told of the client's images from what the server saw."""
 
+    def next_payload(self, observation: Observation) -> nn.Module:
+        """Return what a client is sent after a round of it; the same again.
+
+        Args:
+            observation: of its last round.
+        """
+        return observation.payload
+
     def learn_public(self, images: Tensor) -> None:
         """Fit whatever the attack takes from public data; the payload is made after that.
 
@@ -147,7 +159,12 @@ class Attack(LightningModule, ABC):
         if public_images is None:
             return
         self.learn_public(public_images.to(self.device, next(self.target.parameters()).dtype))
-        self.federation.start(lambda: self.server_payload(self.target), self.oracles)
+        self.federation.start(
+            lambda: self.server_payload(self.target),
+            self.oracles,
+            self.num_rounds,
+            self.next_payload,
+        )
 
     @property
     def spec(self) -> DataSpec:

@@ -28,31 +28,25 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import Optimizer
 
 from lightning_recon.attacks.features.decoding import teaching_images
 from lightning_recon.attacks.features.spectrum import Spectrum
 from lightning_recon.attacks.matching.batched import is_out_of_memory
 from lightning_recon.attacks.matching.equations import Equations
 from lightning_recon.attacks.matching.evidence import KNOWN, Evidence, Reader, grants_of
+from lightning_recon.attacks.matching.linear_model import Found, LinearModel, Taken
 from lightning_recon.attacks.matching.probable import probable_step
+from lightning_recon.attacks.matching.restarts import Progress, Restarts
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
-from lightning_recon.functional.damped_least_squares import (
-    Damped,
-    Sums,
-    conjugate_gradients,
-    jacobian,
-    products,
-)
 from lightning_recon.functional.labels.inference import LabelMethod
 from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.randomness import derive_seed
@@ -61,65 +55,9 @@ from lightning_recon.targets import Target
 _T = TypeVar("_T")
 _HOT, _COLD = 0.6, 0.03  # first and last temperature of kinks, in standard deviations
 _SHARES = (1 / 16, 1 / 4, 1 / 2, 1.0)  # of an image's cosines, stage by stage
-_STAGE_STEPS = 3  # at most, but in the last
-_SLOW = 0.5  # of the objective that is left: a stage is done, a Jacobian too old
+_STAGE_STEPS = 3  # linear models at most, but in the last
 _START = 0.3  # standard deviations of images about their mean, to begin with
-_DAMPING = 0.1  # at first, of the mean diagonal
-_LEAST_DAMPING = 1e-13
-_FEWER, _MORE = 10.0, 4.0  # divides the damping on success, multiplies it on failure
-_TRIES = 6  # of a damping
-_REUSED = 8  # steps with one Jacobian, at most
-_SUMS = 1.5  # for each unknown
-_LEAST_SUMS = 512
-_PRODUCTS = 200  # of a step without an explicit Jacobian, at most
-_ROUNDED = 1e-12  # squared error of a layer that is right to the rounding of float32, relative
 _UNEXPLAINED = 1e-3  # of the update, squared and relative: it is no exact one
-
-
-class Progress(NamedTuple):
-    """How far one restart is; a checkpoint keeps it."""
-
-    damping: float = _DAMPING
-    stage: int = 0
-    steps: int = 0
-    """In this stage."""
-    is_done: bool = False
-    rank: int = -1
-    """Of the last Jacobian by all cosines, where the update counts as exact; -1: not known."""
-    soft: int = 0
-    """Linear models so far, where there are kinks."""
-
-
-class _Damped(Optimizer):
-    """Holds every restart's :class:`Progress`, so that a run resumes; the steps are the attack's.
-
-    Args:
-        parameters: the dummy images.
-        num_restarts: in them.
-    """
-
-    def __init__(self, parameters: Any, num_restarts: int) -> None:
-        super().__init__(parameters, {"progress": [tuple(Progress())] * num_restarts})
-
-    def step(self, closure: Any = None) -> Any:
-        """Do what the closure does."""
-        return closure()
-
-
-class Found(NamedTuple):
-    """What a step has come to."""
-
-    images: Tensor
-    """B C H W, float64."""
-    misfit: float
-    """Squared length of the equations' residual."""
-    prior: float
-    """Squared length of the images in standard deviations, times the equations' variance."""
-
-    @property
-    def objective(self) -> float:
-        """The sum of both."""
-        return self.misfit + self.prior
 
 
 @contextmanager
@@ -198,7 +136,7 @@ class GaussNewtonInversion(OptimizationAttack):
             client,
             defenses,
             iterations=iterations,
-            optimizer=partial(_Damped, num_restarts=num_restarts),
+            optimizer=partial(Restarts, num_restarts=num_restarts),
             seed=seed,
         )
         self.oracles = grants_of(name, known, adaptive=adaptive)
@@ -296,27 +234,27 @@ class GaussNewtonInversion(OptimizationAttack):
         if equations.has_kinks and not progress.is_done:
             return self._soften(images, equations, progress)
         equations.weigh(images)
-        before = self._found(images, equations)
-        if progress.is_done:
-            return progress, before
         size = math.prod(self.spec.image_shape)
         number = max(1, math.ceil(_SHARES[progress.stage] * size))
+        model = LinearModel(equations, self.spectrum, number, self.seed)
+        before = model.at(images)
+        if progress.is_done:
+            return progress, before
 
-        def step(is_explicit: bool) -> tuple[Found, float, int]:
-            take = self._explicit if is_explicit else self._matrix_free
-            return take(before, equations, number, progress.damping)
+        def step(is_explicit: bool) -> Taken:
+            take = model.explicit if is_explicit else model.matrix_free
+            return take(before, progress.damping)
 
-        after, damping, rank = self._where_memory_suffices(step, len(images) * number)
-        is_slow = not after.objective <= _SLOW * before.objective
-        is_over = is_slow or progress.steps + 1 >= _STAGE_STEPS
+        after = self._where_memory_suffices(step, len(images) * number)
+        found = after.found
+        progress = progress._replace(damping=after.damping, steps=progress.steps + 1)
         if number < size:
-            stage = progress.stage + is_over
-            steps = 0 if is_over else progress.steps + 1
-            return Progress(damping, stage, steps), after
-        is_done = after.objective >= before.objective * (1 - 1e-3)
-        if not equations.is_noisy:
-            is_done |= after.misfit <= _ROUNDED * len(equations.weights)
-        return Progress(damping, progress.stage, progress.steps + 1, is_done, rank), after
+            if after.is_slow or progress.steps >= _STAGE_STEPS:
+                progress = progress._replace(stage=progress.stage + 1, steps=0)
+            return progress, found
+        is_done = found.objective >= before.objective * (1 - 1e-3)
+        is_done |= model.is_rounded(found)
+        return progress._replace(is_done=is_done, rank=after.rank), found
 
     def _where_memory_suffices(self, step: Callable[[bool], _T], unknowns: int) -> _T:
         """Take a step with an explicit Jacobian, or by products where it would be too large."""
@@ -348,113 +286,19 @@ class GaussNewtonInversion(OptimizationAttack):
             )
         equations.weigh(images if found is None else found)
         is_done = found is None and not is_soft
-        after = self._found(images if found is None else found, equations)
-        return progress._replace(soft=done + 1, is_done=is_done), after
-
-    def _found(self, images: Tensor, equations: Equations, residual: Tensor | None = None) -> Found:
-        residual = equations.residual(images) if residual is None else residual
-        offset = self.spectrum.along(images - self.spectrum.mean)
-        prior = equations.variance * float((offset.square() / self.spectrum.variances).sum())
-        return Found(images, float(residual.square().sum()), prior)
-
-    def _explicit(
-        self, before: Found, equations: Equations, number: int, damping: float
-    ) -> tuple[Found, float, int]:
-        """Take steps with one explicit Jacobian; return where they lead, the damping, the rank."""
-        images, unknowns = before.images, len(before.images) * number
-        basis = self.spectrum.moved(torch.eye(number).to(images))
-        residual = equations.residual(images)
-        num_sums = max(math.ceil(_SUMS * unknowns), _LEAST_SUMS)
-        is_exact = not equations.is_noisy and len(residual) > num_sums
-        sums: Any = torch.Tensor.contiguous
-        if is_exact:  # what every equation tells is not lost, for all hold at once
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "sums"))
-            sums = Sums.draw(len(residual), num_sums, generator)
-        reference = next(iter(equations.evidence.observed.values()))
-        point = images.to(reference.dtype)
-        rows = jacobian(equations.residual, point, basis.to(point), len(residual), sums)
-        if not equations.is_noisy:
-            rows = rows.double()
-        precision = self._precision(number, equations).repeat(len(images))
-        damped = Damped((rows @ rows.T).double(), precision)
-        found = before
-        for _ in range(_REUSED):
-            slope = (rows @ sums(residual).to(rows)).double() + self._pull(found, number, equations)
-            nearer = None
-            for _ in range(_TRIES):
-                factor = damped.factor(damping)
-                if factor is not None:
-                    step = -torch.cholesky_solve(slope[:, None], factor)[:, 0]
-                    nearer = self._moved(found, step, equations)
-                    if nearer[0].objective < found.objective:
-                        break
-                    nearer = None
-                damping *= _MORE
-                if found is not before:  # a Jacobian that is too old, not a step too long
-                    break
-            if nearer is None:
-                break
-            is_slow = nearer[0].objective > _SLOW * found.objective
-            found, residual = nearer
-            damping = max(damping / _FEWER, _LEAST_DAMPING)
-            if is_slow:
-                break
-        is_told = unknowns == images.numel() and not equations.is_noisy
-        return found, damping, damped.rank() if is_told else -1
-
-    def _matrix_free(
-        self, before: Found, equations: Equations, number: int, damping: float
-    ) -> tuple[Found, float, int]:
-        """Take one step by products with the Jacobian; return the same, without a rank."""
-        images = before.images
-        forward, backward = products(
-            equations.residual,
-            images,
-            self.spectrum.moved,
-            lambda moves: self.spectrum.along(moves)[:, :number],
+        after = LinearModel(equations, self.spectrum, size, self.seed)
+        return (
+            progress._replace(soft=done + 1, is_done=is_done),
+            after.at(images if found is None else found),
         )
-        slope = backward(equations.residual(images)) + self._pull(before, number, equations)
-        precision = self._precision(number, equations).repeat(len(images))
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "probe"))
-        probe = torch.randn(len(slope), generator=generator).to(slope)
-        scale = float(forward(probe).square().sum() / len(probe))  # of the mean diagonal
-        for _ in range(_TRIES):
-            added = precision + damping * scale
-
-            def product(numbers: Tensor, added: Tensor = added) -> Tensor:
-                return backward(forward(numbers)) + added * numbers
-
-            step = conjugate_gradients(product, -slope, 1 / (added + scale), _PRODUCTS)
-            nearer, _ = self._moved(before, step, equations)
-            if nearer.objective < before.objective:
-                return nearer, max(damping / _FEWER, _LEAST_DAMPING), -1
-            damping *= _MORE
-        return before, damping, -1
-
-    def _moved(self, found: Found, step: Tensor, equations: Equations) -> tuple[Found, Tensor]:
-        """Return what becomes of images that move along the cosines, and their residual."""
-        images = found.images + self.spectrum.moved(step.view(len(found.images), -1))
-        images = images.to(next(iter(equations.evidence.observed.values()))).double()
-        residual = equations.residual(images)
-        return self._found(images, equations, residual), residual
-
-    def _precision(self, number: int, equations: Equations) -> Tensor:
-        """Return one over the prior variance along each cosine, times the equations': K."""
-        precision: Tensor = equations.variance / self.spectrum.variances[:number]
-        return precision
-
-    def _pull(self, found: Found, number: int, equations: Equations) -> Tensor:
-        """Return half the prior's slope along each cosine of each image, B K."""
-        offset = self.spectrum.along(found.images - self.spectrum.mean)[:, :number]
-        pull: Tensor = offset * self._precision(number, equations)
-        return pull.flatten()
 
     # --- the end -------------------------------------------------------------------------------
 
     def objective(self, dummy: Tensor, evidence: Equations) -> dict[str, Tensor]:
         """Return the equations' residual and the prior of one restart, squared: 1 each."""
         evidence.weigh(dummy.double())
-        found = self._found(dummy.double(), evidence)
+        size = math.prod(self.spec.image_shape)
+        found = LinearModel(evidence, self.spectrum, size, self.seed).at(dummy.double())
         return {
             "matching": dummy.new_tensor([found.misfit]),
             "spectrum": dummy.new_tensor([found.prior]),

@@ -40,6 +40,9 @@ What differs, and why:
   a hundredth, and the model's own output is kept.
 - The interval filter looks at the three channels of a pixel together.
 - The convolution's weights are buffers: a gradient of their own would spend the clipping budget.
+- All rows have equal weights, and a sample's own is found without multiplying with every one: they
+  are an embedding of which the client holds the rows that its samples reach
+  (:class:`lightning_recon.rowsparse.RowSparse`).
 """
 
 import math
@@ -54,6 +57,7 @@ from scipy.stats import chi2, norm
 from torch import Tensor
 
 from lightning_recon.attacks.base import check_counts
+from lightning_recon.attacks.ldp_mismatch import MIN_STD, Mismatch, Observed, mismatch, parts_of
 from lightning_recon.attacks.ldp_payload import (
     NUM_ACTIVE_BIAS_INPUTS,
     NUM_STATISTICS,
@@ -67,10 +71,11 @@ from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Observation, Reconstruction
+from lightning_recon.rowsparse import read_rows
 from lightning_recon.targets import Target
 
-MIN_STD = 1e-4  # of a pixel: keeps the likelihood finite where there is no noise
 FAINT_GAIN = 0.25  # of the median gain: fainter rows are the remainder of a cancellation
+NUM_SILENT = 2**22  # numbers, about, from which the noise's level is read
 MISFIT_RATE = 1e-12  # nominal; low, since the errors of a gain are shared by several statistics
 
 
@@ -123,6 +128,10 @@ class LDPAttack(OptimizationAttack):
         "pass) and sees one protected update of the client"
     )
     protocols = ("fedsgd",)
+    instead = (
+        "take SpectralLDPAttack, whose rows close after one hit: those of LDPAttack bend under a "
+        "second step, and so does the choice between them"
+    )
     oracles = ("num_samples",)
     citation = "You et al., IEEE TIFS 20:1519-1534, 2025"
 
@@ -251,11 +260,12 @@ class LDPAttack(OptimizationAttack):
         assert isinstance(payload, LDPPayload)
         update = observation.update
         bias = update["thresholds.weight"]
-        weight = update["rows.weight"].view(self.num_bins, 2, 3, *payload.grid)
-        # the gradients behind the zero channels are zero: what came back there is the noise
-        # (summed row by row: float32 loses a tenth of a sum over 10^8 numbers)
-        silent = torch.linalg.vector_norm(weight[:, 1], dim=(1, 2, 3)).double()
-        noise_std = float(silent.square().mean() / weight[0, 1].numel()) ** 0.5
+        shape = (2, 3, *payload.grid)
+        # the gradients behind the zero channels are zero: what came back there is the noise, and
+        # a few rows tell its level
+        num_read = min(self.num_bins, -(-NUM_SILENT // (3 * payload.grid.numel())))
+        silent = read_rows(update["rows.weight"], torch.arange(num_read)).view(-1, *shape)[:, 1]
+        noise_std = float(silent.double().square().mean()) ** 0.5
         gain = bias[:, :NUM_ACTIVE_BIAS_INPUTS].mean(1)
         gain_std = noise_std / NUM_ACTIVE_BIAS_INPUTS**0.5
 
@@ -263,7 +273,8 @@ class LDPAttack(OptimizationAttack):
         hit = (gain.abs() > critical * gain_std).nonzero().squeeze(1)
         statistics, statistics_std = self._decode_statistics(observation, noise_std)
         hit = hit[gain[hit].abs().argsort(descending=True)[: len(statistics)]]
-        rows = weight[hit, 0] / gain[hit, None, None, None]
+        content = read_rows(update["rows.weight"], hit).view(-1, *shape)[:, 0]
+        rows = content / gain[hit, None, None, None]
         row_std = noise_std / gain[hit].abs()
 
         sample = self._assign_statistics(hit, rows, row_std, statistics, statistics_std)
@@ -368,16 +379,26 @@ class LDPAttack(OptimizationAttack):
         variation has a weight of its own: it stands for the prior that images are smooth, with the
         amount taken from the statistic.
         """
-        dummy = dummy[: len(evidence.rows)]
-        residual = (dummy - evidence.rows) / evidence.row_std
-        difference = image_statistics(dummy) - evidence.statistics
-        moments = difference[:, :6] / evidence.statistics_std[:6].clamp_min(MIN_STD)
-        variation = evidence.statistics[:, 6:].clamp_min(0) + evidence.statistics_std[6:]
-        return {
-            "rows": residual.square().mean((1, 2, 3)),
-            "moments": moments.square().sum(1) / evidence.rows.shape[1:].numel(),
-            "total_variation": self.tv_weight * (difference[:, 6:] / variation).square().sum(1),
-        }
+        return parts_of(self._mismatches(dummy, evidence), dummy)
+
+    def differentiate(
+        self, dummy: Tensor, evidence: LDPEvidence
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the parts of the objective and its gradient."""
+        found = self._mismatches(dummy, evidence)
+        gradient = torch.zeros_like(dummy)
+        for place, one in enumerate(found):
+            gradient[place] = one.gradient
+        return parts_of(found, dummy), gradient
+
+    def _mismatches(self, dummy: Tensor, evidence: LDPEvidence) -> list[Mismatch]:
+        """Return the mismatch of each image of which the evidence tells."""
+        rows = zip(evidence.rows, evidence.row_std.flatten(), evidence.statistics, strict=True)
+        with torch.no_grad():
+            return [
+                mismatch(image, Observed(*observed, evidence.statistics_std), self.tv_weight)
+                for image, observed in zip(dummy, rows, strict=False)  # more may be held
+            ]
 
     def finish(self, dummy: Tensor, evidence: LDPEvidence) -> Reconstruction:
         """Return the images with their objective as the score."""

@@ -1,7 +1,12 @@
 """The model that the malicious server of the LDP attack sends (You et al., IEEE TIFS 20, 2025).
 
-How it differs from the paper stands in :mod:`lightning_recon.attacks.ldp`.
+How it differs from the paper stands in :mod:`lightning_recon.attacks.ldp`.  All rows have the same
+weights and a sample reaches one of them: they are an embedding, equal rows share their memory, and
+neither the client nor the server holds a gradient of all
+(:class:`lightning_recon.rowsparse.RowSparse`).
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +23,37 @@ NUM_STATISTICS = 10
 STATISTICS_SCALE = (4.0,) * 3 + (10.0,) * 3 + (25.0,) * 3 + (4.0,)
 
 
-def image_statistics(images: Tensor) -> Tensor:
-    """Return channel means, variances and total variations, B 9.
+class Statistics(NamedTuple):
+    """Statistics of images, and what they are made of."""
+
+    numbers: Tensor
+    """... 9: channel means, variances and total variations."""
+    centred: Tensor
+    """... 3 H W: the images without their channels' means."""
+    down: Tensor
+    """... 3 H-1 W: differences of vertical neighbours."""
+    right: Tensor
+    """... 3 H W-1: those of horizontal ones."""
+
+
+def statistics_of(images: Tensor) -> Statistics:
+    """Return the statistics of images.
 
     Args:
-        images: B 3 H W.  The total variation of a channel is the mean absolute difference of
+        images: ... 3 H W.  The total variation of a channel is the mean absolute difference of
             vertical neighbours plus that of horizontal ones.
     """
-    mean = images.mean((2, 3))
-    variance = (images - mean[..., None, None]).square().mean((2, 3))
-    vertical = (images[..., 1:, :] - images[..., :-1, :]).abs().mean((2, 3))
-    horizontal = (images[..., 1:] - images[..., :-1]).abs().mean((2, 3))
-    return torch.cat([mean, variance, vertical + horizontal], dim=1)
+    mean = images.mean((-2, -1))
+    centred = images - mean[..., None, None]
+    down, right = images[..., 1:, :] - images[..., :-1, :], images[..., 1:] - images[..., :-1]
+    variation = down.abs().mean((-2, -1)) + right.abs().mean((-2, -1))
+    numbers = torch.cat([mean, centred.square().mean((-2, -1)), variation], dim=-1)
+    return Statistics(numbers, centred, down, right)
+
+
+def image_statistics(images: Tensor) -> Tensor:
+    """Return channel means, variances and total variations of B 3 H W images, B 9."""
+    return statistics_of(images).numbers
 
 
 def laplace_thresholds(location: float, scale: float, num_bins: int) -> Tensor:
@@ -72,7 +96,7 @@ class LDPPayload(nn.Module):
         if compress:
             height, width = height // 2, width // 2
         self.model = model
-        self.grid = (height, width)  # of the pixels in front of the rows
+        self.grid = torch.Size((height, width))  # of the pixels in front of the rows
         self.num_samples = num_samples
         self.row_gain = row_gain
         self.statistics_gain = statistics_gain
@@ -82,11 +106,12 @@ class LDPPayload(nn.Module):
         # An image of median brightness would move the logits by 1 if it passed a threshold of 0;
         # what moves them is the gap to the threshold below, a small part of that.
         weight = 1 / (row_gain * num_pixels * float(thresholds.abs().median()))
-        self.rows = skip_init(nn.Linear, 2 * num_pixels, self.num_bins, bias=False)  # type: ignore[no-untyped-call]
+        like = next(model.parameters())
+        rows = like.new_full((2 * num_pixels,), weight).expand(self.num_bins, -1)
+        self.rows = nn.Embedding(self.num_bins, 2 * num_pixels, sparse=True, _weight=rows)
         self.thresholds = skip_init(nn.Linear, NUM_BIAS_INPUTS, self.num_bins, bias=False)  # type: ignore[no-untyped-call]
         self.statistics = nn.Linear(NUM_STATISTICS * num_samples, 1)
         with torch.no_grad():
-            self.rows.weight.fill_(weight)
             per_input = -weight * num_pixels / NUM_ACTIVE_BIAS_INPUTS * thresholds
             self.thresholds.weight.copy_(per_input[:, None].expand(-1, NUM_BIAS_INPUTS))
             self.statistics.weight.zero_()
@@ -116,10 +141,13 @@ class LDPPayload(nn.Module):
     def _select_rows(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return each sample's smallest positive activation (0 if none) and its row, B each."""
         features = F.conv2d(images, self.channels).flatten(1)
-        activations = self.rows(features) + self.thresholds(self.bias_inputs)
-        positive = F.relu(activations)
-        row = torch.where(positive > 0, positive, torch.inf).argmin(dim=1)
-        return positive.gather(1, row[:, None]).squeeze(1), row
+        thresholds = self.thresholds(self.bias_inputs)
+        with torch.no_grad():
+            positive = F.relu((features @ self.rows.weight[0])[:, None] + thresholds)
+            nearest = torch.where(positive > 0, positive, torch.inf).min(dim=1)
+            row, is_passed = nearest.indices, nearest.values.isfinite()
+        activation = (self.rows(row) * features).sum(1) + thresholds[row]
+        return activation * is_passed, row
 
     def _statistics(self, images: Tensor, row: Tensor) -> Tensor:
         """Return the batch's scaled statistics in one vector of length 10 num_samples."""

@@ -47,6 +47,7 @@ class FirstLinear(NamedTuple):
     prefix: str
     """Of its parameters' names."""
     reads: Normalisation
+    has_bias: bool = True
 
     def images(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Return a gradient of its weights, K D, as if it read images in [0, 1].
@@ -104,12 +105,16 @@ class LinearLayerInversion(AnalyticAttack):
         return as_reconstruction(found, choose_rows(found, bias, observation.num_samples))
 
 
-def first_linear(model: nn.Module, image_shape: tuple[int, int, int]) -> FirstLinear:
+def first_linear(
+    model: nn.Module, image_shape: tuple[int, int, int], *, needs_bias: bool = True
+) -> FirstLinear:
     """Return the linear layer that reads the flat image, which may be normalised before.
 
     Args:
         model: the payload.
         image_shape: C, H, W.
+        needs_bias: whether a layer without a bias is refused, whatever it reads; if not, it may
+            read the image multiplied, but not shifted.
 
     Raises:
         InputError: if there is none, or it has no bias.
@@ -121,10 +126,11 @@ def first_linear(model: nn.Module, image_shape: tuple[int, int, int]) -> FirstLi
     def look(name: str, layer: nn.Linear, seen: Tensor) -> None:
         if (reads := read_normalisation(seen, probes)) is None:
             return
-        if layer.bias is None:
+        has_bias = layer.bias is not None
+        if not has_bias and (needs_bias or bool(reads.shift.any())):
             without_bias.append(name)
         else:
-            found.append(FirstLinear(f"{name}." if name else "", reads))
+            found.append(FirstLinear(f"{name}." if name else "", reads, has_bias))
 
     with left_as_found(model, training=False, keeps_buffers=True) as hooks, torch.no_grad():
         hooks += [

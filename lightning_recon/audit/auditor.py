@@ -9,6 +9,10 @@ Beside the scores stand the null controls, without which a prior cannot be told 
 - ``noise_only``: the same attack on the update of a client that sent nothing but noise;
 - ``other_client``: the reconstruction from this client's update against the next client's images.
 
+Of rows of a table ``features`` is the share of features that are right, ``features_mean_image``
+that of the mean public row, which says the most frequent value of every category, and
+``features_noise_only`` that of the attack on noise.
+
 And, where it is asked for, what a linearised attacker would get
 (:mod:`~lightning_recon.audit.local_estimate`): an attack far below it is weak here.
 """
@@ -22,6 +26,7 @@ from torch import Tensor
 from lightning_recon.attacks import Attack, GradientMatching
 from lightning_recon.audit.bits import channel_bits, powers
 from lightning_recon.audit.guesses import (
+    add_features,
     add_identification,
     add_noise_only,
     add_public,
@@ -81,6 +86,7 @@ class Auditor:
         self.null_controls = null_controls
         self.public = data.public_images()
         self.public_labels = data.public_labels()
+        self.columns = data.spec.columns
         shape = data.image_shape
         self.mean_image = mean_of(self.public, shape)
         """C H W: the guess of one who learned nothing."""
@@ -176,7 +182,7 @@ class Auditor:
         bounded = None
         if capacity is not None and truth.images.shape[1] in (1, 3):
             bounded = powers(shown_images, truth.images, self.mean_image)
-            notes["bits_capacity"] = capacity
+            notes["bits_capacity"] = attack.num_rounds * capacity
         mark_convincing(rows)
         record = ClientRecord(
             client=client,
@@ -219,6 +225,8 @@ class Auditor:
         found = _nothing(truth) if isinstance(noise, Failure) else _on_cpu(noise)
         images = shown(found.images, truth.images, self.mean_image)
         values = add_noise_only(rows, images, truth.images)
+        if self.columns is not None:
+            add_features(rows, "features_noise_only", images, truth.images, self.columns)
         floor = torch.tensor([row["psnr_mean_image"] for row in rows])
         recovered = (values >= self.recovered_psnr) & (values > floor)
         control = {"psnr": float(values.mean()), "recovered": float(recovered.sum())}
@@ -259,7 +267,12 @@ class Auditor:
     def _prior_free_bound(
         self, attack: Attack, client: int, truth: PrivateBatch
     ) -> dict[str, float] | None:
-        """Return what the best attack without a prior would reach; None without clip and noise."""
+        """Return what the best attack without a prior would reach in one round.
+
+        None without clip and noise, and for several rounds, which may build on each other.
+        """
+        if attack.num_rounds > 1:
+            return None
         privacy = privacy_statement(
             attack.federation.defenses, client=attack.client, num_samples=len(truth.images)
         )
@@ -277,6 +290,10 @@ class Auditor:
     def _add_metrics(self, rows: list[Row], matching: Tensor, truth: PrivateBatch) -> None:
         """Add the further metrics; the mean image stands where there is no reconstruction."""
         filled = torch.where(matching.isnan(), self.mean_image, matching).clamp(0, 1)
+        if self.columns is not None:
+            mean_row = self.mean_image.expand_as(filled)
+            add_features(rows, "features", filled, truth.images, self.columns)
+            add_features(rows, "features_mean_image", mean_row, truth.images, self.columns)
         for name, metric in self.extra_metrics.items():
             metric.reset()
             metric.update(filled, truth.images)

@@ -111,13 +111,14 @@ def channel_bits(
     Args:
         channel: of the update's clip and Gaussian noise.
         defenses: that the update passes.
-        num_samples: B, of the batch.
+        num_samples: B, of the batch, or of all clients of a round together.
         num_numbers: N, what a sample is sent as.
 
     Returns:
         Bits; None where none of these bounds them.
     """
     bounds = []
+    num_samples = -(-num_samples // channel.num_clients)
     share = num_samples**2 if channel.clips_samples else num_samples
     if channel.clip_norm and channel.noise_std:
         ratio = channel.clip_norm**2 / share / channel.noise_std**2

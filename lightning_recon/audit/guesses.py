@@ -9,7 +9,8 @@ from lightning_recon.audit.matching import match
 from lightning_recon.audit.scores import Row
 from lightning_recon.functional.identification import nearest_candidate
 from lightning_recon.functional.image_quality import psnr
-from lightning_recon.updates import PrivateBatch
+from lightning_recon.functional.tables import features_right
+from lightning_recon.updates import Columns, PrivateBatch
 
 
 def mean_of(public: Tensor, image_shape: tuple[int, ...]) -> Tensor:
@@ -79,6 +80,23 @@ def add_noise_only(rows: Sequence[Row], images: Tensor, truth: Tensor) -> Tensor
     for row, value in zip(rows, values.tolist(), strict=True):
         row["psnr_noise_only"] = value
     return values
+
+
+def add_features(
+    rows: Sequence[Row], name: str, found: Tensor, truth: Tensor, columns: Columns
+) -> None:
+    """Add to rows the share of the features of a table's row that a guess has right.
+
+    Args:
+        rows: one per true row.
+        name: of the column.
+        found: B C H W, the guess for each.
+        truth: B C H W.
+        columns: of the table.
+    """
+    share = features_right(found, truth, columns).float().mean(1)
+    for row, value in zip(rows, share.tolist(), strict=True):
+        row[name] = value
 
 
 def add_identification(

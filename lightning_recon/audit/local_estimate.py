@@ -40,6 +40,7 @@ from lightning_recon.errors import InputError
 from lightning_recon.federation import Federation
 from lightning_recon.functional.damped_least_squares import (
     conjugate_gradients,
+    gram,
     jacobian,
     products,
 )
@@ -194,7 +195,7 @@ def _information(equations: Equations, images: Tensor, spectrum: Spectrum, kept:
     rows = jacobian(equations.residual, images, basis.to(images), length)
     if not equations.is_noisy:
         rows = rows.double()
-    return (rows @ rows.T).double() / equations.variance
+    return gram(rows).double() / equations.variance
 
 
 def _errors(information: Tensor, variances: Tensor, offset: Tensor) -> tuple[Tensor, float]:
@@ -249,7 +250,7 @@ def _errors_by_products(
         return conjugate_gradients(
             lambda numbers: hear(tell(numbers)) + numbers,
             wanted,
-            torch.ones_like(wanted),
+            torch.clone,
             _PRODUCTS,
             _TOLERANCE,
         )

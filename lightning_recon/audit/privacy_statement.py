@@ -76,7 +76,8 @@ def privacy_statement(
 
         ``clip_norm``, ``noise_std``
             L2 bound and standard deviation of the Gaussian noise per coordinate, of the pair that
-            guarantees most; where nothing is guaranteed, the last of each.  Or None.
+            guarantees most; where nothing is guaranteed, the last of each.  Or None.  Of several
+            clients that are clipped each, the bound of one's part of the mean.
         ``claimed``
             ``epsilon``, ``rule``, ``level`` ("client" or "record"), ``adjacency`` and ``delta`` of
             the smallest epsilon that the configuration claims, for one release.  Or None.
@@ -143,6 +144,10 @@ def _walk(defenses: Sequence[Defense], client: Client | None, num_samples: int |
     if client is not None and client.clip_norm is not None:
         last_bound = client.clip_norm
         bounds = {"client": last_bound, "record": last_bound / (num_samples or 1)}
+    elif client is not None and client.update_clip_norm is not None:
+        # replacing one client's update moves the mean by so much less
+        last_bound = client.update_clip_norm / client.num_clients
+        bounds = {"client": last_bound, "record": last_bound}
     for defense in defenses:
         if isinstance(defense, GaussianNoise):
             _check_fit(defense, client, num_samples)

@@ -76,6 +76,7 @@ _RANGES = {
     "ssim": (-1.0, 1.0),
     "cw_ssim": (0.0, 1.0),
     "tag_jaccard": (0.0, 1.0),
+    **dict.fromkeys(("features", "features_mean_image", "features_noise_only"), (0.0, 1.0)),
 }
 _CHUNK = 4  # images scored at a time, to bound the memory of SSIM
 

@@ -66,8 +66,10 @@ class FedAvgAdamW(FedAvg):
         """It never does."""
         return False
 
-    def step(self, weight: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tensor:
-        """Return a parameter after one step of AdamW."""
+    def step(
+        self, weight: Tensor, gradient: Tensor, state: dict[str, Any], *, in_place: bool = False
+    ) -> Tensor:
+        """Return a parameter after one step of AdamW; nothing is written to."""
         first, second = self.betas
         if not state:
             state |= {

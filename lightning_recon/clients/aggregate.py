@@ -1,5 +1,6 @@
 """Several clients of whom the server sees the mean update alone."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor, nn
 
 from lightning_recon.clients.base import Client, Gradient, LocalLoss
 from lightning_recon.clients.wrapped import WrappedClient
+from lightning_recon.defenses.base import clipped
+from lightning_recon.defenses.clip import ClipL2
 from lightning_recon.errors import InputError
 from lightning_recon.randomness import derive_seed
 from lightning_recon.updates import Buffers, PrivateBatch, Update
@@ -37,19 +40,31 @@ class Aggregate(WrappedClient):
     out in order, equally: what an audit calls one client here is a whole round of them.  Defenses
     act on the mean.  Of a :class:`ClientPayload` each gets its own version.
 
+    With ``update_clip_norm`` and Gaussian noise among the defenses it is central differential
+    privacy: noise of standard deviation sigma on the sum is sigma / num_clients on the mean
+    (McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018).
+
     Args:
         client: the protocol of each.
         num_clients: of a round, at least 1.
+        update_clip_norm: the L2 norm to which each clips its update, above 0; null: none does.
 
     Raises:
-        InputError: if ``num_clients`` is below 1.
+        InputError: if an argument is out of its range.
     """
 
-    def __init__(self, client: Client, num_clients: int) -> None:
+    def __init__(
+        self, client: Client, num_clients: int, update_clip_norm: float | None = None
+    ) -> None:
         super().__init__(client)
         if num_clients < 1:
             raise InputError(f"Aggregate: num_clients must be at least 1, not {num_clients}")
+        if update_clip_norm is not None and not 0 < update_clip_norm < math.inf:
+            raise InputError(
+                f"Aggregate: update_clip_norm must be a number above 0, not {update_clip_norm}"
+            )
         self.num_clients = num_clients
+        self.update_clip_norm = update_clip_norm
 
     def gradient_weights(self, num_samples: int) -> list[float]:
         """Return how often each gradient counts in the update of one client with its share."""
@@ -75,7 +90,10 @@ class Aggregate(WrappedClient):
         """
         mean = _Mean()
         for share in zip(self._shares(images), self._shares(labels), strict=True):
-            mean.add(self.client.local_update(loss, parameters, *share, gradient=gradient))
+            update = self.client.local_update(loss, parameters, *share, gradient=gradient)
+            if self.update_clip_norm is not None:
+                update = clipped(update, self.update_clip_norm)
+            mean.add(update)
         return mean.result()
 
     def run(self, payload: nn.Module, batch: PrivateBatch, *, seed: int) -> tuple[Update, Buffers]:
@@ -87,6 +105,9 @@ class Aggregate(WrappedClient):
             update, left = self.client.run(
                 sent, PrivateBatch(*share), seed=derive_seed(seed, place)
             )
+            if self.update_clip_norm is not None:
+                generator = torch.Generator(batch.images.device)  # that no clipping draws from
+                update = ClipL2(self.update_clip_norm)(update, generator=generator)
             updates.add(update)
             buffers.add(left)
         return updates.result(), buffers.result()

@@ -44,6 +44,8 @@ class Client(ABC):
     """So many times its weights a local step adds to its gradient."""
     num_clients: int = 1
     """Clients of whose updates the server sees one, the mean."""
+    update_clip_norm: float | None = None
+    """The L2 norm to which each of those clips its own update before the sum; None: none does."""
 
     def __init__(
         self, label_smoothing: float = 0.0, mode: Literal["train", "eval"] = "train"

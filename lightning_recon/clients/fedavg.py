@@ -138,6 +138,7 @@ class FedAvg(Client):
                 "client; lower it, or take larger batches"
             )
         weights = dict(parameters)
+        reuses = gradient is plain  # nothing is left to differentiate, and memory can be reused
         state: OptimizerState = {}
         sparse: Update = {}  # the only step on what has sparse gradients
         for order in orders:
@@ -153,13 +154,17 @@ class FedAvg(Client):
                             )
                         sparse[name] = -self.learning_rate * change
                         continue
-                    weights[name] = self.step(weights[name], change, state.setdefault(name, {}))
+                    held = state.setdefault(name, {})
+                    is_held = reuses and weights[name] is not parameters[name]
+                    weights[name] = self.step(weights[name], change, held, in_place=is_held)
         return {
             name: sparse[name] if name in sparse else weights[name] - parameters[name]
             for name in parameters
         }
 
-    def step(self, weight: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tensor:
+    def step(
+        self, weight: Tensor, gradient: Tensor, state: dict[str, Any], *, in_place: bool = False
+    ) -> Tensor:
         """Return a parameter after one step of the local optimizer.
 
         Args:
@@ -167,11 +172,18 @@ class FedAvg(Client):
             gradient: of the loss, of the same shape.
             state: what the optimizer remembers of this parameter, empty at the first step; it is
                 changed.
+            in_place: whether ``weight`` and ``state`` are of an earlier step and may be written to.
         """
         if self.weight_decay:
             gradient = torch.add(gradient, weight, alpha=self.weight_decay)
         if self.momentum:
-            if "velocity" in state:
-                gradient = torch.add(gradient, state["velocity"], alpha=self.momentum)
+            velocity = state.get("velocity")
+            if velocity is not None:
+                out = velocity if in_place and state["is_own"] else None
+                gradient = torch.add(gradient, velocity, alpha=self.momentum, out=out)
+            # what autograd gave may be another parameter's, too
+            state["is_own"] = velocity is not None or self.weight_decay > 0
             state["velocity"] = gradient
-        return torch.sub(weight, gradient, alpha=self.learning_rate)
+        return torch.sub(
+            weight, gradient, alpha=self.learning_rate, out=weight if in_place else None
+        )

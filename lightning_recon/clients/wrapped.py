@@ -25,6 +25,7 @@ class WrappedClient(Client):
         self.clip_norm = client.clip_norm
         self.weight_decay = client.weight_decay
         self.num_clients = client.num_clients
+        self.update_clip_norm = client.update_clip_norm
 
     @property
     def gradient_scale(self) -> float:

@@ -1,4 +1,4 @@
-"""Data: fixed clients over image data sets, masks of the subjects, and captured updates."""
+"""Data: fixed clients over images and tables, masks of the subjects, and captured updates."""
 
 from lightning_recon.data.arrays import ArrayDataModule
 from lightning_recon.data.base import ClientDataModule
@@ -12,6 +12,7 @@ from lightning_recon.data.masks import MaskFolder, MaskSource, SubjectMasks
 from lightning_recon.data.samples import SampleImagesDataModule
 from lightning_recon.data.sharing import AuditDataModule
 from lightning_recon.data.sources import ArraySource, FileSource, ImageSource, SquareSource
+from lightning_recon.data.tabular import TabularDataModule
 from lightning_recon.data.torchvision_sets import TorchvisionDataModule
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "SampleImagesDataModule",
     "SquareSource",
     "SubjectMasks",
+    "TabularDataModule",
     "TorchvisionDataModule",
 ]

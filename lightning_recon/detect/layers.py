@@ -11,7 +11,7 @@ MAX_ROWS = 256
 MAX_COLUMNS = 2048
 """Likewise; what needs whole rows takes :data:`NUM_WHOLE` of them."""
 NUM_WHOLE = 16
-_MIN_ROWS = 8
+_MIN_ROWS = 2
 
 
 class Layer(NamedTuple):
@@ -67,7 +67,8 @@ def _of_tensors(tensors: Mapping[str, Tensor]) -> Iterator[Layer]:
     """Yield the weights among tensors.
 
     Norms have two vectors, or four with their buffers; so the first vector behind a weight is its
-    bias where their number is odd.
+    bias where their number is odd.  Where biases come before their weights, as pruning leaves them,
+    it is a norm's scale, which is positive, and the last one belongs to the next weight.
     """
     entries = [(name, part) for name, part in tensors.items() if part.is_floating_point()]
     for place, (name, weight) in enumerate(entries):
@@ -76,7 +77,9 @@ def _of_tensors(tensors: Mapping[str, Tensor]) -> Iterator[Layer]:
             if part.ndim != 1 or part.shape != weight.shape[:1]:
                 break
             vectors.append(part)
-        yield from _layer(name, weight, vectors[0] if len(vectors) % 2 else None, None)
+        is_scale = len(vectors) > 1 and bool((vectors[0] > 0).all())
+        bias = vectors[0] if len(vectors) % 2 and not is_scale else None
+        yield from _layer(name, weight, bias, None)
 
 
 def _layer(

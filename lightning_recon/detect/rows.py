@@ -22,6 +22,7 @@ _MIN_ENTRIES = 16  # of a row that are not 0, for it to be compared with others
 _MATCHED = 1e-3  # spread of the logarithm of quotients between the sorted halves of a row
 _USUAL = 20  # times 1 / sqrt(D), up to which training takes biases that start below it
 _DEVIATIONS = 2.5  # standard ones, by which a spread may lie below its expectation
+_LEAST = 1e-6  # of the largest row, that any other counts with
 _TINY = 1e-30
 
 
@@ -171,12 +172,23 @@ def _copies(layer: Layer, norms: Tensor) -> Iterator[Evidence]:
 
 
 def _sure(layer: Layer, norms: Tensor) -> Iterator[Evidence]:
-    """A head that names one class whatever it sees."""
+    """A head that names one class, or all but one, whatever it sees."""
     if not layer.is_last or layer.bias is None:
         return
-    value = float(layer.bias.max() - layer.bias.median())
-    text = f"the last layer prefers one class by {value:.3g} nats before it sees an image"
+    value = float((layer.bias - layer.bias.median()).abs().max())
+    text = f"the last layer sets one class apart by {value:.3g} nats before it sees an image"
     yield Evidence("confident-head", value, text)
+
+
+def _lone(layer: Layer, norms: Tensor) -> Iterator[Evidence]:
+    """A head in which one class alone has weights: the others send no gradient back."""
+    if not layer.is_last or layer.num_columns < 16:
+        return
+    sizes = layer.totals[:, 2].sqrt().sort(descending=True).values
+    if len(sizes) > 1 and sizes[0] > 0:
+        value = float((sizes[0] / sizes[1].clamp_min(_LEAST * float(sizes[0]))).log10())
+        text = f"one class' row of the last layer is {10**value:.2g} times as large as any other"
+        yield Evidence("lone-class", value, text)
 
 
 def _num_different(values: Tensor) -> int:
@@ -190,5 +202,5 @@ def _correlation(first: Tensor, second: Tensor) -> float:
 
 _CHECKS: tuple[Callable[[Layer, Tensor], Iterator[Evidence]], ...] = (
     *(_dead, _repeated, _ordered, _traps, _unbalanced),
-    *(_set_biases, _gain, _copies, _sure),
+    *(_set_biases, _gain, _copies, _sure, _lone),
 )

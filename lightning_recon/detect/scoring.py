@@ -21,7 +21,8 @@ FLOORS: Mapping[str, float] = {
     "centring-biases": 6.0,  # likewise
     "gain-out-of-range": 2.0,  # a factor of 100
     "copying-kernels": 0.5,
-    "confident-head": 10.0,  # odds of 22,000
+    "confident-head": 7.0,  # odds of 1,100
+    "lone-class": 0.5,  # a factor of 3.2
     "large-numbers": 2.5,  # 316
     "undeclared-layers": 1.0,
     "beyond-training": 2.0,

@@ -7,6 +7,7 @@ that is solved by conjugate gradients on products alone (Nash, SIAM Journal on N
 (Clarkson & Woodruff, "Low Rank Approximation and Regression in Input Sparsity Time", STOC 2013).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ Map = Callable[[Tensor], Tensor]
 
 _AT_ONCE = 2**26  # numbers of a Jacobian that are computed together
 _CHUNK = 256  # directions that are computed together at most
+_BLOCKS = 8  # of a symmetric product
+_SHARED = 100.0  # by so much a factor's damping may be too large
 _FAINT = 1e-12  # damping, of the mean diagonal, under which dependent directions are told
 _DEPENDENT = 1e-10  # of the mean diagonal: a pivot below says that a direction depends on others
 
@@ -122,10 +125,43 @@ class Damped(NamedTuple):
         return int((factor.diagonal().square() > _DEPENDENT).sum())
 
 
+class Factors:
+    """Cholesky's factors of damped equations; one serves for smaller dampings as well."""
+
+    def __init__(self, damped: Damped) -> None:
+        self.damped = damped
+        self._damping = math.nan
+        self._factor: Tensor | None = None
+
+    def at(self, damping: float) -> Tensor | None:
+        """Return a factor at about this damping; None: the equations are not definite."""
+        if not self._damping / _SHARED <= damping <= self._damping:
+            self._damping, self._factor = damping, self.damped.factor(damping)
+        return self._factor
+
+
+def backsubstituted(factor: Tensor, wanted: Tensor) -> Tensor:
+    """Return the x of which a matrix makes ``wanted``, N, by its Cholesky factor."""
+    half = torch.linalg.solve_triangular(factor, wanted[:, None], upper=False)  # copies nothing
+    found: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)[:, 0]
+    return found
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Return ``rows @ rows.T``, of which one half is computed; N M."""
+    size = max(1, math.ceil(len(rows) / _BLOCKS))
+    found = rows.new_empty(len(rows), len(rows))
+    for first in range(0, len(rows), size):
+        some = rows[first : first + size] @ rows[: first + size].T
+        found[first : first + size, : first + size] = some
+        found[: first + size, first : first + size] = some.T
+    return found
+
+
 def conjugate_gradients(
     product: Map,
     wanted: Tensor,
-    inverse: Tensor,
+    precondition: Map,
     num_iterations: int,
     tolerance: float = 1e-3,
 ) -> Tensor:
@@ -134,12 +170,12 @@ def conjugate_gradients(
     Args:
         product: of a matrix and a vector of N numbers.
         wanted: N.
-        inverse: N: about the inverse of the matrix's diagonal.
+        precondition: about the inverse of ``product``, symmetric and positive as well.
         num_iterations: at most.
         tolerance: of the residual in the preconditioner's norm, relative.
     """
     found, left = torch.zeros_like(wanted), wanted.clone()
-    smooth = inverse * left
+    smooth = precondition(left)
     step, energy = smooth.clone(), float(left @ smooth)
     first = energy
     for _ in range(num_iterations):
@@ -149,7 +185,7 @@ def conjugate_gradients(
         length = energy / float(step @ moved)
         found += length * step
         left -= length * moved
-        smooth = inverse * left
+        smooth = precondition(left)
         before, energy = energy, float(left @ smooth)
         step = smooth + energy / before * step
     return found
@@ -164,11 +200,12 @@ def products(residual: Residual, images: Tensor, moved: Map, along: Map) -> tupl
         moved: makes a move, B C H W, of how far it goes along K directions of each image, B K.
         along: its transpose.
     """
-    back = vjp(residual, images)[1]
+    equations, back, *_ = vjp(residual, images)
+    # J' u is linear in u, and the transpose of that is J: a fifth of what jvp takes anew each time
+    forth = vjp(lambda numbers: back(numbers)[0], torch.zeros_like(equations))[1]
 
     def forward(numbers: Tensor) -> Tensor:
-        direction = moved(numbers.view(len(images), -1))
-        change: Tensor = jvp(residual, (images,), (direction,))[1]
+        change: Tensor = forth(moved(numbers.view(len(images), -1)))[0]
         return change
 
     def backward(equations: Tensor) -> Tensor:

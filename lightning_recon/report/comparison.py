@@ -4,17 +4,13 @@ Two means over different images differ by what the images are; the same image of
 under two attacks or defenses does not.  So all differences here are paired.
 """
 
-import itertools
 import re
-import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning_recon.audit.results import Results
 from lightning_recon.audit.scores import Row
-from lightning_recon.audit.statistics import PairedDifference, paired_difference
-from lightning_recon.errors import InputError
 from lightning_recon.report.cards import (
     Card,
     Picture,
@@ -28,65 +24,28 @@ from lightning_recon.report.charts import Chart, Group, spread
 from lightning_recon.report.drawing import Mark
 from lightning_recon.report.figures import MIN_CLIENTS, against_privacy, at_or_above, means
 from lightning_recon.report.findings import Finding, findings
-from lightning_recon.report.folder import Run, read_run
 from lightning_recon.report.page import (
     DASH,
     INTERVALS,
-    Table,
     count,
     interval,
     is_number,
-    metric_label,
     number,
-    share,
     write_page,
 )
-from lightning_recon.report.pictures import has_pictures, load_pictures
+from lightning_recon.report.pictures import load_pictures
 from lightning_recon.report.settings import differing_settings
+from lightning_recon.report.sides import (
+    Pair,
+    Side,
+    differences_table,
+    figures_table,
+    held_together,
+    read_runs,
+)
 
 _MAX_CARDS = 24
-_COMPARED = ("psnr", "ssim", "lpips", "psnr_subject")
 _SAME_NULL = 0.05  # dB: what rounding and devices may change
-
-
-class _Side(NamedTuple):
-    """One of the runs."""
-
-    letter: str
-    run: Run
-    label: str
-    """The letter, and a name if that tells the runs apart."""
-    rows: list[Row]
-    """Those of the images that all runs share, in one order."""
-
-    @property
-    def number(self) -> int:
-        """Its place, from 0."""
-        return string.ascii_uppercase.index(self.letter)
-
-    def has_pictures(self, row: Row) -> bool:
-        """Return whether pictures were kept of that image."""
-        return has_pictures(self.run.pictures, *place(row))
-
-
-class _Pair(NamedTuple):
-    """Two of the runs; differences are second minus first."""
-
-    first: _Side
-    second: _Side
-
-    @property
-    def label(self) -> str:
-        return f"{self.second.letter} minus {self.first.letter}"
-
-    def difference(self, metric: str) -> PairedDifference | None:
-        """Return the paired difference over the images for which both have the metric."""
-        values = [
-            (one[metric], other[metric], one.get("client", 0))
-            for one, other in zip(self.first.rows, self.second.rows, strict=True)
-            if is_number(one.get(metric)) and is_number(other.get(metric))
-        ]
-        return paired_difference(*zip(*values, strict=True)) if values else None
 
 
 def compare_runs(folders: Sequence[Path], output: Path) -> Path:
@@ -104,7 +63,7 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
         InputError: if there are too few or too many runs, one cannot be read or has no scores, or
             no image is in all of them.
     """
-    sides, pairs = _held_together(read_runs(folders))
+    sides, pairs = held_together(read_runs(folders))
     cards, note = _cards(sides)
     results = {side.label: side.run.results for side in sides}
     clients = {row.get("client", 0) for row in sides[0].rows}
@@ -131,8 +90,8 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
             "reproduce": "Reproduce",
         },
         "source": "Made from the files of the runs; nothing here is fetched.",
-        "figures": _figures(sides),
-        "differences": _differences(pairs),
+        "figures": figures_table(sides),
+        "differences": differences_table(pairs),
         "difference_charts": [_spread(pair) for pair in pairs if pair.first is sides[0]][:3],
         "leakage": [
             means(results),
@@ -147,74 +106,15 @@ def compare_runs(folders: Sequence[Path], output: Path) -> Path:
     return write_page(output, "comparison.html", content)
 
 
-def tables(runs: Sequence[Run]) -> tuple[Table, Table]:
-    """Return the figures of every run, and the paired differences, without a page.
-
-    Args:
-        runs: of :func:`read_runs`.
-
-    Raises:
-        InputError: if a run has no scores, or no image is in all of them.
-    """
-    sides, pairs = _held_together(runs)
-    return _figures(sides), _differences(pairs)
-
-
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Return the runs of 2 to 26 folders; InputError if one cannot be read, or of other numbers."""
-    if not 2 <= len(folders) <= len(string.ascii_uppercase):
-        raise InputError(f"compare takes 2 to 26 runs, not {len(folders)}")
-    return [read_run(folder) for folder in folders]
-
-
-def _held_together(runs: Sequence[Run]) -> tuple[list[_Side], list[_Pair]]:
-    """Return the runs, and which of them are held against each other."""
-    sides = _sides(runs)
-    pairs = [
-        _Pair(first, second)
-        for first, second in itertools.combinations(sides, 2)
-        if len(sides) <= 4 or first is sides[0]
-    ]
-    return sides, pairs
-
-
-def _sides(runs: Sequence[Run]) -> list[_Side]:
-    """Return the runs with the rows of the images that all of them share."""
-    keyed: list[dict[tuple[Any, ...], Row]] = []
-    for run in runs:
-        name = run.results.data.name
-        rows = [row for row in run.rows if {"index", "psnr"} <= row.keys()]
-        if not rows:
-            raise InputError(
-                f"{run.folder} has no scores in clients.csv; only audits with the truth compare"
-            )
-        keyed.append({(name, row.get("client", 0), row["index"]): row for row in rows})
-    shared = [key for key in keyed[0] if all(key in rows for rows in keyed)]
-    if not shared:
-        names = ", ".join(str(run.folder) for run in runs)
-        raise InputError(
-            f"no image is in all of {names}; compare runs on the same data, clients and seed"
-        )
-    titles = [run.name for run in runs]
-    if len(set(titles)) < len(titles):
-        titles = [run.folder.resolve().name for run in runs]
-    return [
-        _Side(letter, run, f"{letter} {title}", [rows[key] for key in shared])
-        for letter, run, title, rows in zip(
-            string.ascii_uppercase, runs, titles, keyed, strict=False
-        )
-    ]
-
-
-def _column(side: _Side, metric: str) -> list[float]:
+def _column(side: Side, metric: str) -> list[float]:
     return [row[metric] for row in side.rows if is_number(row.get(metric))]
 
 
-def _verdict(sides: Sequence[_Side]) -> str:
+def _verdict(sides: Sequence[Side]) -> str:
     """Return which run leaks most, and how certain that is, as one sentence."""
     means = {side.letter: _mean(_column(side, "psnr")) for side in sides}
     most, next_most = sorted(sides, key=lambda side: means[side.letter], reverse=True)[:2]
-    difference = _Pair(next_most, most).difference("psnr")
+    difference = Pair(next_most, most).difference("psnr")
     if difference is None:
         return "The runs share no finite score."
     ends = difference.interval
@@ -236,7 +136,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("-inf")
 
 
-def _warnings(sides: Sequence[_Side]) -> list[Finding]:
+def _warnings(sides: Sequence[Side]) -> list[Finding]:
     """Return what keeps the differences from meaning what they seem to mean, alarms first."""
     whose: dict[Finding, list[str]] = {}  # what holds for several runs is said once
     for side in sides:
@@ -276,7 +176,7 @@ def _server(results: Results) -> str:
     return f"{kind} server, {protocol}" if protocol else f"{kind} server"
 
 
-def _other_truth(first: _Side, second: _Side) -> str:
+def _other_truth(first: Side, second: Side) -> str:
     """Return a warning if what the two runs share is not the same after all."""
     names = f"{first.letter} and {second.letter}"
     pairs = list(zip(first.rows, second.rows, strict=True))
@@ -302,94 +202,7 @@ def _other_truth(first: _Side, second: _Side) -> str:
     return ""
 
 
-def _figures(sides: Sequence[_Side]) -> Table:
-    """Return the figures of every run over all its own images."""
-    body = []
-    for side in sides:
-        results = side.run.results
-        psnr, privacy = results.metric("psnr"), results.privacy
-        recall = results.recall_ci_low, results.recall_ci_high
-        body.append(
-            [
-                side.label,
-                side.run.folder.resolve().name,
-                number(results.attack),
-                " + ".join(results.defenses) or "none",
-                number(results.num_images),
-                share(results.recall),
-                DASH if recall[0] is None else f"{share(recall[0])} to {share(recall[1])}",
-                number(psnr.mean, 1),
-                interval(psnr.ci_low, psnr.ci_high),
-                number(psnr.worst, 1),
-                number(results.metric("psnr_subject").mean, 1),
-                number(results.metric("ssim").mean, 3),
-                share(results.identification.rate),
-                *(number(results.control(name).psnr, 1) for name in ("mean_image", "noise_only")),
-                number(privacy.noise_std),
-                number(privacy.claimed.epsilon),
-                number(privacy.actual.epsilon),
-                number(results.wall_seconds, 0),
-            ]
-        )
-    heads = [
-        *("Run", "Folder", "Attack", "Defenses", "Images", "Recovered", "95 % interval"),
-        *("PSNR, dB", "95 % interval", "Worst", "Subject", "SSIM", "Identified"),
-        *("Mean image, dB", "Noise only, dB", "Noise std", "Claimed ε", "Actual ε", "Seconds"),
-    ]
-    return Table("Over all images of each run.", heads, body, is_sortable=True)
-
-
-def _differences(pairs: Sequence[_Pair]) -> Table:
-    """Return every pair's differences with their intervals."""
-    body = []
-    for pair in pairs:
-        is_masked = pair.first.run.results.is_masked or pair.second.run.results.is_masked
-        for metric in (*_COMPARED, "recovered"):
-            if metric.endswith("_subject") and not is_masked:
-                continue
-            found = pair.difference(metric)
-            if found is not None:
-                body.append([pair.label, *_difference(metric, found)])
-    heads = [
-        *("Runs", "Metric", "Difference", "95 % interval", "Told apart"),
-        *("Images", "Clients"),
-    ]
-    caption = (
-        f"On the images that all runs share. Told apart: the interval does not hold 0, and there "
-        f"are at least {MIN_CLIENTS} clients. Of many differences, one in twenty is told apart by "
-        "chance alone."
-    )
-    facets = {
-        "Runs": [pair.label for pair in pairs],
-        "Metric": list(dict.fromkeys(row[1] for row in body)),
-    }
-    return Table(caption, heads, body, is_sortable=True, facets=facets)
-
-
-def _difference(metric: str, found: PairedDifference) -> list[str]:
-    """Return one difference for people; that of the recovered share in percentage points."""
-    label, unit, decimals = metric_label(metric)
-    decimals, scale = decimals + 1, 1
-    if metric == "recovered":
-        label, unit, decimals, scale = "Recovered", "points", 1, 100
-    told, ends = "one client", DASH
-    if found.interval is not None:
-        low, high = found.interval
-        told = "no" if low <= 0 <= high else "yes"
-        if found.num_clients < MIN_CLIENTS:
-            told = f"no, {found.num_clients} clients"
-        ends = interval(scale * low, scale * high, decimals)
-    return [
-        f"{label}, {unit}" if unit else label,
-        number(scale * found.mean, decimals),
-        ends,
-        told,
-        number(found.num_images),
-        number(found.num_clients),
-    ]
-
-
-def _spread(pair: _Pair) -> Chart:
+def _spread(pair: Pair) -> Chart:
     """Return how the PSNR of the images differs, in the look of the second run."""
     differences = [
         other["psnr"] - one["psnr"]
@@ -405,7 +218,7 @@ def _spread(pair: _Pair) -> Chart:
     )
 
 
-def _cards(sides: Sequence[_Side]) -> tuple[list[Card], str]:
+def _cards(sides: Sequence[Side]) -> tuple[list[Card], str]:
     """Return the reconstructions of the same images side by side, worst leak first."""
     groups = [
         rows
@@ -422,7 +235,7 @@ def _cards(sides: Sequence[_Side]) -> tuple[list[Card], str]:
     return within_budget(lambda side: [_card(sides, rows, side) for rows in shown]), note
 
 
-def _card(sides: Sequence[_Side], rows: Sequence[Row], size: int) -> Card:
+def _card(sides: Sequence[Side], rows: Sequence[Row], size: int) -> Card:
     """Return the truth of one image and what each run made of it."""
     name = image_name(rows[0])
     pictures: list[Picture] = []

@@ -39,6 +39,9 @@ METRICS = {
     "dists": ("DISTS", "", 3),
     "mse": ("MSE", "", 4),
     "tag_jaccard": ("Tag Jaccard", "", 3),
+    "features": ("Features right", "", 3),
+    "features_mean_image": ("Features right, mean row", "", 3),
+    "features_noise_only": ("Features right, noise only", "", 3),
 }
 """Metric: its name for people, its unit and the decimals shown, in the order of the tables."""
 

@@ -1,21 +1,22 @@
 """A recommendation as a page: ``report.html``, made from ``recommendation.json``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+from lightning_recon.audit.judging import cost
 from lightning_recon.audit.recommendation import (
     SCHEMA_VERSION,
     Assessed,
     Leak,
     Recommendation,
     Scope,
-    cost,
 )
 from lightning_recon.documents import read_json, refusal
 from lightning_recon.report.charts import Chart, Dot, Panel, along, ladder
 from lightning_recon.report.drawing import Mark, Series
 from lightning_recon.report.figures import NO_INTERVAL, drawn_interval
 from lightning_recon.report.findings import Finding, listed
+from lightning_recon.report.front import points
 from lightning_recon.report.page import DASH, INTERVALS, Table, count, number, share, write_page
 from lightning_recon.schemas import MisfitError, conform
 
@@ -212,16 +213,16 @@ def _misfits(found: Recommendation) -> dict[Leak, list[str]]:
 
 def _charts(found: Recommendation, scope: Scope) -> list[Chart]:
     """Return the front of a scope, and its defenses by the share of right images."""
-    points = _points(found.settings, scope)
-    if not points:
+    there = points(found, scope)
+    if not there:
         return []
     series = []
     for place, one in enumerate(found.settings):
-        if one.name in points:
-            x, y = points[one.name]
+        if one.name in there:
+            x, y = there[one.name]
             label = one.name + (" (recommended)" if one.name == scope.recommended else "")
             series.append(Series(label, [x], [y], number=place))
-    front = [points[name] for name in scope.front if name in points]
+    front = [there[name] for name in scope.front if name in there]
     if len(front) > 1:
         ends = [place[0] for place in front], [place[1] for place in front]
         series.append(Series("Pareto front", *ends, number=_FRONT, is_path=True))
@@ -237,16 +238,6 @@ def _charts(found: Recommendation, scope: Scope) -> list[Chart]:
         is_joined=False,
     )
     return [chart, _shares(found, scope)]
-
-
-def _points(settings: Sequence[Assessed], scope: Scope) -> dict[str, tuple[float, float]]:
-    """Return accuracy in % and worst gain of the defenses that have both."""
-    points = {}
-    for one in settings:
-        worst = one.worst(scope.attacks)
-        if one.accuracy.value is not None and worst is not None:
-            points[one.name] = (100 * one.accuracy.value, worst.worst_gain or 0.0)
-    return points
 
 
 def _shares(found: Recommendation, scope: Scope) -> Chart:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lightning_recon.errors import InputError
 from lightning_recon.report.captions import escaped, labelled, of_runs, of_sweep
-from lightning_recon.report.comparison import read_runs, tables
 from lightning_recon.report.page import DASH, Table
+from lightning_recon.report.sides import read_runs, tables
 from lightning_recon.report.sweep import cells_table
 from lightning_recon.report.sweep_folder import is_sweep, read_sweep, title
 
@@ -19,6 +19,7 @@ _CELL_COLUMNS = (
     *("PSNR, dB", "from", "to", "SSIM", "Recall", "Mean image, dB", "Noise only, dB", "Actual ε"),
 )
 """Beside the axes; what a paper has room for."""
+_MAX_NARROW = 5  # columns of a table that stands in one of two columns of a page
 
 
 def paper_tables(folders: Sequence[Path], *, is_latex: bool, is_markdown: bool) -> str:
@@ -75,19 +76,22 @@ def _latex(table: Table, caption: str, label: str) -> str:
     columns = "".join(
         "r" if _is_numeric(column) else "l" for column in zip(*table.rows, strict=True)
     )
+    # across both columns of a page; what is wider than that is made smaller
+    kind = "table" if len(columns) <= _MAX_NARROW else "table*"
     lines = [
-        r"\begin{table}[t]",
+        rf"\begin{{{kind}}}[t]",
         r"  \centering",
         rf"  \caption{{{escaped(caption)}}}",
         rf"  {labelled('tab', label)}",
+        r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"  \begin{{tabular}}{{{columns}}}",
         r"    \toprule",
         f"    {_row(table.heads)}",
         r"    \midrule",
         *(f"    {_row(row)}" for row in table.rows),
         r"    \bottomrule",
-        r"  \end{tabular}",
-        r"\end{table}",
+        r"  \end{tabular}}",
+        rf"\end{{{kind}}}",
     ]
     return "\n".join(lines)
 

@@ -30,8 +30,8 @@ from lightning_recon.observation import Grant
 from lightning_recon.runs.cells import SECTIONS, Cell
 from lightning_recon.runs.estimate import estimated_clients
 from lightning_recon.runs.federated import Dealt, FederatedTraining, Server, Setting
+from lightning_recon.runs.items import Sweep, cell_parser
 from lightning_recon.runs.making import RunParser, making
-from lightning_recon.runs.sweep import Sweep, cell_parser
 
 ESTIMATE = "local_estimate"
 """Key of a cell: clients that are estimated of each defense."""

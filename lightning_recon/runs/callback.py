@@ -2,12 +2,9 @@
 
 import math
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.trainer.states import TrainerFn
@@ -18,25 +15,21 @@ from lightning_recon.attacks import Attack, GradientMatching
 from lightning_recon.audit.auditor import Auditor
 from lightning_recon.audit.guesses import shown
 from lightning_recon.audit.records import (
-    UNKNOWN,
     ClientRecord,
-    append_record,
     checked_record,
     read_records,
 )
-from lightning_recon.audit.results import Results, integrity, sealed, view
 from lightning_recon.data import ClientDataModule
 from lightning_recon.errors import InputError
-from lightning_recon.files import run_folder, write_csv, write_json
+from lightning_recon.files import write_csv
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.metrics import PerImageMetric
 from lightning_recon.observation import Failure, Reconstruction
-from lightning_recon.report import board, write_report
+from lightning_recon.report import board
 from lightning_recon.report.pictures import save_grid, save_image, save_pictures
 from lightning_recon.report.terminal import print_summary
-from lightning_recon.runs.results import build_results, peak_memory_bytes, with_files
-from lightning_recon.runs.resume import origin_of
-from lightning_recon.runs.run_config import configuration_of, write_config
+from lightning_recon.runs.ledger import Ledger
+from lightning_recon.runs.results import marks_of
 from lightning_recon.runs.stopping import Stopped
 from lightning_recon.schemas import MisfitError, told
 
@@ -99,16 +92,13 @@ class Audit(Callback):
         self.on_failure = on_failure
         self.psnr_every = psnr_every
         self.images_every = images_every
-        self._origin = UNKNOWN
         self._auditor: Auditor | None = None
         self._fitted: list[ClientRecord] = []
         self._truth: Tensor | None = None
-        self._folder = Path()
-        self._started = self._client_started = time.monotonic()
-        # of a fit that was stopped: of the whole run, and of the client that it goes on with
-        self._seconds_before = self._client_seconds_before = 0.0
-        self._summary: tuple[Results, Path] | None = None
-        self._is_empty = False
+        self._ledger = Ledger()
+        self._client_started = time.monotonic()
+        # of a fit that was stopped: of the client that it goes on with
+        self._client_seconds_before = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse callbacks that would choose by the truth, or end the run with a client.
@@ -135,26 +125,12 @@ class Audit(Callback):
     # --- one client ----------------------------------------------------------------------------
 
     def _begin(self, trainer: Trainer) -> list[ClientRecord]:
-        """Look at the run's folder, and return the records that it holds."""
-        # the folder is asked for on every process at once, since Lightning broadcasts it
-        self._folder = run_folder(trainer)
-        self._started = self._client_started = time.monotonic()
+        """Open the run's folder, and return the records that it holds."""
+        self._client_started = time.monotonic()
+        records = self._ledger.open(trainer)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        is_fit = trainer.state.fn == TrainerFn.FITTING
-        is_resumed = data.completed or (is_fit and trainer.ckpt_path is not None)
-        # all processes ask before any begins: one alone could meet the records of this run
-        records = read_records(self._folder)
-        elapsed = max(_gather(max((one.elapsed for one in records), default=-1.0)))
-        if not is_fit:  # a checkpoint is a fit's, with which this run does not go on
-            self._seconds_before = max(0.0, elapsed)
-        if not is_resumed and elapsed >= 0:
-            raise InputError(
-                f"{self._folder.absolute()} holds the records of another run, which would count as "
-                "this one's; go on with that run, or give this one a folder of its own"
-            )
         if isinstance(data, ClientDataModule):
             self._auditor = self.auditor(data)
-        self._origin = origin_of(configuration_of(trainer, self._folder), data)
         return records
 
     def auditor(self, data: ClientDataModule) -> Auditor:
@@ -184,7 +160,7 @@ class Audit(Callback):
         record, aligned = self._auditor.audit(attack, client, outcome, seconds, noise)
         if client < self.num_pictured_clients:
             truth = self._auditor.data.client(client).images
-            folder = self._folder / "reconstructions"
+            folder = self._ledger.folder / "reconstructions"
             save_grid(folder / f"client{client:05d}.png", truth, aligned)
             for row, image, found in zip(record.rows, truth, aligned, strict=True):
                 position = int(row["image"])
@@ -194,22 +170,11 @@ class Audit(Callback):
             if trainer.state.fn != TrainerFn.FITTING and trainer.is_global_zero:
                 board.add_images(trainer.loggers, client, truth, aligned, client)
         # last, so that what has a record is complete
-        record = self._append(trainer, record)
+        record = self._ledger.append(trainer, record)
         if trainer.is_global_zero:
             board.add_scores(trainer.loggers, record)
         self._client_started = time.monotonic()
         return record
-
-    def _append(self, trainer: Trainer, record: ClientRecord) -> ClientRecord:
-        """Keep a record with the time of the run so far, behind the configuration."""
-        write_config(trainer, self._folder)
-        record = record._replace(elapsed=self._elapsed())
-        append_record(self._folder, trainer.global_rank, record, self._origin)
-        return record
-
-    def _elapsed(self) -> float:
-        """Seconds of the run so far, its earlier sessions included."""
-        return round(self._seconds_before + time.monotonic() - self._started, 3)
 
     # --- fit: an epoch is a client -------------------------------------------------------------
 
@@ -218,7 +183,7 @@ class Audit(Callback):
         known = {record.client for record in self._begin(trainer)}
         for record in self._fitted:
             if record.client not in known:  # in a folder of its own they are there
-                append_record(self._folder, trainer.global_rank, record, self._origin)
+                self._ledger.append_again(trainer, record)
             board.add_scores(trainer.loggers, record)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -279,11 +244,10 @@ class Audit(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what was scored in the checkpoint, so that a resumed run reports all clients."""
-        now = time.monotonic()
         return {
             "records": [record._asdict() for record in self._fitted],
-            "seconds": self._seconds_before + now - self._started,
-            "client_seconds": now - self._client_started,
+            "seconds": self._ledger.elapsed,
+            "client_seconds": time.monotonic() - self._client_started,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -295,7 +259,7 @@ class Audit(Callback):
                 f"the checkpoint holds what is no record of a client: {told(error.place)} {error}; "
                 "give another checkpoint, or start again"
             ) from error
-        self._seconds_before = state_dict["seconds"]
+        self._ledger.seconds_before = state_dict["seconds"]
         self._client_seconds_before = state_dict.get("client_seconds", 0.0)
 
     # --- validate and test: a step is a client -------------------------------------------------
@@ -330,10 +294,9 @@ class Audit(Callback):
         pl_module.records_failures = self.on_failure == "record"
         self._begin(trainer)
         if self._auditor is not None and self._auditor.data.completed:
-            _check_same_clients(self._auditor.data, self._folder)
-            read_records(self._folder, self._origin, self._auditor.data.num_clients)
+            self._ledger.check_same_clients(self._auditor.data)
             if trainer.is_global_zero:  # a CSV logger begins its file anew
-                for record in read_records(self._folder):
+                for record in read_records(self._ledger.folder):
                     board.add_scores(trainer.loggers, record)
 
     on_test_batch_start = on_validation_batch_start
@@ -391,15 +354,15 @@ class Audit(Callback):
         images = outputs.images.detach().cpu().float()
         seconds = round(time.monotonic() - self._client_started, 3)
         client = int(batch)
-        folder = self._folder / "reconstructions"
+        folder = self._ledger.folder / "reconstructions"
         for position, image in enumerate(images):
             save_image(folder / f"client{client:05d}_reconstruction{position:03d}.png", image)
         if outputs.marks is not None:
-            write_csv(folder / f"client{client:05d}_marks.csv", _marked(outputs))
+            write_csv(folder / f"client{client:05d}_marks.csv", marks_of(outputs))
         record = ClientRecord(
             client, [], len(images), outputs.notes, {}, list(outputs.curve), seconds, None
         )
-        self._append(trainer, record)
+        self._ledger.append(trainer, record)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the outputs."""
@@ -421,89 +384,21 @@ class Audit(Callback):
 
     def _finish(self, trainer: Trainer, attack: LightningModule) -> None:
         assert isinstance(attack, Attack)
-        peak = max(_gather(peak_memory_bytes()))  # and all processes have written
-        if not trainer.is_global_zero:
-            return
-        records = read_records(self._folder)
-        if not records:
-            self._is_empty = True
-            return
-        is_validated = trainer.state.fn == TrainerFn.VALIDATING
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        content = build_results(
+        metrics = self.extra_metrics or {}
+        self._ledger.write(
             trainer,
             attack,
-            records,
             experiment=self.experiment or type(attack).__name__,
             num_candidates=self._auditor.num_candidates if self._auditor else 0,
             recovered_psnr=self.recovered_psnr,
-            # validate scores what a checkpoint holds, however many clients there are
-            num_clients_planned=len(records) if is_validated else data.num_clients,
             unavailable_metrics={
-                name: metric.unavailable
-                for name, metric in (self.extra_metrics or {}).items()
-                if metric.unavailable
+                name: metric.unavailable for name, metric in metrics.items() if metric.unavailable
             },
-            seconds=self._elapsed(),
-            peak_memory=peak,
         )
-        rows = [row for record in records for row in record.rows]
-        if rows:  # else there is no truth
-            write_csv(self._folder / "clients.csv", with_files(rows, data))
-        content["integrity"] = integrity(self._origin, self._folder / "clients.csv")
-        write_json(self._folder / "results.json", sealed(content))
-        results = view(content)
-        write_report(self._folder)
-        if rows:
-            board.add_summary(trainer.loggers, results, rows)
-        self._summary = results, self._folder
-        _check_any_success(records)
 
     def print_summary(self) -> None:
         """Print the figures and where the outputs are; nothing on processes but the first."""
-        if self._summary is not None:
-            print_summary(*self._summary)
-        elif self._is_empty:
+        if self._ledger.results is not None:
+            print_summary(self._ledger.results, self._ledger.folder)
+        elif self._ledger.is_empty:
             Console(markup=False).print("no client was finished, and so there are no results")
-
-
-def _marked(outputs: Reconstruction) -> list[dict[str, Any]]:
-    """Return what an attack says of each of its images."""
-    assert outputs.marks is not None
-    count = len(outputs.marks)
-    labels = [None] * count if outputs.labels is None else outputs.labels.tolist()
-    p_values = [None] * count if outputs.p_values is None else outputs.p_values.tolist()
-    return [
-        {"reconstruction": place, "label": label, "mark": mark.value, "p_value": p_value}
-        for place, (label, mark, p_value) in enumerate(
-            zip(labels, outputs.marks, p_values, strict=True)
-        )
-    ]
-
-
-def _check_same_clients(data: ClientDataModule, folder: Path) -> None:
-    """Raise InputError if a resumed run finds other images than it began with."""
-    for record in read_records(folder, num_clients=data.num_clients):
-        labels = data.client_labels(record.client).tolist()
-        found = list(zip(data.places(record.client), labels, strict=True))
-        if found != [(row.get("index"), row.get("label")) for row in record.rows]:
-            raise InputError(
-                f"client {record.client} holds other images than when {folder} was begun; resume "
-                "in the same working folder, with the same data set"
-            )
-
-
-def _check_any_success(records: Sequence[ClientRecord]) -> None:
-    """Raise InputError if every client failed: then it is the configuration that is wrong."""
-    reasons = [record.failure for record in records if record.failure]
-    if len(reasons) == len(records):
-        raise InputError(f"the attack failed on all {len(records)} clients: {reasons[0]}")
-
-
-def _gather(value: Any) -> list[Any]:
-    """Return the values of all processes, on every process."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return [value]
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered

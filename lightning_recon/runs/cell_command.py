@@ -16,7 +16,7 @@ from lightning_recon.documents import read_yaml as read_stored_yaml
 from lightning_recon.errors import InputError, instead, program
 from lightning_recon.files import expanded
 from lightning_recon.runs.allowed import check_named
-from lightning_recon.runs.cells import Cell, description, read_yaml
+from lightning_recon.runs.cells import Cell, check_trainers, description, read_yaml
 from lightning_recon.runs.claiming import claimed, held, is_first_process
 from lightning_recon.runs.command import command_line
 from lightning_recon.runs.making import RunParser, making
@@ -84,25 +84,25 @@ def trainer_of(
     return config, trainer, options
 
 
+def folder_name(command: str, config: Path) -> str:
+    """Return the name of a run's folder, that of its file, with the command in front."""
+    name = config.stem
+    return name if name == command or name.startswith(f"{command}_") else f"{command}_{name}"
+
+
 @contextmanager
-def in_folder(
-    cells: Sequence[Cell], config: Path, root: Path, resume: Path | None
-) -> Iterator[Path]:
-    """Within this context a sweep's folder is its own, and is handed over.
+def in_folder(root: Path, resume: Path | None) -> Iterator[Path]:
+    """Within this context a run's folder is its own, and is handed over.
 
     Args:
-        cells: of the sweep.
-        config: the file that lists them.
         root: in which a new folder is made.
-        resume: the folder of a sweep that was interrupted; null: a new one.
+        resume: the folder of a run that was interrupted; null: a new one.
 
     Raises:
-        InputError: if that sweep has other cells, or still goes on.
+        InputError: if that run still goes on.
     """
     with ExitStack() as stack:
         folder = root if resume is None else resume
-        if resume is not None:
-            check_cells(cells, config, resume)
         if is_first_process():  # the others are told
             if resume is not None:
                 stack.enter_context(held(resume))
@@ -111,17 +111,24 @@ def in_folder(
         yield folder
 
 
-def check_cells(cells: Sequence[Cell], config: Path, resume: Path) -> None:
-    """Make sure that a folder is of these cells.
+def check_run(
+    cells: Sequence[Cell], config: Path, resume: Path | None, options: Mapping[str, Any] | None
+) -> None:
+    """Make sure that a file's cells can be run, and are those of the run that is resumed.
 
     Args:
         cells: that the file lists now.
         config: the file.
-        resume: the folder.
+        resume: the folder of a run that was interrupted; null: a new one.
+        options: of the trainer, to hold those of the cells' configurations against; null: not.
 
     Raises:
-        InputError: if it is not.
+        InputError: if a trainer's option would be ignored, or the folder is of other cells.
     """
+    if options is not None:
+        check_trainers(cells, options)
+    if resume is None:
+        return
     path = resume.absolute() / "sweep.yaml"
     if not path.is_file():
         raise InputError(f"{path} is missing: {resume} is no sweep to resume")

@@ -21,8 +21,8 @@ from lightning_recon.files import write_json
 from lightning_recon.functional.image_quality import decibels
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.cells import SECTIONS, read_yaml
+from lightning_recon.runs.items import cell_parser
 from lightning_recon.runs.refusals import explain
-from lightning_recon.runs.sweep import cell_parser
 
 _NO_BOUND = (
     "No bound: other priors and kinks of the network may give an attacker more, and an attack may "

@@ -26,39 +26,41 @@ from pytorch_lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
+from lightning_recon.audit.judging import check_criterion, cost, recommended
 from lightning_recon.audit.recommendation import (
     Criterion,
     Recommendation,
-    check_criterion,
-    cost,
-    recommended,
 )
 from lightning_recon.audit.records import read_records
 from lightning_recon.errors import InputError
 from lightning_recon.files import write_csv, write_json
 from lightning_recon.report import write_recommendation_report
+from lightning_recon.report.front import write_front_figure
 from lightning_recon.report.page import DASH
 from lightning_recon.report.recommend import HOLDS_WORDS, recommendation_findings, sentence
 from lightning_recon.report.terminal import print_findings, print_outputs
 from lightning_recon.runs.assessment import ESTIMATE, Assessment, assess, attack_records, attacked
-from lightning_recon.runs.cell_command import about, in_folder, trainer_of
+from lightning_recon.runs.cell_command import about, check_run, folder_name, trainer_of
 from lightning_recon.runs.cells import (
     SECTIONS,
     Cell,
     check_keys,
-    check_trainers,
     product,
     read_yaml,
 )
+from lightning_recon.runs.items import list_cells, run_cells
 from lightning_recon.runs.making import RunParser
-from lightning_recon.runs.sweep import (
-    list_cells,
-    run_items,
-    write_results,
-)
+from lightning_recon.runs.sweep import write_results
 
 _KEYS = ("base", "set", "defenses", "attacks", "training", "holds", ESTIMATE, "trainer")
-_OUTPUTS = ("report.html", "recommendation.json", "settings.csv", "results.csv", "records")
+_OUTPUTS = (
+    "report.html",
+    "figure.png",
+    "recommendation.json",
+    "settings.csv",
+    "results.csv",
+    "records",
+)
 
 
 class Holds:
@@ -148,11 +150,8 @@ def recommend(
         InputError: if the configuration cannot be used, or is not that of the resumed run.
     """
     plan = Plan(config)
-    if options is not None:
-        check_trainers(plan.cells, options)
-    name = plan.name if plan.name.startswith("recommend") else f"recommend_{plan.name}"
-    root = Path("lightning_logs", name)
-    sweep = Assessment(plan.cells, root)
+    check_run(plan.cells, config, resume, options)
+    sweep = Assessment(plan.cells, Path("lightning_logs", folder_name("recommend", config)))
     fewest = min(parsed.data.init_args.num_clients for parsed in sweep.parsed)
     check_criterion(plan.criterion, fewest)
     sweep.check()
@@ -162,12 +161,11 @@ def recommend(
         minutes = sum(seconds) / trainer.world_size / 60
         print(f"and about {minutes:.1f} minutes for {len(seconds)} trainings")  # noqa: T201
         return None
-    with in_folder(plan.cells, config, root, resume) as folder:
-        sweep.folder = folder
-        run_items(sweep, ["recommend", "--config", str(config)], trainer, resume)
-        if trainer.is_global_zero:
-            write_recommendation(sweep, plan)
-    return folder
+
+    def write() -> None:
+        write_recommendation(sweep, plan)
+
+    return run_cells(sweep, "recommend", config, trainer, resume, write)
 
 
 def write_recommendation(sweep: Assessment, plan: Plan) -> Recommendation:
@@ -200,6 +198,7 @@ def write_recommendation(sweep: Assessment, plan: Plan) -> Recommendation:
     write_results(sweep, [record for record in attack_records(sweep, records) if record.rows])
     write_csv(sweep.folder / "settings.csv", _table(found))
     write_recommendation_report(sweep.folder)
+    write_front_figure(sweep.folder / "figure.png", found)
     _print(found, sweep.folder)
     return found
 

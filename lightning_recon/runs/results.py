@@ -29,7 +29,7 @@ from lightning_recon.audit.scores import Row, aggregate
 from lightning_recon.data import AuditDataModule, ClientDataModule
 from lightning_recon.data.masked_images import MaskSummary
 from lightning_recon.defenses import Defense
-from lightning_recon.observation import Grant
+from lightning_recon.observation import Grant, Reconstruction
 from lightning_recon.runs.command import command_line
 
 MAX_CURVES = 24  # of clients, that results.json keeps
@@ -195,9 +195,12 @@ def describe_attack(
         attack.federation.defenses,
         client=attack.client,
         num_samples=num_samples,
+        num_rounds=attack.num_rounds,
         sends_buffers=Grant.BUFFERS in attack.oracles,
     )
     protocol = f"protocol {attack.client.protocol}, {attack.client.mode} mode"
+    if attack.num_rounds > 1:
+        protocol += f", {attack.num_rounds} rounds of the same data"
     return {
         "attack": type(attack).__name__,
         "citation": attack.citation,
@@ -255,6 +258,20 @@ def with_files(rows: Sequence[Row], data: AuditDataModule) -> Sequence[Mapping[s
         cells.insert(place, ("file", data.file(int(row["index"]))))
         named.append(dict(cells))
     return named
+
+
+def marks_of(outputs: Reconstruction) -> list[dict[str, Any]]:
+    """Return what an attack says of each of its images, a row for each."""
+    assert outputs.marks is not None
+    count = len(outputs.marks)
+    labels = [None] * count if outputs.labels is None else outputs.labels.tolist()
+    p_values = [None] * count if outputs.p_values is None else outputs.p_values.tolist()
+    return [
+        {"reconstruction": place, "label": label, "mark": mark.value, "p_value": p_value}
+        for place, (label, mark, p_value) in enumerate(
+            zip(labels, outputs.marks, p_values, strict=True)
+        )
+    ]
 
 
 def _communication(records: Sequence[ClientRecord]) -> CommunicationJson | None:

@@ -13,7 +13,7 @@ from lightning_recon.clients.modes import mode_matters, modes_of
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Mark, Reconstruction
 from lightning_recon.targets import ModuleTarget, Target
-from lightning_recon.updates import DataSpec
+from lightning_recon.updates import DataSpec, Update
 from lightning_recon.verdict.confidence import LIKELY, SURE, confidence
 from lightning_recon.verdict.evidence import (
     Features,
@@ -89,7 +89,7 @@ class ClientAudit(NamedTuple):
 class Auditor:
     """Audits the clients of one federation, one after the other.
 
-    What holds for several clients is rehearsed once.
+    What holds for several clients is rehearsed once, and a payload is looked at once.
 
     Args:
         model: the federation's, of any weights; it is copied.
@@ -132,6 +132,7 @@ class Auditor:
         in_eval = dict.fromkeys(modes_of(self.target), False)
         self._mode_matters = mode_matters(self.target, FedSGD(), in_eval, setting.image_shape)
         self._rehearsals: dict[tuple[object, ...], Rehearsal] = {}
+        self._payloads: dict[str, list[Finding]] = {}
 
     def audit(self, reply: Reply) -> ClientAudit:
         """Return what is to be said of one client.
@@ -146,7 +147,7 @@ class Auditor:
             return _unread(reply, error)
         numbers = sent.numbers
         findings = [*sent.findings, *preflight(reply, declared, numbers)]
-        findings += payload_finding(sent.state)
+        findings += self._payload_findings(sent.state)
         privacy = privacy_lines(declared, numbers)
         training = self.training(reply, sent)
         if not reply.facts.get("batch_size") and self.batch_size is None:
@@ -177,6 +178,13 @@ class Auditor:
             numbers,
             fingerprint(sent.update),
         )
+
+    def _payload_findings(self, state: Update) -> list[Finding]:
+        """Return what is strange about a payload; what several clients were sent is known."""
+        key = fingerprint(state)
+        if key not in self._payloads:
+            self._payloads[key] = payload_finding(state)
+        return self._payloads[key]
 
     def training(self, reply: Reply, sent: Sent) -> Training:
         """Return what is known, or assumed, of how a client trained.

@@ -148,7 +148,7 @@ def proving(target: Target, sent: Sent, training: Training, seed: int) -> ExactI
         training: of the client.
         seed: of the attack.
     """
-    return ExactInversion(target, client_of(sent, training), seed=seed)
+    return ExactInversion(target, client_of(sent, training), independence=False, seed=seed)
 
 
 def matching(

@@ -68,7 +68,7 @@ def decompress(data: bytes, shape: tuple[int, ...]) -> Pixels | None:
         shape: H, W, C.
     """
     kind, body = unframed(data)
-    if kind is None or kind >= OWN:
+    if kind is None or kind >= OWN or len(body) < _LENGTH.size:
         return None
     high, low = _LENGTH.unpack_from(body)
     file = body[_LENGTH.size : _LENGTH.size + (high << 8 | low)]

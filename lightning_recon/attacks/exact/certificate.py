@@ -31,7 +31,9 @@ import torch
 from torch import Tensor
 
 from lightning_recon.attacks.exact.slopes import SlopeModel, Slopes
+from lightning_recon.functional.tables import category_places
 from lightning_recon.observation import HALF_LEVEL
+from lightning_recon.updates import Columns
 
 _TAIL = 0.1  # share of the null's smallest statistics that its tail is fitted to
 _TINY = 1e-300
@@ -55,16 +57,22 @@ class Spans(NamedTuple):
     """r (D + 1)."""
     noise_std: float
     """Of an entry, rounding included."""
+    constant: float = 1.0
+    """What the layer reads beside every image: 1, or 0 if it has no bias."""
 
     @property
     def rank(self) -> int:
         """Dimensions of the spans."""
         return len(self.strengths)
 
+    def extended(self, images: Tensor) -> Tensor:
+        """Return N D images with the constant beside them, N (D + 1)."""
+        return torch.cat([images, images.new_full((len(images), 1), self.constant)], 1)
+
     def project(self, images: Tensor) -> Tensor:
         """Return N D images moved into the span of the rows; NaN where it holds nothing alike."""
-        inside = _with_one(images) @ self.rows.T @ self.rows
-        return inside[:, :-1] / inside[:, -1:]
+        inside = self.extended(images) @ self.rows.T @ self.rows
+        return inside[:, :-1] / (inside[:, -1:] if self.constant else 1.0)
 
 
 class Tested(NamedTuple):
@@ -84,6 +92,8 @@ class Tested(NamedTuple):
     """N, bool: whether noise explains what lies outside the span of the columns."""
     fits_pixels: Tensor
     """N, bool: whether every pixel is within half a level, and noise hides no level."""
+    off_categories: Tensor
+    """N in [0, .5]: how far a category's place of a table's row is from 0 and 1; of pictures 0."""
 
     def at(self, places: Tensor) -> "Tested":
         """Return what is said of some of the candidates."""
@@ -94,7 +104,7 @@ def read_spans(gradient: Tensor, num_samples: int | None, generator: torch.Gener
     """Return the spans of a gradient, by subspace iteration (Halko et al., SIAM Review 2011).
 
     Args:
-        gradient: K (D + 1), of weights and bias, float64.
+        gradient: K (D + 1), of weights and bias, float64; a last column of 0: there is no bias.
         num_samples: rank that it has at the most; null: half of what it could.
         generator: of the subspace that the iteration begins with.
     """
@@ -110,7 +120,8 @@ def read_spans(gradient: Tensor, num_samples: int | None, generator: torch.Gener
     noise_std = float((gradient - basis @ (basis.T @ gradient)).norm()) / freedom**0.5
     # twice what the largest singular value of noise alone comes to
     rank = int((strengths[:most] > 2 * noise_std * (height**0.5 + width**0.5)).sum())
-    return Spans(basis @ columns[:, :rank], strengths[:rank], rows[:rank], noise_std)
+    constant = float(gradient[:, -1].any())
+    return Spans(basis @ columns[:, :rank], strengths[:rank], rows[:rank], noise_std, constant)
 
 
 def examine(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
@@ -130,13 +141,18 @@ def examine(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
     # a label that the model is sure of has no slopes, and what rounding leaves proves nothing
     statistic = statistic.where(energy > 1e-24 * energy.amax(1, keepdim=True), 1.0)
     best = statistic.amin(1, keepdim=True)
-    label = energy.where(statistic <= (4 * best).clamp_min(1e-10), -1.0).argmax(1)
+    seen = spans.extended(images)
+    share = seen @ spans.rows.T
+    left = share / spans.strengths
+    # of two classes both labels have slopes along one line, and only one has them the right way
+    is_forward = torch.einsum("nr,ncr->nc", left, inside) > 0
+    is_alike = statistic <= (4 * best).clamp_min(1e-10)
+    label = energy.where(is_alike, -1.0).where(is_forward | ~is_alike, 0.0).argmax(1)
     place = torch.arange(len(images), device=images.device)
     statistic, chosen, inside = statistic[place, label], each[place, label], inside[place, label]
-    share = _with_one(images) @ spans.rows.T
-    left, right = share / spans.strengths, inside / spans.strengths
+    right = inside / spans.strengths
     scale = 1 / (share * right).sum(1)
-    off = (_with_one(images) - share @ spans.rows).abs().amax(1)
+    off = (seen - share @ spans.rows).abs().amax(1)
     explained = len(spans.columns) ** 0.5 * spans.noise_std * right.norm(dim=1)
     allowed = _SURE * explained + _FLOOR * chosen.norm(dim=1)
     return Tested(
@@ -147,6 +163,7 @@ def examine(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
         _FLOOR + _SURE * spans.noise_std * scale.abs() * left.norm(dim=1) * right.norm(dim=1),
         statistic.sqrt() * chosen.norm(dim=1) <= allowed,
         (off <= HALF_LEVEL / 2) & (_SURE * spans.noise_std * left.norm(dim=1) <= HALF_LEVEL),
+        _off_categories(images, model.columns),
     )
 
 
@@ -154,6 +171,14 @@ def examine_all(spans: Spans, model: SlopeModel, images: Tensor) -> Tested:
     """Test candidates in parts that fit into memory; see :func:`examine`."""
     parts = [examine(spans, model, part) for part in torch.split(images, _PART)]
     return Tested(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+
+
+def _off_categories(images: Tensor, columns: Columns | None) -> Tensor:
+    """Return how far the categories of N D flat rows are from 0 and 1, at the most, N."""
+    if columns is None or not (groups := category_places(columns)):
+        return images.new_zeros(len(images))
+    values = images[:, torch.cat(groups).to(images.device)]
+    return torch.minimum(values.abs(), (values - 1).abs()).amax(1)
 
 
 def _settle_near_zero(slopes: Slopes, columns: Tensor) -> Tensor:
@@ -179,18 +204,21 @@ def misfit(tested: Tested, scale: float | None) -> Tensor:
 
     It is the larger of the share of the slopes' energy outside the span and of the square by which
     the scale misses a whole multiple of the common one: slopes of few rows may lie in the span by
-    chance, but not with the right size as well.
+    chance, but not with the right size as well.  Of a table's rows the square by which a category
+    is off counts too: of two classes all slopes within one linear piece of the network lie along
+    one line, but no mixture of rows has its categories right.
 
     Args:
         tested: the candidates.
         scale: common to all samples; null: not known.
     """
+    least = torch.maximum(tested.statistic, tested.off_categories.square())
     if scale is None:
-        return tested.statistic
+        return least
     times = how_often(tested, scale)
     missed = (times - tested.scale / scale).abs() / times
     missed = (missed - tested.scale_error.clamp_max(_VAGUE)).clamp_min(0)
-    return torch.maximum(tested.statistic, missed.square().clamp_max(1))
+    return torch.maximum(least, missed.square().clamp_max(1))
 
 
 def how_often(tested: Tested, scale: float) -> Tensor:
@@ -239,7 +267,3 @@ def simulate_null(
     nearest = torch.minimum((mixed - first).abs().amax(1), (mixed - second).abs().amax(1))
     mixed = mixed[nearest > _FAR].clamp(0, 1)
     return MixtureNull(examine_all(spans, model, mixed))
-
-
-def _with_one(images: Tensor) -> Tensor:
-    return torch.cat([images, images.new_ones(len(images), 1)], 1)

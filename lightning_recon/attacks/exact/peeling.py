@@ -12,11 +12,13 @@ of the update's rows, which takes most of the noise off; and pixels near 8-bit l
 them, if the client's pictures have any, so that the parts which are subtracted are exact.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_recon.attacks.exact.categories import rows_of_categories
 from lightning_recon.attacks.exact.certificate import (
     MixtureNull,
     Spans,
@@ -27,15 +29,20 @@ from lightning_recon.attacks.exact.certificate import (
     read_spans,
     simulate_null,
 )
+from lightning_recon.attacks.exact.gates import Starts, fitted, gated_directions
+from lightning_recon.attacks.exact.independence import independent_images
+from lightning_recon.attacks.exact.scales import read_rows, row_sizes
 from lightning_recon.attacks.exact.slopes import SlopeModel
-from lightning_recon.attacks.exact.sparsity import sparse_images
-from lightning_recon.attacks.linear_layer import FAINT, grid_misfit, read_candidates
+from lightning_recon.attacks.exact.smooth import is_smooth, moved_images
+from lightning_recon.attacks.exact.sparsity import MAX_RANK, shown_images, sparse_directions
+from lightning_recon.attacks.linear_layer import FAINT, grid_misfit
 from lightning_recon.observation import HALF_LEVEL
 
 CERTAIN, LIKELY = 1e-4, 0.05
 """p-values up to which an image is certified, or likely."""
 _NEAR_GRID = 0.15  # mean distance from a grey level, in levels, of what is set to the levels
 _NULL_SIZE = 300  # mixtures
+_ROWS_A_SAMPLE = 6  # below, neither low rank nor sparsity is tried
 _SAME = (3 / 255) ** 2  # mean square between two looks at one image whose pixels have no levels
 
 
@@ -67,7 +74,10 @@ class Peeling:
         generator: of the null hypothesis, and of the spans of what is left.
         num_samples: of the client; null: nobody says.
         snap: whether pixels near 8-bit levels are set to them.
-        sparsity: whether candidates of :mod:`.sparsity` are tried where rows show no new ones.
+        sparsity: whether candidates of :mod:`.gates`, :mod:`.sparsity` or :mod:`.smooth` are tried
+            where rows show no new ones.
+        independence: whether :mod:`.independence` says where these begin to look, as the last must
+            know.
     """
 
     def __init__(
@@ -81,6 +91,7 @@ class Peeling:
         num_samples: int | None = None,
         snap: bool = True,
         sparsity: bool = True,
+        independence: bool = True,
     ) -> None:
         self.left = gradient.clone()
         self.spans = spans
@@ -88,6 +99,7 @@ class Peeling:
         self.image_shape = image_shape
         self.snap = snap
         self.sparsity = sparsity
+        self.independence = independence
         self.scale: float | None = None
         """Common to all samples; None: nothing passed yet."""
         self._agree = 0
@@ -102,8 +114,10 @@ class Peeling:
         self.generator = generator
         self._images = gradient.new_zeros(0, gradient.shape[1] - 1)
         self._seen: set[bytes] = set()
-        self._floor = max(FAINT * float(gradient[:, -1].abs().max()), spans.noise_std)
+        self._floor = max(FAINT * float(row_sizes(gradient).max()), spans.noise_std)
         self.null = self._null(generator)
+        self.jacobian = model.open_jacobian(generator) if sparsity else None
+        """Of the logits behind open gates, C K; None: the network is not of that kind."""
 
     def run(self) -> Found:
         """Return all that was tried, the certified first, in the order in which they showed."""
@@ -136,7 +150,8 @@ class Peeling:
         Args:
             others: what failed in the old spans, and may be tried again.
         """
-        self.spans = read_spans(self.left, self.num_left, self.generator)
+        spans = read_spans(self.left, self.num_left, self.generator)
+        self.spans = spans._replace(constant=self.spans.constant)
         for image in self._keys(torch.cat([found.images for found in others])):
             self._seen.discard(image)
 
@@ -153,7 +168,7 @@ class Peeling:
         scale = self.scale if self._agree > 1 else None
         rate = self.null.pass_rate(misfit(tested, scale), scale)
         p_value = (rate * self.num_tried).clamp_max(1)
-        is_whole = misfit(tested, self.scale) <= tested.statistic
+        is_whole = misfit(tested, self.scale) <= misfit(tested, None)
         return Found(images, tested, p_value, fits & is_whole & (p_value <= CERTAIN))
 
     def subtract(self, found: Found) -> None:
@@ -163,22 +178,51 @@ class Peeling:
         times = counts * self.scale
         if self.num_left is not None:
             self.num_left = max(0, self.num_left - int(counts.sum()))
-        one = found.images.new_ones(len(found.images), 1)
-        self.left -= (times[:, None] * found.tested.slopes).T @ torch.cat([found.images, one], 1)
+        slopes = times[:, None] * found.tested.slopes
+        self.left -= slopes.T @ self.spans.extended(found.images)
 
     def _rows(self) -> Tensor:
         """Return the images that single rows show, N D in [0, 1]."""
-        bias = self.left[:, -1]
-        rows = bias.abs() > self._floor
-        images = read_candidates(self.left[rows, :-1], bias[rows], self.image_shape).images
-        return self._cleaned(images.flatten(1))
+        rows = self.left[row_sizes(self.left) > self._floor]
+        return self._cleaned(read_rows(rows, self.image_shape).images.flatten(1))
 
     def _sparse(self) -> Tensor:
-        """Return the images that low rank and sparsity show, N D in [0, 1]."""
-        spans = self.spans
-        return self._cleaned(
-            sparse_images(spans.columns, spans.strengths, spans.rows, self.generator)
-        )
+        """Return the images that low rank and sparsity, or categories, show, N D in [0, 1]."""
+        if self.model.columns is not None:
+            found = self._cleaned(rows_of_categories(self.spans.rows, self.model.columns))
+            if len(found):
+                return found
+        columns, strengths, rows = self.spans[:3]
+        directions = columns[:0]
+        if 2 <= self.spans.rank <= len(columns) // _ROWS_A_SAMPLE:
+            if self.jacobian is not None:
+                guess = partial(self._guess, jacobian=self.jacobian)
+                directions = gated_directions(
+                    columns, self.jacobian, self.generator, guess if self.independence else None
+                )
+            elif self.independence and is_smooth(self.null.tested.slopes):
+                return self._cleaned(self._moved())
+            elif self.spans.rank <= MAX_RANK:
+                directions = sparse_directions(columns, self.generator)
+        return self._cleaned(shown_images(directions, strengths, rows))
+
+    def _moved(self) -> Tensor:
+        """Return the independent components, moved until their slopes fit the columns, N D."""
+        images = self.independent()
+        labels = examine_all(self.spans, self.model, images).label
+        return moved_images(self.spans, self.model, images, labels)
+
+    def independent(self) -> Tensor:
+        """Return the independent components of the rows' span, N D in [0, 1]."""
+        return independent_images(self.spans.rows, self.image_shape, self.generator).clamp(0, 1)
+
+    def _guess(self, found: Tensor, jacobian: Tensor) -> Starts:
+        """Return starts at the components of what is left without found directions, R r."""
+        left = torch.linalg.qr(found.T, mode="complete").Q[:, len(found) :]
+        rows = left.T @ (self.spans.strengths[:, None] * self.spans.rows)
+        images = independent_images(rows, self.image_shape, self.generator).clamp(0, 1)
+        slopes = examine_all(self.spans, self.model, images).slopes
+        return Starts(slopes @ self.spans.columns, fitted(slopes, slopes != 0, jacobian))
 
     def _cleaned(self, images: Tensor) -> Tensor:
         """Return images, N D, moved into the span of the rows, and set to levels."""
@@ -218,8 +262,7 @@ class Peeling:
         return [image.tobytes() for image in (255 * images).round().byte().cpu().numpy()]
 
     def _null(self, generator: torch.Generator) -> MixtureNull:
-        bias = self.left[:, -1]
-        shown = read_candidates(self.left[:, :-1], bias, self.image_shape).images.flatten(1)
+        shown = read_rows(self.left, self.image_shape).images.flatten(1)
         noise = torch.rand(16, shown.shape[1], generator=generator, dtype=torch.float64).to(shown)
         for pool in (shown, torch.cat([shown, noise])):
             if len(pool) > 1:

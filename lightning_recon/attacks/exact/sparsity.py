@@ -1,29 +1,34 @@
 """Candidates from low rank and sparsity, where no row of the gradient holds a single sample.
 
 Dimitrov, Baader, Müller, Vechev, "SPEAR: Exact Gradient Inversion of Batches in Federated
-Learning", NeurIPS 2024, arXiv 2403.03945.
+Learning", NeurIPS 2024, arXiv 2403.03945; Bakarsky, Dimitrov, Baader, Vechev, "SPEAR++: Scaling
+Gradient Inversion via Sparsely-Used Dictionary Learning", 2025, arXiv 2510.24200.
 
 The slopes d_i of every sample lie in the span of the gradient's columns, U of K x r, and behind a
 ReLU about half of each are zero.  So d_i = U q_i, and q_i is orthogonal to the rows of U where the
-sample is shut out.  Of r - 1 rows drawn at random all shut one sample out with a probability of
-about 2^(1 - r); then the vector that is orthogonal to them is q_i, and shows by many more zeros
-than the r - 1 that any vector has.  With all r of them, the samples are the rows of Q^-1 S V of the
-decomposition G = U S V.
+sample is shut out, which are many more than the r - 1 that any vector has.  SPEAR draws r - 1 rows,
+and all shut one sample out with a probability of about 2^(1 - r); SPEAR++ descends to sparse
+vectors, by the L1 norm on the sphere, smoothed at first, and so does this module.  With all r of
+them, the samples are the rows of Q^-1 S V of the decomposition G = U S V.
 
 What differs: on the rows that shut a found sample out, the others span one dimension less, so that
-the next is found with half the draws; what it is on the remaining rows follows from the share at
-which the most of them vanish.  The paper ends by the sparsity of all; here every image is put to
-the test of :mod:`.certificate`.
+the next is found sooner; what it is on the remaining rows follows from the share at which the most
+of them vanish.  The papers end by the sparsity of all; here every image is put to the test of
+:mod:`.certificate`.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_RANK = 24
-"""Samples, above which no draw is tried: the draws double with each."""
-MAX_DRAWS = 2**19  # of few samples 2^(r + 6)
-_PART = 2**11  # draws at a time
+from lightning_recon.attacks.exact.scales import as_images
+
+MAX_RANK = 40
+"""Samples, above which nothing is tried."""
+_STARTS = 256  # descents at a time
+_STEPS = 300
+_FIRST_STEP, _FIRST_WIDTH, _LAST_WIDTH = 0.3, 0.3, 0.01  # of the slopes' root mean square
+_PATIENCE = 6  # parts in a row without a new vector, after which no more are made
 _ZERO = 1e-2  # of the root mean square: what counts as zero after one draw, and refined
 _REFINED_ZERO = 1e-3
 _SHARE = 0.3  # of the rows that must be zero
@@ -36,27 +41,29 @@ _CLUSTER = 0.25  # of the rows, that vanish at the same share
 _CHAIN = 6.0  # rows must be so many times the dimensions that are left
 
 
-def sparse_images(
-    columns: Tensor, strengths: Tensor, rows: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Return the samples of a gradient U S V as they come, r D; none if not all were found.
+def shown_images(directions: Tensor, strengths: Tensor, rows: Tensor) -> Tensor:
+    """Return the samples of a gradient U S V as they come, N D.
+
+    With all directions q_i, U q_i the slopes of sample i, the samples are the rows of Q^-1 S V; one
+    missing, the vector that is orthogonal to the others shows that sample alone.  With fewer, none.
 
     Args:
-        columns: U, K r, orthonormal.
+        directions: R r, each of length 1.
         strengths: S, r.
         rows: V, r (D + 1), the last column that of the bias.
-        generator: of the draws, on the CPU.
+
+    See :mod:`.scales` for what is done without a bias.
     """
     rank = len(strengths)
-    empty = rows.new_zeros(0, rows.shape[1] - 1)
-    if not 2 <= rank <= MAX_RANK:
-        return empty
-    size = columns.norm(dim=1)
-    found = sparse_directions(columns[size > _EMPTY * size.max()], generator)
-    if len(found) < rank:
-        return empty
-    samples = torch.linalg.solve(found.T, strengths[:, None] * rows)
-    images: Tensor = samples[:, :-1] / samples[:, -1:]
+    weighted = strengths[:, None] * rows
+    if len(directions) == rank:
+        samples = torch.linalg.solve(directions.T, weighted)
+    elif rank > 1 and len(directions) == rank - 1:
+        alone = torch.linalg.qr(directions.T, mode="complete").Q[:, -1:]
+        samples = alone.T @ weighted
+    else:
+        samples = weighted[:0]
+    images = as_images(samples)
     return images[images.isfinite().all(1)]
 
 
@@ -69,15 +76,17 @@ def sparse_directions(columns: Tensor, generator: torch.Generator) -> Tensor:
     """
     rank = columns.shape[1]
     found = columns.new_zeros(0, rank)
-    draws, most = 0, min(MAX_DRAWS, 2 ** (rank + 6))
-    while len(found) < rank and draws < most:
+    idle = 0
+    # where the first descents show nothing, the slopes are not sparse
+    while len(found) < rank and idle < (_PATIENCE if len(found) else 2):
         order = torch.randperm(len(found), generator=generator)
         chain = _chain(columns, found[order.to(found.device)])
-        draws += _PART
-        for vector in _draw(columns, chain, found, generator):
+        before = found
+        for vector in _look(columns, chain, found, generator):
             lifted = refined(columns, _lifted(columns, chain, vector))
             if lifted is not None:
                 found = _with(columns, found, lifted)
+        idle = idle + 1 if len(found) == len(before) else 0
     return found
 
 
@@ -122,7 +131,7 @@ def _where_all_vanish(columns: Tensor, vectors: Tensor) -> Tensor:
     return is_left
 
 
-def _draw(
+def _look(
     columns: Tensor, chain: Tensor, found: Tensor, generator: torch.Generator
 ) -> list[Tensor]:
     """Return vectors, r, that show by their zeros on the rows where those of the chain have them.
@@ -139,18 +148,36 @@ def _draw(
     rank = seen.shape[1]
     if rank == 1:
         return [basis[:, 0]]
-    order = torch.rand(_PART, len(seen), generator=generator).topk(rank - 1, dim=1).indices
-    drawn = seen[order.to(seen.device)]  # T (r - 1) r
-    solved, wrong = torch.linalg.solve_ex(drawn[:, :, :-1], -drawn[:, :, -1:])
-    vectors = torch.cat([solved[:, :, 0], torch.ones_like(solved[:, :1, 0])], 1)
-    vectors = vectors[(wrong == 0) & vectors.isfinite().all(1)]
-    vectors = F.normalize(vectors)
+    vectors = _descend(seen, generator)
     known = F.normalize(found @ basis)  # those of the chain are nothing there
     vectors = vectors[~((vectors @ known.T).abs() > _SAME).any(1)]
     zeros = _is_zero(seen @ vectors.T, _ZERO).sum(0)
     least = max(rank - 1 + _SPARE, int(_SHARE * len(seen)))
-    best = zeros.argsort(descending=True)[:_LOOKS]
-    return [basis @ vectors[place] for place in best[zeros[best] >= least].tolist()]
+    best = zeros.argsort(descending=True)
+    best = best[zeros[best] >= least]
+    kept: list[int] = []
+    for place in best.tolist():
+        if len(kept) == _LOOKS:
+            break
+        if not ((vectors[kept] @ vectors[place]).abs() > _SAME).any():
+            kept.append(place)
+    return [basis @ vectors[place] for place in kept]
+
+
+def _descend(seen: Tensor, generator: torch.Generator) -> Tensor:
+    """Return vectors q of length 1, N r, of which ``seen`` q, of K x r, is as sparse as near q."""
+    rotated, upper = torch.linalg.qr(seen)
+    rotated = rotated.float()
+    rows, rank = rotated.shape
+    vectors = F.normalize(torch.randn(_STARTS, rank, generator=generator).to(rotated))
+    for step in range(_STEPS):
+        done = step / _STEPS
+        width = _FIRST_WIDTH * (_LAST_WIDTH / _FIRST_WIDTH) ** done / rows**0.5
+        uphill = torch.tanh(vectors @ rotated.T / width) @ rotated
+        uphill = uphill - (uphill * vectors).sum(1, keepdim=True) * vectors
+        length = _FIRST_STEP * (1 - done)
+        vectors = F.normalize(vectors - length * F.normalize(uphill))
+    return F.normalize(torch.linalg.solve_triangular(upper, vectors.double().T, upper=True).T)
 
 
 def _lifted(columns: Tensor, chain: Tensor, vector: Tensor) -> Tensor:

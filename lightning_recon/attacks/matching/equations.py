@@ -61,6 +61,20 @@ class Equations:
         """Of an equation: 1, or :data:`EXACT`."""
         return 1.0 if self.is_noisy or self._fits_errors else EXACT
 
+    def rounding(self, images: Tensor) -> float:
+        """Return the squared length that the residual has at true images, for it was rounded.
+
+        Args:
+            images: B C H W, float64, near the true ones.
+        """
+        reference = next(iter(self.evidence.observed.values()))
+        both = self._expected(images), self._expected(images.to(reference))
+        parts = [
+            (self.weights[name] * (part - both[1][name])).square().sum()
+            for name, part in both[0].items()
+        ]
+        return float(torch.stack(parts).sum())
+
     @contextmanager
     def inexact(self, temperature: float, images: Tensor) -> Iterator[None]:
         """Simulate with soft kinks; the variance of a layer is what its numbers lack, in the mean.

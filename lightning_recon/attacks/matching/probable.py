@@ -16,6 +16,7 @@ from lightning_recon.attacks.matching.equations import Equations
 from lightning_recon.functional.damped_least_squares import (
     Damped,
     conjugate_gradients,
+    gram,
     jacobian,
     products,
 )
@@ -74,7 +75,7 @@ def _explicit(
 ) -> Callable[[float], Tensor | None]:
     basis = spectrum.moved(roots.diag()).to(point)
     rows = jacobian(equations.residual, point, basis, len(residual))
-    damped = Damped((rows @ rows.T).double(), torch.ones_like(offset))
+    damped = Damped(gram(rows).double(), torch.ones_like(offset))
     slope = (rows @ residual).double() + offset
 
     def solve(damping: float) -> Tensor | None:
@@ -109,9 +110,8 @@ def _by_products(
     scale = float(forward(probe.to(roots)).square().sum() / len(probe))  # of the mean diagonal
 
     def solve(damping: float) -> Tensor | None:
-        inverse = torch.full_like(slope, 1 / (1 + damping * scale))
         return conjugate_gradients(
-            lambda numbers: product(numbers, damping), -slope, inverse, _PRODUCTS
+            lambda numbers: product(numbers, damping), -slope, torch.clone, _PRODUCTS
         )
 
     return solve

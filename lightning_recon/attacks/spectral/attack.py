@@ -21,8 +21,9 @@ that channel (:mod:`lightning_recon.attacks.spectral.code`): energy C^2 / B an i
   K rows with probability ``false_positive_rate``.  The sign's number is a fixed share of what one
   sample puts into its row.  Several samples in a row add up there, or cancel, while their codes,
   which point anywhere, add in energy: such a row is not returned as an image.
-- Clients that do several local steps get another payload
-  (:mod:`lightning_recon.attacks.spectral.local_payload`), of which the same is read.
+- Clients that do several local steps, or take part in several rounds, get another payload
+  (:mod:`lightning_recon.attacks.spectral.local_payload`), of which the same is read.  A later
+  round's holds what the server knows by then (:mod:`lightning_recon.attacks.spectral.feedback`).
 - The rows of one gradient are never held: see :class:`lightning_recon.rowsparse.RowSparse`.
 
 The image of least expected squared error under the public spectrum (Wiener) is where the
@@ -42,7 +43,8 @@ from lightning_recon.attacks.base import check_counts
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.attacks.spectral.code import SpectralCode
 from lightning_recon.attacks.spectral.decoder import SpectralDecoder
-from lightning_recon.attacks.spectral.local_payload import LocalPayload, PayloadClass
+from lightning_recon.attacks.spectral.feedback import Feedback, tell
+from lightning_recon.attacks.spectral.local_payload import Known, LocalPayload, PayloadClass
 from lightning_recon.attacks.spectral.local_steps import plan_steps
 from lightning_recon.attacks.spectral.payload import Budget, RowsPayload, SpectralPayload
 from lightning_recon.attacks.spectral.receiver import Received, find_rows
@@ -64,8 +66,9 @@ PAYLOAD_KINDS = {
 }
 THREAT_MODEL = (
     "a malicious server sends a modified model (payload of {kind}), made for the clipping norm and "
-    "the noise's level that it knows, and sees one protected update of the client"
+    "the noise's level that it knows, and sees {what} of the client"
 )
+ONE_UPDATE = "one protected update"
 MIN_NOISE = 1e-6  # of the clipping norm: the least noise that the code is made for
 
 
@@ -88,9 +91,13 @@ class SpectralLDPAttack(OptimizationAttack):
         logit_scale: what the target's logits are multiplied by; small, no sample's gradient
             depends on what a trained target believes or local steps teach it.  1 keeps them; null:
             .001, and 0 under AdamW, which takes steps of one size whatever the gradient.
-        payload_class: what a client is sent that does local steps: B, layers of ``torch.nn``; A,
-            any stateless forward pass, in which every epoch adds to the rows.  For one gradient
-            the payload is of class A.
+        payload_class: what a client is sent that does local steps or takes part in several rounds:
+            B, layers of ``torch.nn``; A, any stateless forward pass, in which every epoch adds to
+            the rows.  For one gradient of one round the payload is of class A.
+        place: of the one client of an :class:`~lightning_recon.clients.Aggregate` that is attacked,
+            from 0 on; the others are sent rows that nothing reaches.  Null: all are.
+        num_rounds: in which each client takes part, with the same data.  From the second one on
+            the payload holds what the server knows of the client's images by then.
         false_positive_rate: probability that noise alone makes any row count as hit.
         shrinkage_steps: training steps of the local shrinkage on public images that were sent
             through the same channel (once a run); 0 decodes by Wiener's filter alone.
@@ -104,7 +111,7 @@ class SpectralLDPAttack(OptimizationAttack):
         InputError: if an argument is out of its range.
     """
 
-    threat_model = THREAT_MODEL.format(kind=PAYLOAD_KINDS["A"])
+    threat_model = THREAT_MODEL.format(kind=PAYLOAD_KINDS["A"], what=ONE_UPDATE)
     protocols = ("fedsgd", "fedavg", "fedavg-adamw")
     oracles: Sequence[str] = ("num_samples", "clip_norm", "noise_std")
     citation = (
@@ -124,6 +131,8 @@ class SpectralLDPAttack(OptimizationAttack):
         gain: float = 1e4,
         logit_scale: float | None = None,
         payload_class: PayloadClass = "B",
+        place: int | None = None,
+        num_rounds: int = 1,
         false_positive_rate: float = 1e-3,
         shrinkage_steps: int = 600,
         priors: Sequence[Prior] = (),
@@ -141,37 +150,49 @@ class SpectralLDPAttack(OptimizationAttack):
             lr_scheduler=lr_scheduler,
             seed=seed,
         )
-        if not 0 < false_positive_rate < 1:
+        check_counts(
+            "SpectralLDPAttack",
+            num_bins=(num_bins, 2),
+            num_samples=(num_samples, 1),
+            num_rounds=(num_rounds, 1),
+        )
+        if place is not None and not 0 <= place < self.num_clients:
             raise InputError(
-                "SpectralLDPAttack: false_positive_rate must lie between 0 and 1, not "
-                f"{false_positive_rate}"
+                f"SpectralLDPAttack: place must be from 0 to {self.num_clients - 1}, the clients "
+                f"of the round, not {place}"
             )
-        check_counts("SpectralLDPAttack", num_bins=(num_bins, 2), num_samples=(num_samples, 1))
-        if not 0 < gain < math.inf or shrinkage_steps < 0:
-            raise InputError(
-                "SpectralLDPAttack: gain must be above 0 and shrinkage_steps at least 0, not "
-                f"{gain} and {shrinkage_steps}"
-            )
-        if logit_scale is not None and not 0 <= logit_scale <= 1:
-            raise InputError(
-                f"SpectralLDPAttack: logit_scale must lie between 0 and 1, not {logit_scale}"
-            )
+        _check("false_positive_rate", false_positive_rate, "lie between 0 and 1", 0, 1)
+        _check("gain", gain, "be a number above 0")
+        _check("shrinkage_steps", shrinkage_steps, "be at least 0", -1)
+        _check("clip_norm", clip_norm, "be a number above 0")
+        _check("noise_std", noise_std, "be a number above 0")
+        if logit_scale != 0 and logit_scale != 1:
+            _check("logit_scale", logit_scale, "lie between 0 and 1", 0, 1)
         if payload_class not in get_args(PayloadClass):
             raise InputError(
                 f"SpectralLDPAttack: payload_class must be A or B, not {payload_class!r}"
             )
-        for name, value in (("clip_norm", clip_norm), ("noise_std", noise_std)):
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"SpectralLDPAttack: {name} must be above 0, not {value}")
+        if num_rounds > 1 and len(priors):
+            raise InputError(
+                "SpectralLDPAttack: priors improve on what one round tells, not on num_rounds "
+                f"{num_rounds}; leave one of them out"
+            )
         channel = self.channel
         self.clip_norm = clip_norm or channel.clip_norm or 1.0
         self.noise_std = max(noise_std or channel.noise_std or 0.0, MIN_NOISE * self.clip_norm)
         self.is_local = not self.sends_gradient and not channel.clips_samples
         if self.is_local:  # who tells clients how to train knows how they do
             self.oracles = (*type(self).oracles, Grant.CLIENT.value)
-            self.threat_model = THREAT_MODEL.format(kind=PAYLOAD_KINDS[payload_class])
+        self.sees_alone = self.is_local or num_rounds > 1
+        if self.sees_alone:
+            what = ONE_UPDATE if num_rounds == 1 else f"{num_rounds} protected updates"
+            self.threat_model = THREAT_MODEL.format(kind=PAYLOAD_KINDS[payload_class], what=what)
         # neither one that clips samples nor one of several steps keeps all in different rows
-        self.copies = 2 if channel.clips_samples or self.is_local else 1
+        self.copies = 2 if channel.clips_samples or self.sees_alone else 1
+        if place is not None:
+            self.threat_model += f", client {place} of {self.num_clients}; others get closed rows"
+        self.place = place
+        self.num_rounds = num_rounds
         self.num_bins = num_bins
         self.num_samples = num_samples
         self.gain = gain
@@ -204,6 +225,13 @@ class SpectralLDPAttack(OptimizationAttack):
             self.decoder = SpectralDecoder(code, self.noise_std, budget.code, self.seed)
             if self.shrinkage_steps and len(images) >= MIN_IMAGES:
                 self.decoder.fit(images, self.shrinkage_steps)
+        if self.num_rounds > 1:
+            if len(images) < MIN_IMAGES:
+                raise InputError(
+                    f"SpectralLDPAttack: {self.num_rounds} rounds are rehearsed on at least "
+                    f"{MIN_IMAGES} public images, not {len(images)}; raise num_public"
+                )
+            self._feedback = (Feedback(self.decoder, images),)  # a tuple hides it
 
     @property
     def code(self) -> SpectralCode:
@@ -211,10 +239,21 @@ class SpectralLDPAttack(OptimizationAttack):
         return self.decoder.code
 
     @property
+    def feedback(self) -> Feedback:
+        """The rounds after the first one."""
+        return self._feedback[0]
+
+    @property
     def budget(self) -> Budget:
         """What one sample of the batch may use."""
-        num_samples = self.num_samples or self.spec.max_batch_size
-        return Budget.of(self.clip_norm, self.noise_std, num_samples, self.channel.clips_samples)
+        channel = self.channel
+        share = -(-self._num_samples // channel.num_clients)
+        return Budget.of(self.clip_norm, self.noise_std, share, channel.clips_samples)
+
+    @property
+    def _num_samples(self) -> int:
+        """Of all clients of a round."""
+        return self.num_samples or self.spec.max_batch_size
 
     def server_payload(self, model: Target) -> RowsPayload:
         """Return the target with the rows beside it.
@@ -222,54 +261,83 @@ class SpectralLDPAttack(OptimizationAttack):
         Raises:
             InputError: if there are too few rows to tell those that were hit from the others.
         """
-        num_samples = self.num_samples or self.spec.max_batch_size
+        return self._payload(model, self.code, None)
+
+    def next_payload(self, observation: Observation) -> RowsPayload:
+        """Return the target with rows for what is not known yet of this client's images."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            known, _ = self._learn(observation)
+            code, reach = self.feedback.round(observation.rounds)
+            return self._payload(self.target, code, known._replace(reach=reach))
+
+    def _payload(self, model: Target, code: SpectralCode, known: Known | None) -> RowsPayload:
+        share = -(-self._num_samples // self.num_clients)
+        num_samples = self._num_samples if self.place is None else share
         least = 4 * num_samples * self.copies
-        num_columns = LocalPayload.num_side + self.code.num_columns
-        held = MAX_NUMBERS // num_columns if self.is_local else NUM_BINS
+        num_columns = LocalPayload.num_side + code.num_columns
+        held = MAX_NUMBERS // num_columns if self.sees_alone else NUM_BINS
         num_bins = self.num_bins or min(max(held, MIN_LOCAL_BINS), NUM_BINS)
         if num_bins < least:
             raise InputError(
                 f"SpectralLDPAttack: {num_samples} samples need at least {least} rows, "
                 f"not {num_bins}; raise num_bins"
             )
-        if not self.is_local:
-            return SpectralPayload(
+        payload: RowsPayload
+        if not self.sees_alone:
+            payload = SpectralPayload(
                 model,
-                self.code,
+                code,
                 num_bins,
                 self.logit_scale,
                 self.budget,
                 self.gain,
                 self.copies,
             )
+            payload.place = self.place
+            return payload
         size = (self.budget.energy / self.copies) ** 0.5
-        assert self.known_client is not None  # granted where there are local steps
         steps = plan_steps(
-            self.known_client,
-            num_samples,
+            self.known_client if self.is_local else None,
+            share,
             num_bins,
             least,
             self.gain,
             size,
             num_columns,
         )
-        return LocalPayload(
+        payload = LocalPayload(
             model,
-            self.code,
+            code,
             self.logit_scale,
             self.budget,
             self.payload_class,
             steps,
             self.seed,
+            known,
         )
+        payload.place = self.place
+        return payload
 
     # --- decoding ------------------------------------------------------------------------------
 
     def initialize(self, observation: Observation) -> tuple[Tensor, Received]:
         """Find the rows that hold one sample each, and decode them."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            evidence = find_rows(observation, self.false_positive_rate)
-            return self.decoder.decode(evidence.channel), evidence
+            known, evidence = self._learn(observation)
+            return known.images[1:], evidence
+
+    def _learn(self, observation: Observation) -> tuple[Known, Received]:
+        """Return what is known of a client's images after a round, and what the round told."""
+        if self.place is not None and observation.num_samples is not None:
+            share = -(-observation.num_samples // self.num_clients)
+            observation = observation._replace(num_samples=share)
+        evidence = find_rows(observation, self.false_positive_rate)
+        payload = observation.payload
+        if isinstance(payload, LocalPayload) and payload.known is not None:
+            most = observation.num_samples or self.spec.max_batch_size
+            return tell(payload, payload.known, evidence, most)
+        images = self.decoder.decode(evidence.channel)
+        return Known(torch.cat([self.code.mean[None], images]), math.inf), evidence
 
     # --- refinement ----------------------------------------------------------------------------
 
@@ -277,8 +345,11 @@ class SpectralLDPAttack(OptimizationAttack):
         """Return minus the logarithm of likelihood and priors, per coefficient."""
         dummy = dummy[: len(evidence.received)]
         size = dummy.shape[1:].numel()
+        code = self.code
+        if evidence.base is not None:
+            dummy, code = dummy - evidence.base, self.feedback.round(self.num_rounds - 1).code
         scale = evidence.amplitude * (-evidence.log_norm).exp()
-        residual = scale[:, None] * self.code.filtered(dummy) - evidence.received
+        residual = scale[:, None] * code.filtered(dummy) - evidence.received
         noise_std = max(evidence.noise_std, MIN_NOISE * self.clip_norm)
         parts = {"observation": (residual / noise_std).square().sum(1) / (2 * size)}
         for prior in self.priors:
@@ -308,3 +379,11 @@ class SpectralLDPAttack(OptimizationAttack):
             score=torch.stack(list(parts.values())).sum(0),
             notes=evidence.notes,
         )
+
+
+def _check(
+    name: str, value: float | None, what: str, above: float = 0, below: float = math.inf
+) -> None:
+    """Raise InputError unless an argument, if it is given, lies between two numbers."""
+    if value is not None and not above < value < below:
+        raise InputError(f"SpectralLDPAttack: {name} must {what}, not {value}")

@@ -21,12 +21,15 @@ After the first step rows are not zero any more.  What is kept out of the way, a
 - Adam moves a coordinate by its learning rate, however large the gradient is, so that the few large
   numbers of a code would be cut off.  ``num_spread`` columns take an orthonormal mixture of all
   numbers (Hadamard, behind random places and signs), which has none.
+- From a client's second round on the payload holds what the server knows of its images by then
+  (:class:`Known`).  What a sample sends is its difference from the nearest of them, and its rows
+  are those of a block that tells which one that is.
 
 Constants are buffers that nothing writes.
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +38,7 @@ from torch import Tensor, nn
 from lightning_recon.attacks.spectral.code import ChannelCode
 from lightning_recon.attacks.spectral.local_steps import LocalSteps
 from lightning_recon.attacks.spectral.payload import NUM_HEAD_COLUMNS, Budget, RowsPayload
+from lightning_recon.errors import InputError
 from lightning_recon.randomness import make_generator
 from lightning_recon.targets import Target
 from lightning_recon.updates import Update
@@ -49,6 +53,21 @@ OPEN_SHIFT = 0.1  # the same of a row that stays open, for it never comes near
 SHARPNESS = 1e6  # how steeply rows that a sample is not meant for are closed, in units of d
 NORM_REACH = 2.5  # standard deviations of the logarithm of the norm that its number tells
 NORM_SHARE = 0.01  # of a sample's energy that the number takes at the most
+NEAREST = 100.0  # how sharply the nearest of the known images is told, in units of their reach
+LEAST_LEVELS = 3  # rows of a block in each table
+
+
+class Known(NamedTuple):
+    """What a payload holds of a client's images."""
+
+    images: Tensor
+    """1 + R C H W: the first one is for samples that are none of the R others."""
+    reach: float
+    """Squared distance, over all pixels, up to which a sample is taken for one of those."""
+    rows_known: int = 0
+    """Rows of samples that were one of those, in the rounds so far, and"""
+    rows_new: int = 0
+    """of samples that were not."""
 
 
 class LocalPayload(RowsPayload):
@@ -58,9 +77,16 @@ class LocalPayload(RowsPayload):
         payload_class: see :data:`PayloadClass`.
         steps: what the rows are made for.
         seed: of the projections.
+        known: what earlier rounds told of the client's images; null: this is the first one.
+
+    Raises:
+        InputError: if there are too few rows to tell the known images apart.
     """
 
     signs: Tensor
+    bases: Tensor
+    norm_edges: Tensor
+    code_edges: Tensor
     gains: Tensor
     steps: Tensor
     edges: Tensor
@@ -77,8 +103,20 @@ class LocalPayload(RowsPayload):
         payload_class: PayloadClass,
         steps: LocalSteps,
         seed: int,
+        known: Known | None = None,
     ) -> None:
-        super().__init__(model, code, steps.num_bins, logit_scale, budget, copies=2)
+        num_blocks = 1 if known is None else len(known.images)
+        num_bins = steps.num_bins
+        if known is not None:
+            num_levels = num_bins // (2 * num_blocks)
+            if num_levels < LEAST_LEVELS:
+                raise InputError(
+                    f"SpectralLDPAttack: {num_blocks - 1} images that are known after a round need "
+                    f"at least {2 * num_blocks * LEAST_LEVELS} rows, not {num_bins}; raise num_bins"
+                )
+            num_bins = 2 * num_blocks * num_levels
+        super().__init__(model, code, num_bins, logit_scale, budget, 2, num_blocks)
+        self.known = known
         num_spread = steps.num_spread
         self.payload_class = payload_class
         shift = MAX_SHIFT if steps.closes else OPEN_SHIFT
@@ -100,25 +138,59 @@ class LocalPayload(RowsPayload):
         written = self.copies * steps.num_samples / num_steps  # rows by each step
         self.register_buffer("steps", written * (torch.arange(1, num_steps) - 0.5).to(like))
         # the projection on random signs of a code, whose norm is 1, is about N(0, 1)
-        num_second = self.num_bins - self.num_first
+        num_second = (self.num_bins - self.num_first) // num_blocks
         quantile = torch.arange(1, num_second, dtype=torch.float64) / num_second
         self.register_buffer("edges", torch.special.ndtri(quantile).to(like))
+        if known is not None:
+            self.register_buffer("bases", known.images.to(like))
+            self.norm_blocks = _Blocks.of(self.thresholds, num_blocks)
+            self.code_blocks = _Blocks.of(self.edges, num_blocks)
+            self.register_buffer("norm_edges", self.norm_blocks.edges(self.thresholds))
+            self.register_buffer("code_edges", self.code_blocks.edges(self.edges))
         self.rows = nn.Parameter(like.new_zeros(self.num_bins, num_columns))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the scaled logits of B C H W images; rows that were written hardly move them."""
         logits: Tensor = self.model(images)
         with torch.autocast(images.device.type, enabled=False):
-            code, log_norm = self.code.encode(images.to(self.class_sign.dtype))
+            images = images.to(self.class_sign.dtype)
+            if self.known is None:
+                code, log_norm = self.code.encode(images)
+                places = ((log_norm, self.thresholds), (code @ self.signs, self.edges))
+            else:
+                nearest = self.nearest(images)
+                base = (nearest @ self.bases.flatten(1)).view_as(images)
+                code, log_norm = self.code.encode(images - base)
+                block = nearest @ torch.arange(nearest.shape[1]).to(nearest)
+                places = (
+                    (self.norm_blocks.place(log_norm, block), self.norm_edges),
+                    (self.code_blocks.place(code @ self.signs, block), self.code_edges),
+                )
             sent = self._numbers(code, log_norm)
             if self.num_spread:
                 sent = self._spread(sent)
-            places = ((log_norm, self.thresholds), (code @ self.signs, self.edges))
             answer = F.linear(sent, self.rows)
             if self.payload_class == "A":
                 shift = self._added(answer, places)
                 return self.with_rows(logits, shift - shift.detach())
             return self.with_rows(logits, self._closing(answer, places))
+
+    def nearest(self, images: Tensor) -> Tensor:
+        """Return which known image each image, B C H W, is: about 1 there, 0 elsewhere, B (1 + R).
+
+        The first one is what is in nobody's reach.
+        """
+        assert self.known is not None
+        flat, others = images.flatten(1), self.bases[1:].flatten(1)
+        squares = flat.square().sum(1, keepdim=True) + others.square().sum(1)
+        distance = F.pad((squares - 2 * flat @ others.T) / self.known.reach, (1, 0), value=1.0)
+        return (-NEAREST * distance).softmax(1)
+
+    def block_of(self, row: Tensor) -> Tensor:
+        """Return which known image rows of the two tables are for."""
+        num_second = (self.num_bins - self.num_first) // (self.num_first // self.num_levels)
+        second = (row - self.num_first) // num_second
+        return (row // self.num_levels).where(row < self.num_first, second)
 
     def _added(self, answer: Tensor, places: Places) -> Tensor:
         """Return the sum of a sample's two rows, B, from the answers of all, B K."""
@@ -141,6 +213,13 @@ class LocalPayload(RowsPayload):
         # what is closed lies at the upper bound
         shift: Tensor = (through - bound).sum(2) @ self.gains
         return shift
+
+    def closed(self) -> "LocalPayload":
+        """Return this payload with rows that nothing reaches."""
+        closed = super().closed()
+        assert isinstance(closed, LocalPayload)
+        closed.norm_size = 0.0
+        return closed
 
     def _numbers(self, code: Tensor, log_norm: Tensor) -> Tensor:
         """Return what a sample puts into each of its rows, B (2 + N)."""
@@ -174,6 +253,31 @@ class LocalPayload(RowsPayload):
         if self.num_spread:
             return (hadamard(read) * self.mixing)[:, self.places]
         return read
+
+
+class _Blocks(NamedTuple):
+    """Places of several blocks on one line, so far apart that none is taken for another's."""
+
+    number: int
+    middle: float
+    width: float
+
+    @classmethod
+    def of(cls, edges: Tensor, number: int) -> "_Blocks":
+        """Return so many blocks, each with these edges, ascending, between its rows."""
+        first, last = float(edges[0]), float(edges[-1])
+        return cls(number, (first + last) / 2, 2 * (last - first) + 1)
+
+    def place(self, place: Tensor, block: Tensor) -> Tensor:
+        """Return where what has a place in a block stands on the line."""
+        reach = 0.4 * self.width
+        return F.hardtanh(place - self.middle, -reach, reach) + self.middle + self.width * block
+
+    def edges(self, edges: Tensor) -> Tensor:
+        """Return the edges of all blocks and those between them."""
+        shift = self.width * torch.arange(self.number)[:, None].to(edges)
+        between = edges.new_tensor([self.middle + self.width / 2])
+        return (torch.cat([edges, between]) + shift).flatten()[:-1]
 
 
 def _random_signs(number: int, seed: int, purpose: str) -> Tensor:

@@ -9,6 +9,8 @@ from lightning_recon.errors import InputError
 
 ADAM_SIZE = 4.0  # of a gradient's coordinate in units of Adam's eps, about where it saturates
 MAX_NUMBERS = 2**25  # of all rows under Adam: 130 MB
+MIN_RATE = 1e-30  # of the local steps: the rows' gain is over the learning rate
+MAX_RATE = 1e5  # the target's own steps are larger, and take the clip
 
 
 class LocalSteps(NamedTuple):
@@ -27,7 +29,7 @@ class LocalSteps(NamedTuple):
 
 
 def plan_steps(
-    client: Client,
+    client: Client | None,
     num_samples: int,
     num_bins: int,
     least: int,
@@ -42,8 +44,8 @@ def plan_steps(
     eps, and as many columns are taken as memory holds.
 
     Args:
-        client: the protocol.
-        num_samples: of the batch, that of all clients of an ``Aggregate``.
+        client: the protocol; null: an update is one gradient.
+        num_samples: of one client.
         num_bins: rows K; under Adam fewer, if columns need the room, but never fewer than
         least: so many.
         gain: see above.
@@ -53,13 +55,20 @@ def plan_steps(
     Raises:
         InputError: if the steps make weights explode, or the protocol is not known.
     """
-    share = num_samples // client.num_clients
+    if client is None:
+        return LocalSteps(num_bins, num_samples, (gain,))
     while isinstance(client, WrappedClient):
         client = client.client
     if not isinstance(client, FedAvg):
         raise InputError(
             f"SpectralLDPAttack cannot read what {type(client).__name__} sends after several "
             "steps: its rows are made for SGD and AdamW; take FedSGD, FedAvg or FedAvgAdamW"
+        )
+    if not MIN_RATE <= client.learning_rate <= MAX_RATE:
+        raise InputError(
+            f"SpectralLDPAttack: at a learning_rate of {client.learning_rate:g} the rows or the "
+            f"target explode in the local steps; what lies between {MIN_RATE:g} and {MAX_RATE:g} "
+            "can be read"
         )
     if client.learning_rate * client.weight_decay >= 1:
         raise InputError(
@@ -71,10 +80,10 @@ def plan_steps(
         room = 2 ** int(math.log2(MAX_NUMBERS / least))
         spread = max(2 ** math.ceil(math.log2(num_columns)), room)
         num_bins = min(num_bins, max(least, MAX_NUMBERS // spread))
-        together = client.minibatch_size or share
+        together = client.minibatch_size or num_samples
         step_gain = ADAM_SIZE * client.eps * together * spread**0.5 / size
-        return LocalSteps(num_bins, share, (step_gain,), spread, closes=False)
-    in_epoch = client.num_steps(share) // client.epochs
-    weights = client.gradient_weights(share)[:in_epoch]
+        return LocalSteps(num_bins, num_samples, (step_gain,), spread, closes=False)
+    in_epoch = client.num_steps(num_samples) // client.epochs
+    weights = client.gradient_weights(num_samples)[:in_epoch]
     gains = tuple(gain / client.learning_rate * weights[0] / weight for weight in weights)
-    return LocalSteps(num_bins, share, gains)
+    return LocalSteps(num_bins, num_samples, gains)

@@ -4,8 +4,9 @@ It is of class A, any stateless forward pass: it uses ``no_grad`` and hands out 
 batch.
 """
 
+import copy
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_recon.attacks.spectral.code import ChannelCode
+from lightning_recon.clients.aggregate import ClientPayload
 from lightning_recon.rowsparse import read_rows
 from lightning_recon.targets import Target
 from lightning_recon.updates import Update
@@ -61,8 +63,11 @@ def half_signs(num_classes: int) -> Tensor:
     return sign
 
 
-class RowsPayload(nn.Module, ABC):
+class RowsPayload(ClientPayload):
     """The model with rows beside it, and what the server reads of them.
+
+    All clients of a round are sent the same, unless ``place`` is that of the one whose rows are
+    open: nothing of the others' samples reaches theirs.
 
     Args:
         model: the target.
@@ -71,12 +76,15 @@ class RowsPayload(nn.Module, ABC):
         logit_scale: what the target's logits are multiplied by.
         budget: squared norm of what a sample puts into its row.
         copies: 2 sends every sample to a row of a second table, too, at half the energy each.
+        num_blocks: of the first table's rows, each with thresholds of its own.
     """
 
     class_sign: Tensor
     thresholds: Tensor
     num_side = 1
     """Numbers in front of the code: the first one tells the sign."""
+    place: int | None = None
+    """Of the client whose rows are open, in its round; None: those of all are."""
 
     def __init__(
         self,
@@ -86,6 +94,7 @@ class RowsPayload(nn.Module, ABC):
         logit_scale: float,
         budget: Budget,
         copies: int,
+        num_blocks: int = 1,
     ) -> None:
         super().__init__()
         self.model = model
@@ -96,13 +105,24 @@ class RowsPayload(nn.Module, ABC):
         self.scale = budget.code**0.5
         self.copies = copies
         self.num_first = num_bins // copies
+        self.num_levels = self.num_first // num_blocks
         like = next(model.parameters())
-        quantile = torch.arange(1, self.num_first, dtype=torch.float64) / self.num_first
+        quantile = torch.arange(1, self.num_levels, dtype=torch.float64) / self.num_levels
         spread = SPREAD * max(code.log_norm_std, 1e-3) * 3**0.5 / math.pi
         self.register_buffer(
             "thresholds", (code.log_norm_mean + spread * quantile.logit()).to(like)
         )
         self.register_buffer("class_sign", half_signs(model.num_classes).to(like))
+
+    def for_client(self, place: int) -> "RowsPayload":
+        """Return what the client of a place is sent."""
+        return self if self.place in (None, place) else self.closed()
+
+    def closed(self) -> "RowsPayload":
+        """Return this payload with rows that nothing reaches; the parameters are the same."""
+        closed = copy.copy(self)
+        closed.scale = closed.sign_size = 0.0
+        return closed
 
     @abstractmethod
     def head_of(self, update: Update) -> Tensor:
@@ -120,7 +140,7 @@ class RowsPayload(nn.Module, ABC):
     def row_log_norm(self, row: Tensor) -> Tensor:
         """Return the logarithm of the norm that a row stands for: its thresholds' middle."""
         padded = torch.cat([self.thresholds[:1], self.thresholds, self.thresholds[-1:]])
-        row = row.clamp_max(self.num_first - 1)
+        row = row.clamp_max(self.num_first - 1) % self.num_levels
         return (padded[row] + padded[row + 1]) / 2
 
 

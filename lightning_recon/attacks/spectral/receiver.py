@@ -30,6 +30,10 @@ class Received(NamedTuple):
     noise_std: float
     """Of the noise on ``received``."""
     notes: dict[str, float]
+    row: Tensor
+    """R: where they were read, a row of the first table if they stood there."""
+    base: Tensor | None = None
+    """R C H W: images of which the codes tell the differences; None: they tell the images."""
 
     @property
     def channel(self) -> Channel:
@@ -60,6 +64,7 @@ def read_signs(observation: Observation) -> Received | None:
         log_norm=payload.row_log_norm(every),
         noise_std=0.0,
         notes={"rows_read": len(head), "columns": received.shape[1]},
+        row=every,
     )
 
 
@@ -126,4 +131,5 @@ def find_rows(
             "false_positive_rate": false_positive_rate,
             "columns": num_columns,
         },
+        row=row[is_single],
     )

@@ -1,0 +1,158 @@
+"""Candidates from gates that are open or shut: a dictionary whose atoms are known but for signs.
+
+After Bakarsky, Dimitrov, Baader, Vechev, "SPEAR++: Scaling Gradient Inversion via Sparsely-Used
+Dictionary Learning", 2025, arXiv 2510.24200, who look for the sparsest vectors of the columns' span
+by descent, where SPEAR draws (:mod:`.sparsity`).
+
+Where a network is linear behind its first ReLUs, the slopes of a sample are 0 at the rows that
+shut it out and (J^T r)_k at those that let it through: J, the derivatives of the logits, is known,
+and r, softmax less label, nearly.  So at every row k one of two equations holds, u_k q = 0 or
+u_k q = (J^T r)_k, where u_k is the row of the columns' basis: twice as many as a sparse vector has,
+and the label is chosen.  Their distance, sum_k min(|u_k q|, |u_k q - (J^T r)_k|), smoothed at
+first, is descended from many starts, r fitted on the way.
+
+What differs from the paper: both equations, where it uses the zeros alone, which lets batches be
+larger; and every image is put to the test of :mod:`.certificate`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_recon.attacks.exact.sparsity import refined
+
+_STARTS_A_SAMPLE, _LEAST_STARTS, _MOST_STARTS = 8, 64, 512  # at a time
+_ROUNDS, _PATIENCE = 10, 2  # at the most, and without a new sample
+_FEW_LEFT = 0.15  # share of the samples that is left, for which starts lie beside those found
+_MOST_ROWS = 1000  # that are descended on, or ten a sample
+_SUREST = 3.0  # standard deviation of the logits from which chances are drawn
+_STEPS = 300
+_FIRST_STEP, _FIRST_WIDTH, _LAST_WIDTH = 0.1, 1.0, 0.01  # of the slopes' root mean square
+_FIT_EVERY = 10  # steps between two fits of r
+_FIT_FROM = 0.3  # share of the steps before the first
+_SAME = 0.99  # cosine of two looks at one sample's slopes
+_LOOSE = 0.1  # relative distance from open and shut, above which a start led nowhere
+
+
+class Starts(NamedTuple):
+    """Where N descents begin."""
+
+    vectors: Tensor
+    """N r."""
+    residuals: Tensor
+    """N C, at the logits: softmax less label."""
+
+
+def gated_directions(
+    columns: Tensor,
+    jacobian: Tensor,
+    generator: torch.Generator,
+    guess: Callable[[Tensor], Starts] | None = None,
+) -> Tensor:
+    """Return the vectors q of which U q is open or shut at every row, at most r, of length 1: R r.
+
+    Rounds of descents are made until all are found, or three in a row bring none.
+
+    Args:
+        columns: U, K r, orthonormal.
+        jacobian: of the logits by the outputs of open gates, C K.
+        generator: of the starts, on the CPU.
+        guess: where the samples that are not among R r vectors may be; null: nobody knows.
+    """
+    rank = columns.shape[1]
+    found = columns.new_zeros(0, rank)
+    idle = 0
+    for turn in range(_ROUNDS):
+        before = len(found)
+        starts = _random_starts(columns, jacobian, generator)
+        if 0 < rank - len(found) <= _FEW_LEFT * rank:
+            starts = _elsewhere(starts, found)
+            starts = _joined(guess(found), starts) if guess else starts
+        elif guess and turn == 0:
+            starts = guess(found)
+        for vector in _descend(columns, jacobian, starts, generator):
+            if ((found @ vector).abs() > _SAME).any():
+                continue
+            sharp = refined(columns, vector)
+            if sharp is not None and not ((found @ sharp).abs() > _SAME).any():
+                found = torch.cat([found, sharp[None]])
+        idle = 0 if len(found) > before or (guess and turn == 0) else idle + 1
+        # where the first starts lead nowhere, the gates are not seen
+        if len(found) >= rank or idle > _PATIENCE or (idle and not len(found)):
+            break
+    return found[:rank]
+
+
+def _joined(one: Starts, other: Starts) -> Starts:
+    return Starts(*(torch.cat(parts) for parts in zip(one, other, strict=True)))
+
+
+def _elsewhere(starts: Starts, found: Tensor) -> Starts:
+    """Return starts of the same length, orthogonal to what is found, R r."""
+    basis = torch.linalg.qr(found.T).Q
+    outside = starts.vectors - starts.vectors @ basis @ basis.T
+    size = starts.vectors.norm(dim=1, keepdim=True)
+    return starts._replace(vectors=size * F.normalize(outside))
+
+
+def _random_starts(columns: Tensor, jacobian: Tensor, generator: torch.Generator) -> Starts:
+    """Return starts around half of what open gates let through, of random labels and chances."""
+    num_classes, rank = len(jacobian), columns.shape[1]
+    size = min(max(_LEAST_STARTS, _STARTS_A_SAMPLE * rank), _MOST_STARTS)
+    labels = torch.randint(num_classes, (size,), generator=generator)
+    sure = _SUREST * torch.rand(size, 1, generator=generator)
+    chances = (sure * torch.randn(size, num_classes, generator=generator)).softmax(1)
+    residuals = (chances - F.one_hot(labels, num_classes)).to(jacobian)
+    is_open = residuals @ jacobian
+    around = torch.randn(size, rank, generator=generator).to(columns)
+    around = around * is_open.norm(dim=1, keepdim=True) / rank**0.5
+    return Starts((is_open @ columns + around) / 2, residuals)
+
+
+def _descend(
+    columns: Tensor, jacobian: Tensor, starts: Starts, generator: torch.Generator
+) -> Tensor:
+    """Return the ends, of length 1, of the descents that led somewhere, the best first, N r."""
+    rows = max(_MOST_ROWS, 10 * columns.shape[1])
+    if rows < len(columns):
+        chosen = torch.randperm(len(columns), generator=generator)[:rows].to(columns.device)
+        rotated, upper = torch.linalg.qr(columns[chosen])
+        starts = starts._replace(vectors=starts.vectors @ upper.T)
+        ends = _descend(rotated, jacobian[:, chosen], starts, generator)
+        return F.normalize(torch.linalg.solve_triangular(upper, ends.T, upper=True).T)
+    columns, jacobian, vectors = columns.float(), jacobian.float(), starts.vectors.float()
+    is_open = starts.residuals.float() @ jacobian  # N K: slopes of open gates
+    size = is_open.norm(dim=1, keepdim=True)
+    for step in range(_STEPS):
+        done = step / _STEPS
+        width = _FIRST_WIDTH * (_LAST_WIDTH / _FIRST_WIDTH) ** done * size / len(columns) ** 0.5
+        slopes = vectors @ columns.T
+        passes = (slopes - is_open).abs() < slopes.abs()
+        if done >= _FIT_FROM and step % _FIT_EVERY == 0:
+            is_open = fitted(slopes, passes, jacobian) @ jacobian
+        uphill = torch.tanh((slopes - is_open * passes) / width) @ columns
+        vectors = vectors - _FIRST_STEP * (1 - done) * size * F.normalize(uphill)
+    slopes = vectors @ columns.T
+    misfit = torch.minimum(slopes.abs(), (slopes - is_open).abs()).norm(dim=1)
+    misfit = misfit / slopes.norm(dim=1)
+    order = misfit.argsort()
+    return F.normalize(vectors[order[misfit[order] <= _LOOSE]].double())
+
+
+def fitted(slopes: Tensor, passes: Tensor, jacobian: Tensor) -> Tensor:
+    """Return the residuals at the logits, N C, that explain the slopes of open gates best.
+
+    Args:
+        slopes: N K.
+        passes: which gates are open, N K, bool.
+        jacobian: of the logits by the outputs of open gates, C K.
+    """
+    weight = passes.to(slopes)
+    normal = torch.einsum("ck,nk,dk->ncd", jacobian, weight, jacobian)
+    ridge = 1e-6 * jacobian.square().mean(0).sum() + 1e-6 * normal.diagonal(dim1=1, dim2=2).mean(1)
+    normal = normal + ridge[:, None, None] * torch.eye(len(jacobian)).to(normal)
+    found: Tensor = torch.linalg.solve(normal, (slopes * weight) @ jacobian.T)
+    return found
