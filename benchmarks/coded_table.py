@@ -4,20 +4,29 @@
     python -m benchmarks.coded_table --codes
 
 An image that does not come back counts with the public mean image.  A pixel is exact if all three
-of its values are, rounded to 8 bits.  Lines appear as they are done.
+of its values are, rounded to 8 bits.  Lines appear as they are done, with a 95 % interval over
+clients; each client's figures are kept in --records, and are not measured again.  With --minutes it
+stops after so many, prints what there is, and the same command goes on.
 """
 
 import argparse
 import math
+import resource
+import sys
 import time
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from benchmarks.records import RESULTS, Records
 from benchmarks.spectral_table import line
 from lightning_recon.attacks import Attack, CodedLDPAttack, SpectralLDPAttack
 from lightning_recon.attacks.coded.polar import PolarCode, binary_capacity
 from lightning_recon.audit.matching import match
+from lightning_recon.audit.statistics import bootstrap_interval
 from lightning_recon.data import ImageNetDataModule, MaskFolder
 from lightning_recon.defenses import ClipL2, GaussianNoise
 from lightning_recon.functional.image_quality import psnr
@@ -26,6 +35,11 @@ from lightning_recon.targets import TorchvisionClassifier
 SIGMAS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.02, 0.05)
 BATCH_SIZE = 16
 BLOCK_ERROR = 1e-4
+NAMES = ["images", "sigma", "clients", "sent", "kbit an image", "capacity", "PSNR", "95 %"]
+NAMES += ["median", "worst", "exact pixels", "exact images", "put out of 16", "linear code"]
+NAMES += ["client (s)", "decoding (s)"]
+
+Record = dict[str, Any]
 
 
 def make(kind: type[Attack], sigma: float, data: ImageNetDataModule) -> Attack:
@@ -66,73 +80,139 @@ def print_codes() -> None:
             )
 
 
-def main() -> None:
-    """Print the table."""
+class Cell:
+    """One noise level; the attack is made when the first client is measured.
+
+    Args:
+        data: the clients, and the server's images.
+        sigma: of the noise.
+        runs_linear: whether SpectralLDPAttack reads the same clients.
+    """
+
+    def __init__(self, data: ImageNetDataModule, sigma: float, runs_linear: bool) -> None:
+        self.data, self.sigma, self.runs_linear = data, sigma, runs_linear
+
+    @cached_property
+    def coded(self) -> CodedLDPAttack:
+        """The attack."""
+        attack = make(CodedLDPAttack, self.sigma, self.data)
+        assert isinstance(attack, CodedLDPAttack)
+        return attack
+
+    @cached_property
+    def linear(self) -> Attack:
+        """The linear code."""
+        return make(SpectralLDPAttack, self.sigma, self.data)
+
+    @cached_property
+    def blank(self) -> Tensor:
+        """What an image counts with that did not come back, C H W."""
+        return self.data.public_images().mean(0)
+
+    def measure(self, client: int) -> Record:
+        """Return what is read of one client."""
+        coded, batch = self.coded, self.data.client(client)
+        start = time.process_time()
+        observation = coded.federation.play(batch, client)
+        played = time.process_time()
+        found = coded.reconstruct(observation).images
+        decoded = time.process_time()
+        images = shown(found, batch.images, self.blank)
+        is_exact = (255 * images).round() == (255 * batch.images).round()
+        record: Record = {
+            "sent": "bits" if coded.is_digital else "linear code",
+            "bits": coded.digital.polar.num_bits if coded.is_digital else 0,
+            "capacity": coded.capacity,
+            "psnr": psnr(images, batch.images).tolist(),
+            "exact": is_exact.all(1).flatten(1).double().mean(1).tolist(),
+            "put_out": len(found),
+            "client_seconds": played - start,
+            "decoding_seconds": decoded - played,
+            "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        }
+        if self.runs_linear:
+            other = self.linear.reconstruct(self.linear.federation.play(batch, client)).images
+            record["linear"] = psnr(shown(other, batch.images, self.blank), batch.images).tolist()
+        return record
+
+
+def row(kind: str, sigma: float, clients: dict[int, Record]) -> list[str]:
+    """Return a line of the table."""
+    records = list(clients.values())
+    score, right = (
+        np.array([record["psnr"] for record in records]),
+        np.array([record["exact"] for record in records]),
+    )
+    member = np.repeat(list(clients), score.shape[1])
+    interval = bootstrap_interval(score.ravel(), member)
+    linear = [record["linear"] for record in records if "linear" in record]
+
+    def mean(name: str) -> float:
+        return float(np.mean([record[name] for record in records]))
+
+    return [
+        kind,
+        f"{sigma:g}",
+        str(len(records)),
+        records[0]["sent"],
+        f"{mean('bits') / 1e3:.1f}",
+        f"{mean('capacity') / 1e3:.1f}",
+        f"{score.mean():.2f}",
+        "" if interval is None else f"{interval.low:.2f} to {interval.high:.2f}",
+        f"{np.median(score):.2f}",
+        f"{score.min():.2f}",
+        f"{100 * right.mean():.2f} %",
+        f"{100 * (right == 1).mean():.1f} %",
+        f"{mean('put_out'):.2f}",
+        f"{np.mean(linear):.2f} ({len(linear)})" if linear else "not run",
+        f"{mean('client_seconds'):.1f}",
+        f"{mean('decoding_seconds'):.1f}",
+    ]
+
+
+def main() -> int:
+    """Measure what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", default="data/imagenet", help="ImageNet, folders by WordNet id")
     parser.add_argument("--masks", help="folder with subject masks; without: whole images alone")
     parser.add_argument("--clients", type=int, default=20)
-    parser.add_argument("--first", type=int, default=0, help="number of the first client")
     parser.add_argument("--only", choices=["masks", "whole"], help="one half of the table")
     parser.add_argument("--sigmas", type=float, nargs="+", default=SIGMAS)
     parser.add_argument("--linear", action="store_true", help="run SpectralLDPAttack, too")
     parser.add_argument("--codes", action="store_true", help="print the codes' table and end")
+    parser.add_argument("--records", type=Path, default=RESULTS / "coded.jsonl")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which it stops")
     arguments = parser.parse_args()
     if arguments.codes:
         print_codes()
-        return
-    names = ["images", "sigma", "sent", "kbit an image", "capacity", "PSNR", "median", "worst"]
-    names += ["exact pixels", "exact images", "put out of 16", "linear code", "seconds a client"]
-    line(names)
-    line(["---"] * len(names))
+        return 0
+    until = time.monotonic() + 60 * arguments.minutes
+    records = Records(arguments.records)
+    line(NAMES)
+    line(["---"] * len(NAMES))
     both = ["whole", "masks"] if arguments.masks else ["whole"]
     for kind in [arguments.only] if arguments.only else both:
         data = ImageNetDataModule(
             root=arguments.root,
             batch_size=BATCH_SIZE,
-            num_clients=arguments.first + arguments.clients,
+            num_clients=arguments.clients,
             num_public=64,
             masks=MaskFolder(arguments.masks) if kind == "masks" else None,
         )
         data.setup()
-        blank = data.public_images().mean(0)
         for sigma in arguments.sigmas:
-            coded = make(CodedLDPAttack, sigma, data)
-            assert isinstance(coded, CodedLDPAttack)
-            linear = make(SpectralLDPAttack, sigma, data) if arguments.linear else None
-            values, linear_values, exact, put_out, seconds = [], [], [], 0, 0.0
-            for client in range(arguments.first, arguments.first + arguments.clients):
-                batch = data.client(client)
-                start = time.process_time()
-                found = coded.reconstruct(coded.federation.play(batch, client))
-                seconds += time.process_time() - start
-                put_out += len(found.images)
-                images = shown(found.images, batch.images, blank)
-                values.append(psnr(images, batch.images))
-                is_exact = (255 * images).round() == (255 * batch.images).round()
-                exact.append(is_exact.all(1).flatten(1).float().mean(1))
-                if linear is not None:
-                    other = linear.reconstruct(linear.federation.play(batch, client)).images
-                    linear_values.append(psnr(shown(other, batch.images, blank), batch.images))
-            score, right = torch.cat(values), torch.cat(exact)
-            line(
-                [
-                    kind,
-                    f"{sigma:g}",
-                    "bits" if coded.is_digital else "linear code",
-                    f"{coded.digital.polar.num_bits / 1e3:.1f}" if coded.is_digital else "",
-                    f"{coded.capacity / 1e3:.1f}",
-                    f"{score.mean():.2f}",
-                    f"{score.median():.2f}",
-                    f"{score.min():.2f}",
-                    f"{100 * right.mean():.2f} %",
-                    f"{100 * (right == 1).float().mean():.1f} %",
-                    f"{put_out / arguments.clients:.2f}",
-                    f"{torch.cat(linear_values).mean():.2f}" if linear_values else "not run",
-                    f"{seconds / arguments.clients:.1f}",
-                ]
-            )
+            cell = Cell(data, sigma, arguments.linear)
+            done = {}
+            for client in range(arguments.clients):
+                key = f"{kind} {sigma:g} client {client} of {arguments.clients}"
+                if time.monotonic() < until:
+                    done[client] = records.get(key, partial(cell.measure, client))
+                elif (held := records.held(key)) is not None:
+                    done[client] = held
+            if done:
+                line(row(kind, sigma, done))
+    return 0 if time.monotonic() < until else 75
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,10 +8,17 @@ from torch import nn
 
 from lightning_recon.attacks import InvertingGradients, LDPAttack
 from lightning_recon.audit.auditor import Auditor
-from lightning_recon.audit.bits import ROUNDING, bits_read, channel_bits
+from lightning_recon.audit.bits import ROUNDING, bits_told, channel_bits, powers, told_of_run
 from lightning_recon.audit.guesses import add_identification
 from lightning_recon.data import SampleImagesDataModule
-from lightning_recon.defenses import ClipL2, GaussianNoise
+from lightning_recon.defenses import (
+    ClipL2,
+    GaussianNoise,
+    Laplace,
+    LaplaceNoise,
+    PrivUnit2,
+    PrivUnitG,
+)
 from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.metrics import MSE
@@ -164,6 +171,15 @@ def test_buffers_that_are_sent_count_in_the_message(data):
     assert sizes[1] - sizes[0] == sum(64 * norm.num_features + 64 for norm in norms) > 0
 
 
+def gaussian_bits(estimate, truth, guess):
+    """Of images in two clients, pooled."""
+    parts = [
+        powers({"attack": one}, true, guess)
+        for one, true in zip(estimate.chunk(2), truth.chunk(2), strict=True)
+    ]
+    return bits_told(parts, "attack", len(truth))
+
+
 def test_bits_of_a_gaussian_source_through_noise():
     """Against the capacity that white Gaussian images and a linear decoder reach."""
     random = torch.Generator().manual_seed(0)
@@ -172,27 +188,72 @@ def test_bits_of_a_gaussian_source_through_noise():
     ratio = 2.0  # of an image's energy to that of its noise
     estimate = (ratio * truth + ratio**0.5 * noise) / (ratio + 1)
     guess = torch.zeros(3, 16, 16)
-    read = bits_read(estimate, truth, guess)
     size = guess.numel()
     channel = Channel(clip_norm=1.0, noise_std=(40 * ratio * size) ** -0.5)
-    capacity = channel_bits(channel, 40, size)
+    capacity = channel_bits(channel, [], 40, size)
     assert capacity == pytest.approx(size / 2 * math.log2(1 + ratio))
-    assert channel_bits(channel._replace(noise_std=0.0), 40, size) is None
-    assert read == pytest.approx(capacity, rel=0.02)
-    assert bits_read(torch.full_like(truth, torch.nan), truth, guess) == 0
-    assert bits_read(truth, truth, guess) < size / 2 * math.log2(2 / ROUNDING)
+    assert channel_bits(channel._replace(noise_std=0.0), [], 40, size) is None
+    assert gaussian_bits(estimate, truth, guess) == pytest.approx(capacity, rel=0.02)
+    assert gaussian_bits(torch.full_like(truth, torch.nan), truth, guess) == 0
+    assert gaussian_bits(truth, truth, guess) < size / 2 * math.log2(2 / ROUNDING)
 
 
-def test_bits_stand_beside_the_capacity_where_the_update_is_clipped_and_noised(data):
-    notes = []
+def test_errors_are_pooled_over_clients_before_their_logarithm():
+    """Of half of the images everything is told, of the others nothing: that is half a bit."""
+    truth = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    estimate = torch.cat([truth[:4], torch.zeros_like(truth[4:])])
+    told = gaussian_bits(estimate, truth, torch.zeros(3, 16, 16))
+    assert told == pytest.approx(truth[0].numel() / 2, rel=0.05)
+
+
+def test_no_more_bits_than_the_channel_carries_and_no_fewer_than_none():
+    truth = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    part = powers({"attack": truth, "noise_only": 1 - truth}, truth, truth.mean(0))
+    assert bits_told([part], "attack", 4) > 100 > 0 > bits_told([part], "noise_only", 4)
+    told = told_of_run([part], [100.0], 4)
+    assert told == {"read": 100.0, "capacity": 100.0, "noise_only": 0.0}
+    assert told_of_run([], [], 0) is None
+
+
+class TestOtherChannels:
+    def test_laplace_noise_carries_at_most_twice_what_gaussian_noise_does(self):
+        channel = Channel(clip_norm=1.0, noise_std=0.0)
+        size, scale = 10**6, 0.01
+        told = channel_bits(channel, [LaplaceNoise(scale)], 4, size)
+        gaussian = channel_bits(channel._replace(noise_std=2**0.5 * scale), [], 4, size)
+        assert told == pytest.approx(2 * gaussian, rel=0.01)
+        few = channel_bits(channel, [LaplaceNoise(scale)], 4, 10)
+        assert few == pytest.approx(5 * math.log2((1 + 125) * math.pi / math.e), rel=1e-6)
+        assert channel_bits(Channel(), [LaplaceNoise(scale)], 4, 10) is None
+
+    def test_laplace_bounds_by_its_own_norm(self):
+        told = channel_bits(Channel(), [Laplace(epsilon=2.0, clip_norm=1.0)], 1, 10**6)
+        assert told == pytest.approx(0.5 * math.log2(math.e), rel=0.01)
+
+    @pytest.mark.parametrize("kind", [PrivUnit2, PrivUnitG])
+    def test_a_direction_of_privunit_tells_less_than_its_budget(self, kind):
+        told = [channel_bits(Channel(), [kind(epsilon, 1.0)], 1, 1000) for epsilon in (1.0, 100.0)]
+        assert 0 < told[0] < told[1] < 100 * math.log2(math.e)
+        half = channel_bits(Channel(), [kind(1.0, 1.0)], 2, 1000)
+        assert half == pytest.approx(told[0] / 2, rel=0.01)
+
+    def test_the_narrowest_of_several(self):
+        channel = Channel(clip_norm=1.0, noise_std=0.01)
+        both = channel_bits(channel, [PrivUnit2(1.0, 1.0)], 1, 1000)
+        assert both == channel_bits(Channel(), [PrivUnit2(1.0, 1.0)], 1, 1000)
+
+
+def test_bits_stand_beside_the_capacity_where_noise_bounds_what_comes_through(data):
+    records = []
     for defenses in ([], [ClipL2(1.0), GaussianNoise(0.01)]):
         attack = InvertingGradients(ConvNet(num_classes=20, width=4), defenses=defenses)
         attack.bind(data.spec, data.public_images())
         images = data.client(0).images
-        record, _ = Auditor(data, null_controls=False).audit(attack, 0, result(images), 0.0)
-        notes.append(record.notes)
-    assert "bits_read" not in notes[0]
-    assert notes[1]["bits_read"] > notes[1]["bits_capacity"] > 0  # what no such channel gives
+        found = [Auditor(data, null_controls=False).audit(attack, 0, result(images), 0.0)[0]]
+        records.append(summarise(attack, found)["bits"])
+    assert records[0] is None
+    assert records[1]["read"] == records[1]["capacity"] > 0  # all was "read"
+    assert records[1]["noise_only"] is None
 
 
 def test_no_fewer_candidates_than_a_client_has_images(data):

@@ -1,16 +1,21 @@
 """The mechanism of CodedLDPAttack: polar code, compression, and what the server makes of both."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 from attack_helpers import bind
+from scipy.ndimage import gaussian_filter
 
 from lightning_recon.attacks import CodedLDPAttack, SpectralLDPAttack
+from lightning_recon.attacks.coded import wavelet
 from lightning_recon.attacks.coded.code import DigitalCode
 from lightning_recon.attacks.coded.compression import compress, decompress
 from lightning_recon.attacks.coded.polar import PolarCode, binary_capacity, bit_log_errors
+from lightning_recon.attacks.coded.polar_list import decode_list
+from lightning_recon.attacks.coded.public_coder import _STEPS, PublicCoder
 from lightning_recon.audit.matching import match
 from lightning_recon.clients import DPSGD
 from lightning_recon.defenses import ClipL2, DPSGDNoise, GaussianNoise, SignSGD
@@ -46,6 +51,10 @@ def public(sample_data):
 def exact_batch(batch):
     """Images of 8 bits."""
     return batch._replace(images=(255 * batch.images).round() / 255)
+
+
+def coder_steps(coded):
+    return _STEPS[[data[0] for data in coded]]
 
 
 def random_bits(*shape, seed=0):
@@ -114,6 +123,77 @@ class TestPolarCode:
 
     def test_more_bits_than_wanted_are_not_carried(self):
         assert PolarCode(8, 4.0, 1e-3, 40).num_bits == 40
+
+
+class TestListOfPolarCode:
+    def test_a_list_of_one_decides_as_successive_cancellation_does(self):
+        code = PolarCode(8, 0.5, 0.3, 256)
+        noise = torch.randn(16, 256, generator=torch.Generator().manual_seed(1))
+        ratio = 2 * 0.5**0.5 * (0.5**0.5 * code.encode(random_bits(16, code.num_bits)) + noise)
+        assert torch.equal(decode_list(code, ratio, 1)[:, 0], code.decode(ratio))
+
+    def test_all_words_are_found_where_the_list_is_as_long_and_the_best_comes_first(self):
+        code = PolarCode(4, 0.4, 1.0, 4)
+        assert code.num_bits == 4
+        ratio = 2 * torch.randn(5, 16, generator=torch.Generator().manual_seed(3))
+        words = torch.tensor(list(itertools.product([0, 1], repeat=4)), dtype=torch.uint8)
+        likelihood = ratio @ code.encode(words).float().T
+        found = decode_list(code, ratio, 64)[:, :16]
+        for bits, order in zip(found, likelihood.argsort(1, descending=True), strict=True):
+            assert torch.equal(bits[:3], words[order][:3])
+            assert len(bits.unique(dim=0)) == 16
+
+    def test_a_longer_list_holds_words_that_a_shorter_one_lost(self):
+        code = PolarCode(10, 0.5, 1.0, 2**10)
+        bits = random_bits(40, code.num_bits)
+        noise = torch.randn(40, 2**10, generator=torch.Generator().manual_seed(4))
+        ratio = 2 * 0.5**0.5 * (0.5**0.5 * code.encode(bits) + noise)
+        held = [
+            (decode_list(code, ratio, size) == bits[:, None]).all(2).any(1).sum().item()
+            for size in (1, 8, 64)
+        ]
+        assert held[0] < held[1] < held[2]
+        assert held[2] >= 38
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Smooth ones, B H W C."""
+    noise = np.random.default_rng(0).standard_normal((20, 32, 32, 3))
+    return np.clip(0.5 + 3 * gaussian_filter(noise, (0, 3, 3, 0)), 0, 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 112, 56, 3), (1, 33, 40, 1)])
+def test_wavelets_are_undone_and_nearly_orthonormal(shape):
+    images = np.random.default_rng(0).standard_normal(shape)
+    bands = wavelet.forward(images)
+    assert sum(band.size for band in bands.values()) == images.size
+    assert np.allclose(wavelet.inverse(bands), images)
+    energy = sum(np.square(band).sum() for band in bands.values())
+    assert energy == pytest.approx(np.square(images).sum(), rel=0.15)
+
+
+class TestPublicCoder:
+    @pytest.mark.parametrize("num_bytes", [30, 120])
+    def test_others_come_back_as_well_as_the_bytes_allow(self, images, num_bytes):
+        coder = PublicCoder(images[:16], num_bytes)
+        coded = coder.compress(images[16:])
+        assert {len(data) for data in coded} == {num_bytes}
+        found = np.stack([coder.decompress(data) for data in coded])
+        error = np.square(found - images[16:]).mean()
+        variance = np.square(images[:16].mean(0) - images[16:]).mean()
+        assert variance / error > {30: 4.5, 120: 45}[num_bytes]
+        # the room is used: one more step's worth would not fit
+        quantised = coder._quantise(wavelet.forward(images[16:] - coder.mean), coder_steps(coded))
+        assert quantised.bits.mean() > 0.8 * 8 * num_bytes
+
+    def test_values_beyond_what_is_counted(self, images):
+        """White on black where the public images are grey."""
+        coder = PublicCoder(0.5 + (images[:16] - 0.5) / 20, 200)
+        wild = np.zeros((1, 32, 32, 3))
+        wild[:, 8:24, 8:24] = 1
+        found = coder.decompress(coder.compress(wild)[0])
+        assert np.square(found - wild[0]).mean() < 0.02
 
 
 class TestCompression:
@@ -219,5 +299,5 @@ class TestAttack:
 def test_the_shortest_code_that_holds_all_pixels():
     code = DigitalCode((3, 16, 16), 1e-12, 1.0, 1e-4, 0.0)
     assert code.num_bytes >= 3 * 16 * 16 + 64
-    assert PolarCode(13, 4.0, 1e-4, 2**13).num_bits < code.polar.num_bits
-    assert code.num_columns == 2**14
+    assert PolarCode(12, 4.0, 1.0, 2**12).num_bits < code.polar.num_bits
+    assert code.num_columns == 2**13

@@ -7,7 +7,7 @@ from test_spectral import CLIP, make_attack, mean_psnr
 from lightning_recon.attacks.spectral.feedback import reach_of
 from lightning_recon.attacks.spectral.local_payload import LocalPayload
 from lightning_recon.audit.auditor import Auditor
-from lightning_recon.audit.bits import channel_bits
+from lightning_recon.audit.bits import bits_told, channel_bits
 from lightning_recon.clients import FedAvg
 from lightning_recon.errors import InputError
 from lightning_recon.privacy.gaussian import gaussian_epsilon
@@ -133,7 +133,7 @@ def test_privacy_and_capacity_compose_over_the_rounds(public, batch, sample_data
     images, evidence = found_by(attack, batch)
     auditor = Auditor(sample_data, null_controls=False, num_candidates=0)
     record, _ = auditor.audit(attack, 0, attack.finish(images, evidence), seconds=0.0)
-    one = channel_bits(attack.federation.channel, 8, evidence.notes["columns"])
+    one = channel_bits(attack.federation.channel, [], 8, evidence.notes["columns"])
     assert record.notes["bits_capacity"] == pytest.approx(3 * one)
-    assert 0 < record.notes["bits_read"] < record.notes["bits_capacity"]
+    assert 0 < bits_told([record.powers], "attack", 8) < record.notes["bits_capacity"]
     assert "prior_free_bound" not in record.controls

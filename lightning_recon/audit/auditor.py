@@ -24,7 +24,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_recon.attacks import Attack, GradientMatching
-from lightning_recon.audit.bits import bits_read, channel_bits
+from lightning_recon.audit.bits import channel_bits, powers
 from lightning_recon.audit.guesses import (
     add_features,
     add_identification,
@@ -165,17 +165,24 @@ class Auditor:
                 sizes = (part.nbytes for part in sent_buffers(federation.payload).values())
                 notes["update_bits"] += 8.0 * sum(sizes)
             notes["update_parameters"] = float(sum(shape.numel() for shape in shapes.values()))
+        shown_images = {"attack": matching}
+        controls: dict[str, dict[str, float]] = {}
+        if not is_failure:
+            if self.null_controls:
+                controls["noise_only"], shown_images["noise_only"] = self._noise_only(
+                    attack, client, truth, rows, noise
+                )
+            controls |= self._controls(attack, client, reconstruction, truth)
         capacity = channel_bits(
             federation.channel,
+            federation.defenses,
             len(truth.images),
             int(notes.get("columns", truth.images[0].numel())),
         )
+        bounded = None
         if capacity is not None and truth.images.shape[1] in (1, 3):
-            notes["bits_read"] = bits_read(matching, truth.images, self.mean_image)
+            bounded = powers(shown_images, truth.images, self.mean_image)
             notes["bits_capacity"] = attack.num_rounds * capacity
-        controls = (
-            {} if is_failure else self._controls(attack, client, reconstruction, truth, rows, noise)
-        )
         mark_convincing(rows)
         record = ClientRecord(
             client=client,
@@ -186,6 +193,7 @@ class Auditor:
             curve=list(reconstruction.curve),
             seconds=round(seconds, 3),
             failure=outcome.reason if isinstance(outcome, Failure) else None,
+            powers=bounded,
         )
         return record, matching
 
@@ -203,32 +211,31 @@ class Auditor:
         clients = [c for c, outcome in outcomes.items() if not isinstance(outcome, Failure)]
         return dict(zip(clients, attack.attack_together(clients, noise_only=True), strict=True))
 
-    def _controls(
+    def _noise_only(
         self,
         attack: Attack,
         client: int,
-        reconstruction: Reconstruction,
         truth: PrivateBatch,
         rows: list[Row],
         noise: Reconstruction | Failure | None,
+    ) -> tuple[dict[str, float], Tensor]:
+        """Return the control of noise alone, and what was shown of each true image, B C H W."""
+        if noise is None:
+            noise = attack.attempt(attack.attack_noise, client)
+        found = _nothing(truth) if isinstance(noise, Failure) else _on_cpu(noise)
+        images = shown(found.images, truth.images, self.mean_image)
+        values = add_noise_only(rows, images, truth.images)
+        if self.columns is not None:
+            add_features(rows, "features_noise_only", images, truth.images, self.columns)
+        floor = torch.tensor([row["psnr_mean_image"] for row in rows])
+        recovered = (values >= self.recovered_psnr) & (values > floor)
+        control = {"psnr": float(values.mean()), "recovered": float(recovered.sum())}
+        return control | ({"failed": 1.0} if isinstance(noise, Failure) else {}), images
+
+    def _controls(
+        self, attack: Attack, client: int, reconstruction: Reconstruction, truth: PrivateBatch
     ) -> dict[str, dict[str, float]]:
         controls: dict[str, dict[str, float]] = {}
-        if self.null_controls:
-            if noise is None:
-                noise = attack.attempt(attack.attack_noise, client)
-            failed = isinstance(noise, Failure)
-            found = _nothing(truth) if isinstance(noise, Failure) else _on_cpu(noise)
-            values = add_noise_only(rows, found.images, truth.images, self.mean_image)
-            if self.columns is not None:
-                guess = shown(found.images, truth.images, self.mean_image)
-                add_features(rows, "features_noise_only", guess, truth.images, self.columns)
-            floor = torch.tensor([row["psnr_mean_image"] for row in rows])
-            recovered = (values >= self.recovered_psnr) & (values > floor)
-            controls["noise_only"] = {
-                "psnr": float(values.mean()),
-                "recovered": int(recovered.sum()),
-                **({"failed": 1} if failed else {}),
-            }
         bound = self._prior_free_bound(attack, client, truth)
         if bound is not None:
             controls["prior_free_bound"] = bound

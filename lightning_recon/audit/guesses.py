@@ -68,16 +68,15 @@ def add_public(
             row["psnr_class_mean"] = float(psnr(same_class.mean(0)[None], image[None]))
 
 
-def add_noise_only(rows: Sequence[Row], found: Tensor, truth: Tensor, mean_image: Tensor) -> Tensor:
+def add_noise_only(rows: Sequence[Row], images: Tensor, truth: Tensor) -> Tensor:
     """Add to rows what the attack makes of an update without the client; return the PSNRs, in dB.
 
     Args:
         rows: one per true image.
-        found: R C H W, the attack's images.
+        images: B C H W: what :func:`shown` is of the attack's images.
         truth: B C H W.
-        mean_image: C H W, which counts where there is none.
     """
-    values = psnr(shown(found, truth, mean_image), truth)
+    values = psnr(images, truth)
     for row, value in zip(rows, values.tolist(), strict=True):
         row["psnr_noise_only"] = value
     return values

@@ -11,6 +11,7 @@ from lightning_recon.audit.guesses import (
     add_public,
     aligned,
     mean_of,
+    shown,
 )
 from lightning_recon.audit.scores import Row, mark_convincing
 from lightning_recon.audit.scores import score as score_rows
@@ -85,7 +86,8 @@ def score(
     candidates = torch.cat([images, public])
     add_identification(rows, aligned(seen.images, images, rows), truth, places, candidates)
     if nothing is not None:
-        add_noise_only(rows, nothing.images.detach().cpu().float(), images, mean_image)
+        of_nothing = shown(nothing.images.detach().cpu().float(), images, mean_image)
+        add_noise_only(rows, of_nothing, images)
     mark_convincing(rows)
     return rows
 

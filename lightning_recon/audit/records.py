@@ -43,6 +43,8 @@ class ClientRecord(NamedTuple):
     """Why there is no reconstruction; the mean image counts for all images then."""
     elapsed: float = 0.0
     """Seconds that the run had taken, all its sessions together, when the client was done."""
+    powers: dict[str, list[float]] | None = None
+    """What :func:`lightning_recon.audit.bits.bits_told` needs; None where nothing bounds that."""
 
 
 class Origin(NamedTuple):

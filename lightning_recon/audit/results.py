@@ -19,7 +19,7 @@ from lightning_recon.files import finite_json
 from lightning_recon.schemas import MisfitError, conform
 
 _AGAIN = "run the audit again"
-_ADDED = {"integrity": 3, "local_estimate": 4}  # by key, the version that has it first
+_ADDED = {"integrity": 3, "local_estimate": 4, "bits": 4}  # by key, the version that has it first
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
 
 
@@ -94,6 +94,14 @@ class Communication(NamedTuple):
     bits_per_parameter: float | None = None
 
 
+class Bits(NamedTuple):
+    """Bits of an image that were read, beside what the channel carries."""
+
+    read: float | None = None
+    capacity: float | None = None
+    noise_only: float | None = None
+
+
 class FailedClient(NamedTuple):
     """A client on which the attack failed."""
 
@@ -141,6 +149,7 @@ class Results(NamedTuple):
     privacy: Privacy = Privacy()
     seed: int | None = None
     communication: Communication = Communication()
+    bits: Bits = Bits()
     num_clients: int | None = None
     failures: Sequence[FailedClient] = ()
     clients_unrecovered: Sequence[int] = ()
@@ -189,11 +198,6 @@ class Results(NamedTuple):
         """Return a count that the attack noted, over all clients; None if it noted none."""
         counts = [note[name] for note in self.notes if name in note]
         return int(sum(counts)) if counts else None
-
-    def noted_mean(self, name: str) -> float | None:
-        """Return the mean over clients of what was noted of each; None if nothing was."""
-        values = [note[name] for note in self.notes if name in note]
-        return sum(values) / len(values) if values else None
 
     def control(self, name: str) -> Control:
         """Return a null control, one without figures where it was not run."""

@@ -131,6 +131,16 @@ class CommunicationJson(TypedDict):
     bits_per_parameter: float
 
 
+class BitsJson(TypedDict):
+    """Bits of an image that were read, beside what the channel carries."""
+
+    read: float
+    """By the squared errors of all images together, at most ``capacity``."""
+    capacity: float
+    noise_only: float | None
+    """Of the noise-only control; null where it was not run."""
+
+
 class FailureJson(TypedDict):
     """A client on which the attack failed."""
 
@@ -180,6 +190,8 @@ class OutcomeJson(AttackJson, ScoresJson):
     """The attack and what came of it, on the clients of a run or of a sweep's cell."""
 
     communication: CommunicationJson | None
+    bits: BitsJson | None
+    """None where no noise bounds what comes through."""
     num_clients: int
     failures: list[FailureJson]
     clients_unrecovered: list[int]

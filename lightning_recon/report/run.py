@@ -317,9 +317,11 @@ def _privacy(results: Results) -> dict[str, str]:
         if privacy.expected_psnr_clamped is not None:
             clamped = number(privacy.expected_psnr_clamped, 1, "dB")
             facts["Best attack without a prior"] += f"; {clamped} with pixels clamped to [0, 1]"
-    read, capacity = results.noted_mean("bits_read"), results.noted_mean("bits_capacity")
-    if read is not None and capacity is not None:
-        facts["Read of an image"] = f"{round(read):,} bits, of {round(capacity):,} in the channel"
+    if results.bits.read is not None and results.bits.capacity is not None:
+        read, capacity = round(results.bits.read), round(results.bits.capacity)
+        facts["Read of an image"] = f"{read:,} bits, of {capacity:,} in the channel"
+        if results.bits.noise_only is not None:
+            facts["Read of an image"] += f"; {round(results.bits.noise_only):,} of noise alone"
     if record := _epsilon(privacy.record_level):
         facts["Actual, of one record"] = record
     return {**facts, "Statement": number(privacy.statement)}

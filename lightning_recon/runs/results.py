@@ -12,11 +12,13 @@ import torch
 from pytorch_lightning import Trainer
 
 from lightning_recon.attacks import Attack
+from lightning_recon.audit.bits import told_of_run
 from lightning_recon.audit.privacy_statement import privacy_statement
 from lightning_recon.audit.records import ClientRecord
 from lightning_recon.audit.schema import (
     SCHEMA_VERSION,
     AttackJson,
+    BitsJson,
     CommunicationJson,
     ControlJson,
     DataJson,
@@ -147,6 +149,7 @@ def summarise(
     return {
         **describe_attack(attack, num_samples, bounds),
         "communication": _communication(records),
+        "bits": _bits(records),
         "num_clients": len(records),
         "failures": [
             {"client": record.client, "reason": record.failure}
@@ -284,6 +287,15 @@ def _communication(records: Sequence[ClientRecord]) -> CommunicationJson | None:
                 "bits_per_parameter": num_bits / num_parameters,
             }
     return None
+
+
+def _bits(records: Sequence[ClientRecord]) -> BitsJson | None:
+    """Return how many bits of an image were read, by all clients of which that is bounded."""
+    return told_of_run(
+        [record.powers for record in records if record.powers is not None],
+        [record.notes["bits_capacity"] for record in records if record.powers is not None],
+        sum(len(record.rows) for record in records if record.powers is not None),
+    )
 
 
 def _controls(records: Sequence[ClientRecord]) -> dict[str, ControlJson]:

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from lightning_recon.attacks.analytic import AnalyticAttack
-from lightning_recon.attacks.coded.code import DigitalCode
+from lightning_recon.attacks.coded.code import DigitalCode, pixels_of
+from lightning_recon.attacks.coded.compression import MAX_AVIF_RATE, num_exact_bytes
 from lightning_recon.attacks.spectral.attack import SpectralLDPAttack
 from lightning_recon.attacks.spectral.payload import RowsPayload, SpectralPayload, half_signs
 from lightning_recon.attacks.spectral.receiver import find_rows, read_signs
@@ -36,11 +37,13 @@ from lightning_recon.errors import InputError
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.functional.stateless import left_as_found
 from lightning_recon.observation import Observation, Reconstruction
-from lightning_recon.priors.shrinkage import MIN_IMAGES
+from lightning_recon.priors.shrinkage import MIN_IMAGES, LocalShrinkage
+from lightning_recon.randomness import derive_seed
 from lightning_recon.targets import Target
 
 NUM_COMPARED = 12  # public images that both codes are tried on
 SURE_DB = 6.0  # over Wiener's filter, more than local shrinkage gains
+ROOM = 1.5  # bytes over the most that a public image takes without loss
 MIN_RATE = 1.0  # bits a pixel, from which bits are sent where there are no public images
 ROWS_A_SAMPLE = 4
 MIN_WEAKEST = 1e-3  # of a row's gradient
@@ -92,7 +95,7 @@ class CodedLDPAttack(AnalyticAttack):
         false_positive_rate: float = 1e-3,
         shrinkage_steps: int = 600,
         block_error: float = 1e-4,
-        margin: float = 0.3,
+        margin: float = 0.1,
         seed: int = 0,
     ) -> None:
         super().__init__(target, client, defenses, seed)
@@ -141,9 +144,12 @@ class CodedLDPAttack(AnalyticAttack):
         linear.bind(self.spec)
         linear.learn_public(images)
         shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-        margin = self.margin + self._weakness(images[:NUM_COMPARED])
+        few = images[:NUM_COMPARED]
+        margin = self.margin + self._weakness(few)
+        longest = max((num_exact_bytes(pixels_of(image)) for image in few), default=None)
+        wanted = None if longest is None else int(ROOM * longest)
         self.digital = DigitalCode(
-            shape, linear.noise_std**2, linear.budget.code, self.block_error, margin
+            shape, linear.noise_std**2, linear.budget.code, self.block_error, margin, wanted
         )
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             self.is_digital = self._chooses_bits(images)
@@ -167,20 +173,26 @@ class CodedLDPAttack(AnalyticAttack):
     def _chooses_bits(self, images: Tensor) -> bool:
         """Return whether the digital code is sent; if it may not be, fit the linear decoder."""
         few = images[:NUM_COMPARED]
+        digital, linear = self.digital, self.linear
+        teaches = self.shrinkage_steps > 0 and len(images) >= MIN_IMAGES
         if self.channel.clips_samples:
             wanted = 0.0
         elif not len(few):
-            return self.digital.polar.num_bits >= MIN_RATE * images.shape[2:].numel()
+            return digital.rate >= MIN_RATE
         else:
-            shown = [self.digital.decompress(self.digital.compress(image)) for image in few]
+            if teaches and digital.rate <= MAX_AVIF_RATE:
+                seed = derive_seed(self.seed, "compression")
+                shrinkage = LocalShrinkage(linear.code.opponent, seed=seed)
+                digital.learn(shrinkage, images, self.shrinkage_steps)
+            shown = [digital.decompress(data) for data in digital.compress(few)]
             wanted = sum(
                 0.0 if found is None else _psnr(found.to(image), image)
                 for found, image in zip(shown, few, strict=True)
             ) / len(few)
             if wanted > self._rehearsed_psnr(few) + SURE_DB:
                 return True
-        if self.shrinkage_steps and len(images) >= MIN_IMAGES:
-            self.linear.decoder.fit(images, self.shrinkage_steps)
+        if teaches:
+            linear.decoder.fit(images, self.shrinkage_steps)
         return wanted > 0 and wanted > self._rehearsed_psnr(few)
 
     def _rehearsed_psnr(self, images: Tensor) -> float:

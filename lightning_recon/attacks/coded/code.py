@@ -6,14 +6,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_recon.attacks.coded.compression import compress, decompress
+from lightning_recon.attacks.coded.compression import (
+    NUM_FRAME_BYTES,
+    OWN,
+    Pixels,
+    compress,
+    decompress,
+    framed,
+    is_exact,
+    unframed,
+)
 from lightning_recon.attacks.coded.polar import PolarCode
+from lightning_recon.attacks.coded.polar_list import decode_list
+from lightning_recon.attacks.coded.public_coder import Images, PublicCoder
 from lightning_recon.attacks.spectral.code import ChannelCode
+from lightning_recon.priors.shrinkage import LocalShrinkage
 
 MAX_SNR = 4.0  # a symbol: no more is relied upon, whatever the noise is said to be
-ENOUGH_SNR = 0.75  # a symbol, below which a longer code carries little more
+ENOUGH_SNR = 0.75  # a symbol, below which a longer code carries little more, and that of codes
+ENOUGH_SNR_SHORT = 0.25  # of fewer symbols than 2 to the
+SHORT_EXPONENT = 16
 MIN_EXPONENT = 8
 MAX_EXPONENT = 21
+LIST_SYMBOLS = 2**22  # of all paths together, with which a block is decoded that was garbled
+MIN_LIST = 16  # paths, of which longer codes cannot have as many: they are decoded once
+GOOD_LIST = 64  # paths, with which a block may be expected to have one error without them
+MIN_OWN_BYTES = 16  # below which a coder of our own has nothing to say
+MAX_OWN_RATE = 0.3  # bits a pixel, above which standard formats are as good and faster
 ROOM = 1.05  # bytes over those of the pixels, that hold any image without loss, and
 FRAME = 64
 
@@ -21,17 +40,19 @@ FRAME = 64
 class DigitalCode(ChannelCode):
     """Compressed images behind a polar code of one block.
 
-    The code has the fewest symbols that carry all pixels as they are; where the energy does not
-    suffice for that, so many that longer codes carry little more.  All images have the same energy,
-    and nothing is sent in the row's number.
+    The code has the fewest symbols that carry all that is wanted; where the energy does not suffice
+    for that, so many that longer codes carry little more.  All images have the same energy, and
+    nothing is sent in the row's number.  Blocks of at most 2^18 symbols whose checksum does not
+    hold are decoded again by lists, for which they hold more bits: about one in 200 is lost.
 
     Args:
         image_shape: C, H, W; C 3 or 1.
         noise_variance: of the noise on every symbol, > 0.
         energy: of all symbols of an image.
-        block_error: bound of the probability that an image is lost, where the noise and the energy
-            are as they were said to be, worsened by
+        block_error: bound of the probability that an image is lost in a longer block, where the
+            noise and the energy are as they were said to be, worsened by
         margin: so many decibels.
+        num_bytes: that are wanted; null: as many as hold any image without loss.
     """
 
     log_norm_mean = 0.0
@@ -44,19 +65,27 @@ class DigitalCode(ChannelCode):
         energy: float,
         block_error: float,
         margin: float,
+        num_bytes: int | None = None,
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
         self.pixel_shape = (height, width, channels)
-        enough = 8 * (int(ROOM * math.prod(image_shape)) + FRAME)
+        most = int(ROOM * math.prod(image_shape)) + FRAME
+        enough = 8 * (most if num_bytes is None else min(num_bytes, most))
         relied = energy / noise_variance * 10 ** (-margin / 10)
         for exponent in range(MIN_EXPONENT, MAX_EXPONENT + 1):
             snr = min(relied / 2**exponent, MAX_SNR)
-            if 2**exponent < enough and snr > ENOUGH_SNR and exponent < MAX_EXPONENT:
+            enough_snr = ENOUGH_SNR_SHORT if exponent < SHORT_EXPONENT else ENOUGH_SNR
+            if 2**exponent < enough and snr > enough_snr and exponent < MAX_EXPONENT:
                 continue
-            self.polar = PolarCode(exponent, snr, block_error, enough)
-            if self.polar.num_bits >= enough or snr <= ENOUGH_SNR:
+            longest = LIST_SYMBOLS >> exponent
+            errors = block_error if longest < MIN_LIST else min(1.0, longest / GOOD_LIST)
+            self.polar = PolarCode(exponent, snr, errors, enough)
+            if self.polar.num_bits >= enough or snr <= enough_snr:
                 break
+        self.list_sizes = (longest // 8, longest) if longest >= MIN_LIST else ()
+        self.coder: PublicCoder | None = None
+        self._shrinkage: tuple[LocalShrinkage, ...] = ()  # a tuple hides it from Lightning
 
     @property
     def num_columns(self) -> int:
@@ -68,25 +97,74 @@ class DigitalCode(ChannelCode):
         """What an image is compressed to."""
         return self.polar.num_bits // 8
 
-    def compress(self, image: Tensor) -> bytes:
-        """Return the bytes that an image, C H W in [0, 1], is sent as."""
-        pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
-        return compress(pixels.permute(1, 2, 0).cpu().numpy(), self.num_bytes)
+    @property
+    def rate(self) -> float:
+        """Bits a pixel."""
+        return self.polar.num_bits / math.prod(self.pixel_shape[:2])
+
+    def compress(self, images: Tensor) -> list[bytes]:
+        """Return the bytes that images, B C H W in [0, 1], are sent as."""
+        found = [compress(pixels_of(image), self.num_bytes) for image in images]
+        if self.coder is None:
+            return found
+        own = [framed(OWN, body) for body in self.coder.compress(_last_channel(images))]
+        return [
+            min(pair, key=lambda data: self._error(data, image))
+            for pair, image in zip(zip(found, own, strict=True), images, strict=True)
+        ]
+
+    def _error(self, data: bytes, image: Tensor) -> float:
+        found = self._plain(data)
+        return math.inf if found is None else float((found - image.cpu()).square().mean())
+
+    def _plain(self, data: bytes) -> Tensor | None:
+        """Return the image as it was compressed, or None if it was garbled."""
+        kind, body = unframed(data)
+        if kind == OWN and self.coder is not None:
+            return torch.from_numpy(self.coder.decompress(body)).permute(2, 0, 1).float()
+        pixels = decompress(data, self.pixel_shape)
+        # images of 8 bits come as these quotients
+        return (
+            None
+            if pixels is None
+            else torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+        )
 
     def decompress(self, data: bytes) -> Tensor | None:
         """Return the image of :meth:`compress`, C H W in [0, 1], or None if it was garbled."""
-        pixels = decompress(data, self.pixel_shape)
-        if pixels is None:
-            return None
-        # images of 8 bits come as these quotients
-        return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+        image = self._plain(data)
+        if image is None or is_exact(data):
+            return image
+        for shrinkage in self._shrinkage:
+            image = shrinkage(image.to(shrinkage.opponent)[None])[0].clamp(0, 1).cpu()
+        return image
+
+    def learn(self, shrinkage: LocalShrinkage, images: Tensor, steps: int) -> None:
+        """Learn from public images, N C H W: their statistics, and what compression takes of them.
+
+        Args:
+            shrinkage: is trained, and improves what is decompressed from then on.
+            images: in [0, 1].
+            steps: of its training.
+        """
+        if self.num_bytes - NUM_FRAME_BYTES >= MIN_OWN_BYTES and self.rate <= MAX_OWN_RATE:
+            self.coder = PublicCoder(_last_channel(images), self.num_bytes - NUM_FRAME_BYTES)
+        found = map(self.decompress, self.compress(images))
+        pairs = [
+            (shown.to(image), None, image)
+            for shown, image in zip(found, images, strict=True)
+            if shown is not None
+        ]
+        if pairs:
+            shrinkage.fit(pairs, len(pairs), steps)
+            self._shrinkage = (shrinkage,)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the symbols of images, B N, of norm 1 together, and zeros, B."""
-        words = b"".join(self.compress(image) for image in images)
+        words = b"".join(self.compress(images))
         bits = np.unpackbits(np.frombuffer(words, dtype=np.uint8)).reshape(len(images), -1)
         symbols = self.polar.encode(self._padded(torch.from_numpy(bits).to(images.device)))
-        return symbols.to(images.dtype) / self.num_columns**0.5, images.new_zeros(len(images))
+        return symbols.to(images.dtype).div_(self.num_columns**0.5), images.new_zeros(len(images))
 
     def decode(
         self, received: Tensor, amplitude: Tensor, noise_variance: float
@@ -104,14 +182,46 @@ class DigitalCode(ChannelCode):
         """
         size = amplitude[:, None] / self.num_columns**0.5
         scaled = received / size
-        # without noise any scale will do
-        precision = size.square() / noise_variance if noise_variance > 0 else torch.ones_like(size)
-        bits = self.polar.decode(2 * scaled * precision.clamp(max=1e6))
-        words = np.packbits(bits[:, : 8 * self.num_bytes].cpu().numpy(), axis=1)
-        images = [self.decompress(word.tobytes()) for word in words]
-        left = (scaled - self.polar.encode(bits).to(scaled)).square().mean(1)
+        # without noise any scale will do that does not vanish where many symbols are multiplied
+        precision = size.square() / noise_variance if noise_variance > 0 else size.new_tensor(100.0)
+        certainty = (2 * precision.clamp(max=1e6)).expand_as(size)
+        bits = self.polar.decode(certainty * scaled)
+        images = [self._image(word) for word in bits]
+        for list_size in self.list_sizes if noise_variance > 0 else ():
+            for number in [number for number, image in enumerate(images) if image is None]:
+                ratio = certainty[number] * scaled[number]
+                for word in decode_list(self.polar, ratio[None], list_size)[0]:
+                    images[number] = self._image(word)
+                    if images[number] is not None:
+                        bits[number] = word
+                        break
+        left = torch.stack(
+            [
+                (row - self.polar.encode(word[None])[0]).square().mean()
+                for row, word in zip(scaled, bits, strict=True)
+            ]
+            or [scaled.new_zeros(())]
+        )[: len(scaled)]
         return [None if image is None else image.to(received) for image in images], left
+
+    def _image(self, bits: Tensor) -> Tensor | None:
+        """Return the image that a block's bits hold, or None."""
+        word = np.packbits(bits[: 8 * self.num_bytes].cpu().numpy())
+        return self.decompress(word.tobytes())
 
     def _padded(self, bits: Tensor) -> Tensor:
         """Fill bits up to a block: those beyond whole bytes are 0."""
         return torch.nn.functional.pad(bits, (0, self.polar.num_bits - bits.shape[1]))
+
+
+def _last_channel(images: Tensor) -> Images:
+    """Return images, B C H W, as B H W C."""
+    found: Images = images.permute(0, 2, 3, 1).cpu().double().numpy()
+    return found
+
+
+def pixels_of(image: Tensor) -> Pixels:
+    """Return an image, C H W in [0, 1], as H W C of 8 bits."""
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+    found: Pixels = pixels.permute(1, 2, 0).cpu().numpy()
+    return found

@@ -20,12 +20,15 @@ from PIL import Image, features
 Pixels = NDArray[np.uint8]
 """H W C, C 3 or 1."""
 
-_FRAME = struct.Struct(">BHBI")  # format, length (16 and 8 bits), checksum
-_WEBP, _JPEG_2000, _AVIF = range(3)
+_FRAME = struct.Struct(">BI")  # format and checksum, and of a file:
+_LENGTH = struct.Struct(">HB")  # 16 and 8 bits
+NUM_FRAME_BYTES = _FRAME.size
+_WEBP, _JPEG_2000, _AVIF, OWN = range(4)
 _START_OF_TILE = b"\xff\x90"  # of JPEG 2000: where the header ends
 _MEDIA_DATA = b"mdat"  # of AVIF, likewise
 _MAX_QUALITY = 100
-_MAX_AVIF_RATE = 2.0  # bits a pixel, beyond which JPEG 2000 is as good and ten times as fast
+_AVIF_OPTIONS = {"speed": 6, "advanced": {"tune": "psnr"}}  # not what looks best: .5 to 1 dB
+MAX_AVIF_RATE = 2.0  # bits a pixel, beyond which JPEG 2000 is as good and ten times as fast
 
 
 def compress(pixels: Pixels, num_bytes: int) -> bytes:
@@ -36,15 +39,25 @@ def compress(pixels: Pixels, num_bytes: int) -> bytes:
         num_bytes: how many; what is left over is 0, and all is where not even the coarsest
             picture fits.
     """
-    room = num_bytes - _FRAME.size
-    exact = _save(pixels, "WEBP", lossless=True, quality=50)
+    room = num_bytes - _FRAME.size - _LENGTH.size
+    exact = _exact(pixels)
     if len(exact) <= room:
-        return _framed(_WEBP, exact).ljust(num_bytes, b"\0")
+        return _file(_WEBP, exact, room)
     best = math.inf, b""
     for kind, body in _lossy(pixels, room):
         error = _squared_error(pixels, _restore(kind, body, pixels.shape))
-        best = min(best, (error, _framed(kind, body)))
-    return best[1].ljust(num_bytes, b"\0")
+        best = min(best, (error, _file(kind, body, room)))
+    return best[1] or bytes(num_bytes)
+
+
+def num_exact_bytes(pixels: Pixels) -> int:
+    """Return how many bytes an image is compressed to without loss."""
+    return _FRAME.size + _LENGTH.size + len(_exact(pixels))
+
+
+def is_exact(data: bytes) -> bool:
+    """Return whether what :func:`compress` gave holds an image without loss."""
+    return data[0] == _WEBP
 
 
 def decompress(data: bytes, shape: tuple[int, ...]) -> Pixels | None:
@@ -54,17 +67,36 @@ def decompress(data: bytes, shape: tuple[int, ...]) -> Pixels | None:
         data: of :func:`compress`, with or without errors.
         shape: H, W, C.
     """
-    if len(data) < _FRAME.size:
+    kind, body = unframed(data)
+    if kind is None or kind >= OWN or len(body) < _LENGTH.size:
         return None
-    kind, high, low, checksum = _FRAME.unpack_from(data)
-    body = data[_FRAME.size : _FRAME.size + (high << 8 | low)]
-    if not body or kind > _AVIF or zlib.crc32(body) != checksum:
-        return None
-    return _restore(kind, body, shape)
+    high, low = _LENGTH.unpack_from(body)
+    file = body[_LENGTH.size : _LENGTH.size + (high << 8 | low)]
+    return _restore(kind, file, shape) if file else None
 
 
-def _framed(kind: int, body: bytes) -> bytes:
-    return _FRAME.pack(kind, len(body) >> 8, len(body) & 255, zlib.crc32(body)) + body
+def framed(kind: int, body: bytes) -> bytes:
+    """Return bytes of a format, :data:`OWN` or one of here, behind their format and checksum."""
+    return _FRAME.pack(kind, zlib.crc32(body)) + body
+
+
+def unframed(data: bytes) -> tuple[int | None, bytes]:
+    """Return the format and what :func:`framed` was given; None for a format if it was garbled."""
+    if len(data) <= _FRAME.size:
+        return None, b""
+    kind, checksum = _FRAME.unpack_from(data)
+    body = data[_FRAME.size :]
+    # of nothing but zeros the checksum is not 0
+    return (kind if kind <= OWN and zlib.crc32(body) == checksum else None), body
+
+
+def _exact(pixels: Pixels) -> bytes:
+    return _save(pixels, "WEBP", lossless=True, quality=50)
+
+
+def _file(kind: int, body: bytes, room: int) -> bytes:
+    """Return a file that fills a block."""
+    return framed(kind, _LENGTH.pack(len(body) >> 8, len(body) & 255) + body.ljust(room, b"\0"))
 
 
 def _lossy(pixels: Pixels, room: int) -> Iterator[tuple[int, bytes]]:
@@ -78,13 +110,13 @@ def _lossy(pixels: Pixels, room: int) -> Iterator[tuple[int, bytes]]:
                 yield _JPEG_2000, body
                 break
     num_pixels = pixels.shape[0] * pixels.shape[1]
-    if 8 * room > _MAX_AVIF_RATE * num_pixels or not features.check("avif"):
+    if 8 * room > MAX_AVIF_RATE * num_pixels or not features.check("avif"):
         return
     head = _header(_AVIF, pixels.shape)
     low, high, best = 0, _MAX_QUALITY, b""
     while low <= high:
         middle = (low + high) // 2
-        whole = _save(pixels, "AVIF", quality=middle, speed=6)
+        whole = _save(pixels, "AVIF", quality=middle, **_AVIF_OPTIONS)
         body = whole[len(head) :]
         if len(body) <= room and _avif(head, body) == whole:
             best, low = body, middle + 1
@@ -112,7 +144,7 @@ def _header(kind: int, shape: tuple[int, ...]) -> bytes:
     if kind == _JPEG_2000:
         whole = _save(grey, "JPEG2000", **_rate(shape, max(grey.size // 8, 256)))
         return whole[: whole.index(_START_OF_TILE)]
-    whole = _save(grey, "AVIF", quality=50, speed=6)
+    whole = _save(grey, "AVIF", quality=50, **_AVIF_OPTIONS)
     return whole[: whole.index(_MEDIA_DATA) + len(_MEDIA_DATA)]
 
 

@@ -77,19 +77,25 @@ def frequencies(height: int, width: int) -> Tensor:
     return (rows[:, None].square() + columns.square()).sqrt()
 
 
-def ring_average(power: Tensor) -> Tensor:
-    """Return ``power``, C H W, with the mean of its ring of equal frequency everywhere."""
-    radius = frequencies(*power.shape[1:])
+def rings(height: int, width: int) -> Tensor:
+    """Return the ring of equal frequency of each coefficient, H W, from 0 on."""
+    radius = frequencies(height, width)
     edges = torch.cat(
         [
             torch.arange(5) - 0.5,
             torch.logspace(math.log10(4.5), math.log10(float(radius.max()) + 5), _NUM_RINGS)[1:],
         ]
     ).double()
-    ring = (torch.bucketize(radius, edges) - 1).flatten().to(power.device)
-    count = torch.zeros(len(edges), device=power.device, dtype=torch.float64)
+    return torch.bucketize(radius, edges) - 1
+
+
+def ring_average(power: Tensor) -> Tensor:
+    """Return ``power``, C H W, with the mean of its ring of equal frequency everywhere."""
+    ring = rings(*power.shape[1:]).flatten().to(power.device)
+    size = int(ring.max()) + 1
+    count = torch.zeros(size, device=power.device, dtype=torch.float64)
     count.index_add_(0, ring, torch.ones_like(ring, dtype=torch.float64))
-    total = torch.zeros(len(power), len(edges), device=power.device, dtype=torch.float64)
+    total = torch.zeros(len(power), size, device=power.device, dtype=torch.float64)
     total.index_add_(1, ring, power.flatten(1).double())
     return (total / count.clamp_min(1))[:, ring].view(power.shape).to(power.dtype)
 
