@@ -24,7 +24,7 @@ from lightning_recon.audit.records import read_records
 from lightning_recon.commands.lightning import main
 from lightning_recon.errors import InputError
 from lightning_recon.federation import Federation
-from lightning_recon.runs import callback, requeue, stopping
+from lightning_recon.runs import ledger, requeue, stopping
 from lightning_recon.runs.claiming import claimed, held
 
 TINY = {**TINY_RUN, "audit": {"null_controls": False, "num_candidates": 0}}
@@ -198,13 +198,13 @@ class TestSignals:
         assert not strays()
 
     def test_a_run_that_was_done_by_then_is_done(self, monkeypatch):
-        report = callback.write_report
+        report = ledger.write_report
 
         def stop(folder):
             os.kill(os.getpid(), signal.SIGTERM)
             return report(folder)
 
-        monkeypatch.setattr(callback, "write_report", stop)
+        monkeypatch.setattr(ledger, "write_report", stop)
         assert run(monkeypatch, "test") == 0
 
     def test_before_the_run_begins(self, monkeypatch):
@@ -253,7 +253,7 @@ class TestOrder:
             seen.append((folder / name).is_file())
             append(folder, *args)
 
-        for module in ("callback", "sweep"):
+        for module in ("ledger", "items"):
             monkeypatch.setattr(f"lightning_recon.runs.{module}.append_record", watched)
         assert run(monkeypatch, command) == 0
         assert seen
@@ -337,7 +337,7 @@ class TestFaults:
             append(folder, rank, record, origin)
 
         with monkeypatch.context() as patch:
-            patch.setattr(callback, "append_record", full)
+            patch.setattr(ledger, "append_record", full)
             assert run(patch, "test") == 2
         said = capfd.readouterr()
         (line,) = (one for one in said.err.splitlines() if "error" in one)
@@ -351,7 +351,7 @@ class TestFaults:
             "lightning_recon.files.open", lambda _, mode: opener(mode), raising=False
         )
         with pytest.raises(OSError, match="No space left") as error:
-            callback.write_json(tmp_path / "x.json", {"a": 1})
+            ledger.write_json(tmp_path / "x.json", {"a": 1})
         assert error.value.filename == str(tmp_path / "x.json")
         assert not list(tmp_path.glob("*x.json*"))
 
@@ -398,7 +398,7 @@ class TestFaults:
     def test_seconds_are_those_of_all_sessions(self, monkeypatch):
         now = [0.0]
         clock = SimpleNamespace(monotonic=lambda: now[0])
-        monkeypatch.setattr(callback, "time", clock)
+        monkeypatch.setattr(ledger, "time", clock)
         iterate = InvertingGradients.iterate
 
         def slow(*args):
@@ -407,7 +407,7 @@ class TestFaults:
 
         monkeypatch.setattr(InvertingGradients, "iterate", slow)
         with monkeypatch.context() as patch:
-            patch.setattr(callback, "write_csv", lambda *_: 1 / 0)
+            patch.setattr(ledger, "write_csv", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 run(patch, "test", "--trainer.limit_test_batches", "2")
         now[0] += 1000  # nobody was at work

@@ -156,8 +156,8 @@ def synthetic_table() -> Table:
         """Standard normal numbers, N, that depend on the hidden ones."""
         along = normal(_NUM_HIDDEN)
         own = normal(NUM_SYNTHETIC)
-        together: torch.Tensor = (hidden @ along / along.norm() + own) / 2**0.5
-        return together
+        both: torch.Tensor = (hidden @ along / along.norm() + own) / 2**0.5
+        return both
 
     def seldom(largest: float) -> torch.Tensor:
         """Mostly 0, else with a long tail."""

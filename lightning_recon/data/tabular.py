@@ -144,8 +144,9 @@ class TableSource(SquareSource):
     @cached_property
     def side(self) -> int:
         """Of the smallest square that holds a row and can be compared."""
-        least: int = math.ceil(self.table.rows.shape[1] ** 0.5)
-        return max(MIN_SIDE, least)
+        width: int = self.table.rows.shape[1]
+        side: int = max(MIN_SIDE, math.ceil(width**0.5))
+        return side
 
     def image(self, index: int) -> Image.Image:
         """Row ``index``, its features and zeros."""

@@ -76,6 +76,12 @@ def recover_text(
             f"{', '.join(list(update)[:4]) or 'nothing'}"
         )
     first, second = (span_of(update[name]) for name in names)
+    width = first.shape[1]
+    if len(first) >= width - 1:
+        raise InputError(
+            f"the first gradient has rank {len(first)}: a batch must hold fewer tokens than the "
+            f"width, {width}, less one; take smaller batches or shorter sequences"
+        )
     longest = min(max_length or model.wpe.num_embeddings, model.wpe.num_embeddings)
     with torch.no_grad():
         passed = _passed(model, first, longest, tolerance)
