@@ -14,7 +14,7 @@ from lightning_recon.commands.lightning import main
 from lightning_recon.data import TabularDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.functional.tables import features_right
-from lightning_recon.observation import Mark
+from lightning_recon.observation import HALF_LEVEL, Mark
 from lightning_recon.targets import MLP
 from lightning_recon.updates import Columns, DataSpec
 
@@ -107,6 +107,19 @@ def test_every_row_is_certified_below_the_width(batch_size):
     apart = torch.cdist(found.images.flatten(1).double(), truth.images.flatten(1).double())
     assert apart.amin(1).max() < 1e-4
     assert torch.equal(found.labels, truth.labels[apart.argmin(1)])
+
+
+@pytest.mark.parametrize(("batch_size", "client"), [(8, 5), (16, 16)])
+def test_a_row_with_a_little_of_another_is_not_certified(batch_size, client):
+    data = TabularDataModule(batch_size=batch_size, num_clients=50, seed=0)
+    attack = ExactInversion(net(client))
+    attack.bind(data.spec, data.public_images())
+    found = attack.reconstruct(data.play(attack.federation, client))
+    truth = data.client(client).images.flatten(1).double()
+    off = (found.images.flatten(1).double()[:, None] - truth).abs().amax(2).amin(1)
+    certified = torch.tensor([mark == Mark.CERTIFIED for mark in found.marks])
+    assert certified.sum() >= 8
+    assert off[certified].max() <= HALF_LEVEL
 
 
 def test_mixtures_are_no_rows_of_a_table():
