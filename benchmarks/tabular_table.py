@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from benchmarks.malicious_table import noisy

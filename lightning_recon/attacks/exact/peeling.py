@@ -194,9 +194,7 @@ class Peeling:
             far = (pool - image).abs().amax(1)
             ways = ((pool - image) / far[:, None])[far > HALF_LEVEL]
             here = misfit(examine_all(self.spans, self.model, image[None]), scale)
-            there = misfit(
-                examine_all(self.spans, self.model, image + HALF_LEVEL * ways), scale
-            )
+            there = misfit(examine_all(self.spans, self.model, image + HALF_LEVEL * ways), scale)
             told[place] = bool((_TOLD * here < there).all())
         return told
 
