@@ -26,7 +26,6 @@ from lightning_recon.attacks.exact.sparsity import refined
 
 _STARTS_A_SAMPLE, _LEAST_STARTS, _MOST_STARTS = 8, 64, 512  # at a time
 _ROUNDS, _PATIENCE = 10, 2  # at the most, and without a new sample
-_FEW_LEFT = 0.15  # share of the samples that is left, for which starts lie beside those found
 _MOST_ROWS = 1000  # that are descended on, or ten a sample
 _SUREST = 3.0  # standard deviation of the logits from which chances are drawn
 _STEPS = 300
@@ -60,26 +59,27 @@ def gated_directions(
         columns: U, K r, orthonormal.
         jacobian: of the logits by the outputs of open gates, C K.
         generator: of the starts, on the CPU.
-        guess: where the samples that are not among R r vectors may be; null: nobody knows.
+        guess: where the samples that are not among R r vectors may be, the better the fewer they
+            are; null: nobody knows.
     """
     rank = columns.shape[1]
     found = columns.new_zeros(0, rank)
-    idle = 0
+    idle, has_news = 0, False
     for turn in range(_ROUNDS):
         before = len(found)
-        starts = _random_starts(columns, jacobian, generator)
-        if 0 < rank - len(found) <= _FEW_LEFT * rank:
-            starts = _elsewhere(starts, found)
-            starts = _joined(guess(found), starts) if guess else starts
-        elif guess and turn == 0:
+        if guess and turn == 0:
             starts = guess(found)
+        else:
+            starts = _elsewhere(_random_starts(columns, jacobian, generator), found)
+            starts = _joined(guess(found), starts) if guess and has_news else starts
         for vector in _descend(columns, jacobian, starts, generator):
             if ((found @ vector).abs() > _SAME).any():
                 continue
             sharp = refined(columns, vector)
             if sharp is not None and not ((found @ sharp).abs() > _SAME).any():
                 found = torch.cat([found, sharp[None]])
-        idle = 0 if len(found) > before or (guess and turn == 0) else idle + 1
+        has_news = len(found) > before
+        idle = 0 if has_news or (guess and turn == 0) else idle + 1
         # where the first starts lead nowhere, the gates are not seen
         if len(found) >= rank or idle > _PATIENCE or (idle and not len(found)):
             break
