@@ -134,9 +134,10 @@ def cases(sample: Sample) -> dict[str, list[Case]]:
         ],
         "sparsity": [
             Case("rows alone", 24, partial(ExactInversion, sparsity=False), centred),
-            *(Case("gates", size, target=centred) for size in (16, 20, 24, 25, 65, 100, 128, 150)),
+            *(Case("gates", size, target=centred)
+              for size in (16, 20, 24, 25, 65, 100, 128, 150, 200, 256)),
             *(Case("gates, trained", size, target=lambda seed: trained(seed, sample, centred))
-              for size in (24, 65)),
+              for size in (24, 65, 128)),
             *(Case("sparsity, two hidden layers", size, target=deep)
               for size in (16, 20, 24, 25, 32)),
         ],

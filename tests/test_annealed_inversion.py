@@ -234,6 +234,7 @@ class TestAttack:
         batch, public = self.batch(data, labels), data.public_images()
         found = self.found(batch, public, iterations=200)
         assert found.notes["separated"] == 1
+        assert found.notes["features_certified"] == len(labels)
         order = in_order(found.images.flatten(1), batch.images.flatten(1))
         assert sorted(order.tolist()) == list(range(len(labels)))
         assert torch.equal(found.labels, batch.labels[order])

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lightning_recon.attacks import (
@@ -14,6 +15,7 @@ from lightning_recon.attacks import (
     SolitonBiases,
 )
 from lightning_recon.attacks.exact.certificate import examine_all, how_often, read_spans
+from lightning_recon.attacks.exact.features import are_certified
 from lightning_recon.attacks.exact.gates import gated_directions
 from lightning_recon.attacks.exact.independence import independent_images
 from lightning_recon.attacks.exact.recovery import as_gradient
@@ -456,6 +458,33 @@ def test_guesses_of_a_smooth_network_are_moved_until_they_are_exact(kind):
         found = attack.reconstruct(attack.federation.play(batch, 0))
         assert num_certified(found) == expected
         assert num_wrong(found, batch) == 0
+
+
+def certified_features(classes=10, share=0.0, first_only=False, is_noise=False):
+    """Certificates of eight samples' features, a share of the next sample mixed into them."""
+    tail = nn.Sequential(nn.Linear(150, 60), nn.ReLU(), nn.Linear(60, classes))
+    generator = torch.Generator().manual_seed(0)
+    for part in tail.parameters():
+        part.data = 0.08 * torch.randn(part.shape, generator=generator)
+    features = torch.randn(8, 150, generator=generator).relu()
+    labels = torch.randint(classes, (8,), generator=generator)
+    sent = torch.autograd.grad(
+        F.cross_entropy(tail(features), labels), [tail[0].weight, tail[0].bias]
+    )
+    if is_noise:
+        sent = [part.std() * torch.randn(part.shape, generator=generator) for part in sent]
+    mixed = features + share * (features.roll(1, 0) - features)
+    mixed[1:] = features[1:] if first_only else mixed[1:]
+    return are_certified(*sent, tail, mixed, torch.Generator().manual_seed(1)).tolist()
+
+
+def test_features_behind_convolutions_are_certified_and_their_mixtures_are_not():
+    assert certified_features() == [True] * 8
+    assert certified_features(share=0.01) == [False] * 8
+    assert certified_features(share=0.3) == [False] * 8
+    assert certified_features(share=0.01, first_only=True)[0] is False
+    assert certified_features(is_noise=True) == [False] * 8
+    assert certified_features(classes=2) == [False] * 8
 
 
 def test_more_samples_than_rows_are_refused():

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import ExponentialLR
 
+from lightning_recon.attacks.exact.features import are_certified
 from lightning_recon.attacks.features.decoding import reading, teaching_images
 from lightning_recon.attacks.features.linear_layers import least_squares, read_entries
 from lightning_recon.attacks.features.linear_stack import LinearStack, find_stack, run_features
@@ -52,7 +53,7 @@ from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.functional.labels.inference import LabelMethod
 from lightning_recon.observation import Observation, Reconstruction
-from lightning_recon.randomness import derive_seed
+from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.targets import Target
 from lightning_recon.updates import Update
 
@@ -207,6 +208,15 @@ class AnnealedInversion(OptimizationAttack):
             return None
         moved = half_way(update._replace(labels=torch.zeros(number, dtype=torch.int64)))
         parameters: Update = dict(update.payload.named_parameters()) | moved
+        certified = are_certified(
+            weight,
+            update.observed[bias],
+            stack.module(parameters),
+            found.inputs,
+            make_generator(seed, "certificate"),
+            update.client.label_smoothing,
+        )
+        update.notes["features_certified"] = float(certified.sum())
         labels = _labels_of(stack, parameters, found.inputs, found.residuals)
         return self._evidence(update._replace(labels=labels), stack, moved, found.inputs)
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.attacks.exact.peeling import CERTAIN
+from lightning_recon.attacks.exact.certificate import CERTAIN
 from lightning_recon.captures import Reply
 from lightning_recon.clients import FedSGD
 from lightning_recon.clients.modes import mode_matters, modes_of

@@ -35,6 +35,10 @@ from lightning_recon.functional.tables import category_places
 from lightning_recon.observation import HALF_LEVEL
 from lightning_recon.updates import Columns
 
+CERTAIN = 1e-4
+"""p-value up to which an image is certified."""
+TOLD = 4.0
+"""Times the misfit by which a small move is told: the error's own effect is the smaller then."""
 _TAIL = 0.1  # share of the null's smallest statistics that its tail is fitted to
 _TINY = 1e-300
 _SPARE = 16  # dimensions beyond the rank, that the noise is read from

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from lightning_recon.attacks.exact.categories import rows_of_categories
 from lightning_recon.attacks.exact.certificate import (
+    CERTAIN,
+    TOLD,
     MixtureNull,
     Spans,
     Tested,
@@ -38,14 +40,13 @@ from lightning_recon.attacks.exact.sparsity import MAX_RANK, shown_images, spars
 from lightning_recon.attacks.linear_layer import FAINT, grid_misfit
 from lightning_recon.observation import HALF_LEVEL
 
-CERTAIN, LIKELY = 1e-4, 0.05
-"""p-values up to which an image is certified, or likely."""
+LIKELY = 0.05
+"""p-value up to which an image is likely."""
 _NEAR_GRID = 0.15  # mean distance from a grey level, in levels, of what is set to the levels
 _NULL_SIZE = 300  # mixtures
-_ROWS_A_SAMPLE = 6  # below, neither low rank nor sparsity is tried
+_ROWS_A_SAMPLE = 3  # below, neither low rank nor sparsity is tried
 _SAME = (3 / 255) ** 2  # mean square between two looks at one image whose pixels have no levels
 _NEIGHBOURS = 24  # images towards which one without levels is moved by half a level
-_TOLD = 4.0  # times the misfit by which a move is told: the error's effect is then the smaller
 
 
 class Found(NamedTuple):
@@ -195,7 +196,7 @@ class Peeling:
             ways = ((pool - image) / far[:, None])[far > HALF_LEVEL]
             here = misfit(examine_all(self.spans, self.model, image[None]), scale)
             there = misfit(examine_all(self.spans, self.model, image + HALF_LEVEL * ways), scale)
-            told[place] = bool((_TOLD * here < there).all())
+            told[place] = bool((TOLD * here < there).all())
         return told
 
     def subtract(self, found: Found) -> None:

@@ -71,6 +71,18 @@ class LinearStack(NamedTuple):
             outputs.append(output if added is None or len(outputs) else output + added)
         return seen, outputs
 
+    def module(self, parameters: Update) -> nn.Sequential:
+        """Return the layers as a network of features, B F -> B K logits, parameters by name."""
+        layers: list[nn.Module] = []
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            outputs, inputs = parameters[weight].shape
+            layer = nn.Linear(inputs, outputs, bias is not None).to(parameters[weight])
+            layer.weight.data.copy_(parameters[weight])
+            if bias is not None:
+                layer.bias.data.copy_(parameters[bias])
+            layers += [layer, nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
 
 def find_stack(payload: nn.Module, images: Tensor) -> LinearStack:
     """Return the linear layers that end a classifier.
