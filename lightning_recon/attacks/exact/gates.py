@@ -11,8 +11,10 @@ u_k q = (J^T r)_k, where u_k is the row of the columns' basis: twice as many as 
 and the label is chosen.  Their distance, sum_k min(|u_k q|, |u_k q - (J^T r)_k|), smoothed at
 first, is descended from many starts, r fitted on the way.
 
-What differs from the paper: both equations, where it uses the zeros alone, which lets batches be
-larger; and every image is put to the test of :mod:`.certificate`.
+What differs from the paper: both equations, where it uses the zeros alone; starts at independent
+components (:mod:`.independence`), which come nearer to the images the more directions are found, for
+without these the rows span the images that are left; and every image is put to the test of
+:mod:`.certificate`.  Batches may so be several times larger.
 """
 
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from torch import Tensor
 from lightning_recon.attacks.exact.sparsity import refined
 
 _STARTS_A_SAMPLE, _LEAST_STARTS, _MOST_STARTS = 8, 64, 512  # at a time
-_ROUNDS, _PATIENCE = 10, 2  # at the most, and without a new sample
+_ROUNDS, _PATIENCE = 60, 2  # at the most, and without a new sample
 _MOST_ROWS = 1000  # that are descended on, or ten a sample
 _SUREST = 3.0  # standard deviation of the logits from which chances are drawn
 _STEPS = 300
@@ -67,11 +69,11 @@ def gated_directions(
     idle, has_news = 0, False
     for turn in range(_ROUNDS):
         before = len(found)
-        if guess and turn == 0:
+        guessed = guess is not None and (turn == 0 or has_news)
+        if guess and guessed:
             starts = guess(found)
         else:
             starts = _elsewhere(_random_starts(columns, jacobian, generator), found)
-            starts = _joined(guess(found), starts) if guess and has_news else starts
         for vector in _descend(columns, jacobian, starts, generator):
             if ((found @ vector).abs() > _SAME).any():
                 continue
@@ -79,15 +81,11 @@ def gated_directions(
             if sharp is not None and not ((found @ sharp).abs() > _SAME).any():
                 found = torch.cat([found, sharp[None]])
         has_news = len(found) > before
-        idle = 0 if has_news or (guess and turn == 0) else idle + 1
+        idle = 0 if has_news or guessed else idle + 1
         # where the first starts lead nowhere, the gates are not seen
         if len(found) >= rank or idle > _PATIENCE or (idle and not len(found)):
             break
     return found[:rank]
-
-
-def _joined(one: Starts, other: Starts) -> Starts:
-    return Starts(*(torch.cat(parts) for parts in zip(one, other, strict=True)))
 
 
 def _elsewhere(starts: Starts, found: Tensor) -> Starts:
