@@ -107,11 +107,12 @@ def cases(sample: Sample) -> dict[str, list[Case]]:
     sizes = (64, 128, 256, 300)
     wide = partial(MLP, 10, 32, first_std=0.5)
     raw = partial(ExactInversion, snap=False)
+    alone = partial(ExactInversion, sparsity=False, independence=False)
     return {
         "peeling": [
-            Case(f"peeling, float{bits}", size, dtype=getattr(torch, f"float{bits}"))
+            Case(f"peeling, float{bits}", size, alone, dtype=getattr(torch, f"float{bits}"))
             for bits in (32, 64) for size in sizes
-        ] + [Case("not set to levels, float32", size, raw) for size in sizes[:2]]
+        ] + [Case("peeling and gates", size) for size in sizes[2:]] + [Case("not set to levels, float32", size, raw) for size in sizes[:2]]
         + [Case("LinearLayerInversion", size, LinearLayerInversion) for size in sizes],
         "soliton": [Case("soliton", size, SolitonBiases) for size in sizes]
         + [
