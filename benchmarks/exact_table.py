@@ -112,7 +112,8 @@ def cases(sample: Sample) -> dict[str, list[Case]]:
         "peeling": [
             Case(f"peeling, float{bits}", size, alone, dtype=getattr(torch, f"float{bits}"))
             for bits in (32, 64) for size in sizes
-        ] + [Case("peeling and gates", size) for size in sizes[2:]] + [Case("not set to levels, float32", size, raw) for size in sizes[:2]]
+        ] + [Case("peeling and gates", size) for size in sizes[2:]]
+        + [Case("not set to levels, float32", size, raw) for size in sizes[:2]]
         + [Case("LinearLayerInversion", size, LinearLayerInversion) for size in sizes],
         "soliton": [Case("soliton", size, SolitonBiases) for size in sizes]
         + [
@@ -280,6 +281,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--sizes", type=int, nargs="+", help="batch sizes; default: all")
+    parser.add_argument("--only", default="", help="lines whose name holds this")
     parser.add_argument("--count", type=int, default=3000, help="certified images of part count")
     parser.add_argument("--cache", type=Path, help="file that keeps what is done, a line a client")
     arguments = parser.parse_args()
@@ -315,6 +317,8 @@ def main() -> None:
             continue
         for case in tables[part]:
             if arguments.sizes and case.size not in arguments.sizes:
+                continue
+            if arguments.only not in case.name:
                 continue
             found = [once(part, case, number) for number in range(arguments.clients)]
             report(case, found)

@@ -12,8 +12,8 @@ and the label is chosen.  Their distance, sum_k min(|u_k q|, |u_k q - (J^T r)_k|
 first, is descended from many starts, r fitted on the way.
 
 What differs from the paper: both equations, where it uses the zeros alone; starts at independent
-components (:mod:`.independence`), which come nearer to the images the more directions are found, for
-without these the rows span the images that are left; and every image is put to the test of
+components (:mod:`.independence`), which come nearer to the images the more directions are found,
+for without these the rows span the images that are left; and every image is put to the test of
 :mod:`.certificate`.  Batches may so be several times larger.
 """
 
