@@ -121,6 +121,22 @@ def estimate_words(
     return ", ".join(f"{name} {number(value, 1, 'dB')}" for name, value in values.items())
 
 
+def guarantee_words(statement: str | None, client: float | None, record: float | None) -> str:
+    """Return what alone may call an update safe.
+
+    Args:
+        statement: on (epsilon, delta).
+        client: ReRo bound of all of a client's data, one of 1,000 candidates.
+        record: of one record.
+    """
+    bounds = {"all of a client's data": client, "one record": record}
+    rero = [f"{number(value)} for {what}" for what, value in bounds.items() if value is not None]
+    said = f"Only (epsilon, delta) and ReRo may say safe: {statement or 'nothing is stated'}"
+    if not rero:
+        return f"{said}."
+    return f"{said}; the right one of 1,000 is found with at most {' and '.join(rero)}."
+
+
 def share(value: Any) -> str:
     """Return a share as a percentage that never rounds to 0 % or 100 % what is not."""
     if not is_number(value):
