@@ -18,7 +18,7 @@ from benchmarks.second_order import DEFENSES, NUM_PUBLIC, scale_noise
 from benchmarks.second_order_networks import lenet, small_stem
 from lightning_recon.attacks import GaussNewtonInversion
 from lightning_recon.attacks.features.spectrum import Spectrum
-from lightning_recon.audit.local_estimate import local_estimate
+from lightning_recon.audit.local_estimate import NUM_PRODUCTS, local_estimate
 from lightning_recon.clients import FedSGD
 from lightning_recon.data import ImageNetDataModule
 from lightning_recon.functional.image_quality import decibels
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="ImageNet, folders by WordNet id")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--noise", choices=("noise", "noise-10"), default="noise")
+    parser.add_argument("--products", type=int, default=NUM_PRODUCTS, help="pairs of an estimate")
     parser.add_argument("--client", type=int, default=0, help="number of its image")
     options = parser.parse_args()
     print("| row | noise | unknowns | equations | told | mean image | estimate | s |")
@@ -64,7 +65,9 @@ def main() -> None:
         scale_noise(attack, batch)
         observation = attack.federation.play(batch, options.client)
         started = time.process_time()
-        found = local_estimate(observation, batch, Spectrum(public.double()))
+        found = local_estimate(
+            observation, batch, Spectrum(public.double()), num_products=options.products
+        )
         words = [
             *(name, options.noise, str(found.num_unknowns), str(found.num_equations)),
             f"{found.num_told:.0f}",

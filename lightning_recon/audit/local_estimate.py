@@ -53,7 +53,8 @@ MAX_UNKNOWNS = 6144
 GRANTS = (Grant.LABELS, Grant.NUM_SAMPLES, Grant.CLIENT, Grant.DEFENSES)
 """What the attacker of the estimate knows."""
 _MAX_NUMBERS = 2**29  # of a whole Jacobian: 2 GB
-_PRODUCTS = 200  # of one estimate without a matrix, at most
+NUM_PRODUCTS = 200
+"""Pairs of products with J and its transpose, of one estimate without a matrix, at most."""
 _PROBES = 4  # draws of noise
 _TOLERANCE = 1e-4  # of the conjugate gradients' residual, relative
 
@@ -122,6 +123,7 @@ def local_estimate(
     spectrum: Spectrum,
     max_unknowns: int = MAX_UNKNOWNS,
     num_directions: int | None = None,
+    num_products: int = NUM_PRODUCTS,
 ) -> LocalEstimate:
     """Return what a linearised Gaussian attacker gets, who knows all but the images.
 
@@ -135,6 +137,7 @@ def local_estimate(
         num_directions: how many of an image's directions, those of the largest variance, are
             looked at by a matrix; of the others the update counts as silent, in either direction,
             so that they keep the prior's error.  Null: all.
+        num_products: pairs of products of an estimate without a matrix, of which five are made.
     """
     size = spectrum.mean.numel()
     kept = min(num_directions or size, size)
@@ -157,7 +160,9 @@ def local_estimate(
             errors, told = _errors(information, variances, offset[:, :kept].flatten())
             errors = torch.cat([errors.view(len(images), -1), prior[:, kept:]], dim=1)
         else:
-            errors, told = _errors_by_products(equations, images, spectrum, offset.flatten())
+            errors, told = _errors_by_products(
+                equations, images, spectrum, offset.flatten(), num_products
+            )
     return LocalEstimate(
         mse=errors.view(len(images), -1).sum(1) / size,
         prior_mse=prior.sum(1) / size,
@@ -226,7 +231,11 @@ def _covariance(information: Tensor, variances: Tensor) -> Tensor:
 
 
 def _errors_by_products(
-    equations: Equations, images: Tensor, spectrum: Spectrum, offset: Tensor
+    equations: Equations,
+    images: Tensor,
+    spectrum: Spectrum,
+    offset: Tensor,
+    num_products: int,
 ) -> tuple[Tensor, float]:
     """Return the same as :func:`_errors`, of an attacker who takes so many products.
 
@@ -255,7 +264,7 @@ def _errors_by_products(
             lambda numbers: hear(tell(numbers)) + numbers,
             wanted,
             torch.clone,
-            _PRODUCTS,
+            num_products,
             _TOLERANCE,
         )
 
