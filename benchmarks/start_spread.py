@@ -27,8 +27,8 @@ from lightning_recon.data import ClientDataModule
 from lightning_recon.priors import AnisotropicTotalVariation
 from lightning_recon.targets import ConvNet
 
-# .2 of the mean of both directions on pixels of standard deviation .2 to .25
-PEER_WEIGHT = 0.4
+# .2 on pixels of standard deviation about .25
+PEER_WEIGHT = 0.8
 RUNS = {
     "first": {"seed": 0, "compile": True},
     "second": {"seed": 1, "compile": True},

@@ -419,7 +419,10 @@ class TestCommand:
         assert found["num_rounds"] == 10
         # two images share the mean: one record moves it by half of the clip
         assert found["rero_record_1000"] == pytest.approx(rero_sampled(2.0, 0.2, 10))
-        assert f"{found['rero_record_1000']:.3g} for one record" in capsys.readouterr().out
+        assert (
+            f"{found['rero_record_1000']:.3g} for one record that is drawn"
+            in capsys.readouterr().out
+        )
 
     @pytest.mark.parametrize(
         ("change", "more", "said"),

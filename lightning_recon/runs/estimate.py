@@ -85,7 +85,7 @@ def estimate(
         sends_buffers=Grant.BUFFERS in attack.oracles,
         sampling_rate=sampling_rate,
     )
-    summary = _summary(estimated, privacy)
+    summary = _summary(estimated, privacy) | {"sampling_rate": sampling_rate}
     if output is not None:
         write_json(output, summary)
     return _words(summary)
@@ -160,7 +160,8 @@ def _words(summary: dict[str, Any]) -> str:
     if bound is not None:
         lines.append(f"van Trees, for such a prior  at most {_decibels(bound)}")
     privacy = summary["privacy"]
-    safe = guarantee_words(privacy["statement"], privacy["rero_1000"], privacy["rero_record_1000"])
+    bounds = privacy["rero_1000"], privacy["rero_record_1000"]
+    safe = guarantee_words(privacy["statement"], *bounds, summary["sampling_rate"])
     return "\n".join([*lines, _NO_BOUND, safe])
 
 
