@@ -20,7 +20,8 @@ NETWORKS = ("lenet-1", "silu-1", "gelu-1", "vit-1", "relu-1")
 
 
 def main() -> None:
-    """Attack, and print a row for each network."""
+    """Attack, and print a row for each network; cells that were never attacked are a dash."""
+    names = [name for name in DEFENSES if name not in EXACT]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -28,27 +29,28 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=8, help="of the images, in pixels")
     parser.add_argument("--clients", type=int, default=3)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--defenses", nargs="+", choices=names, default=names, help="to attack")
     parser.add_argument("--output", type=Path, default=Path("estimate_check.jsonl"))
     options = parser.parse_args()
     data = of_size(options.cifar, options.size)
     done = recorded(options.output, options.size)
-    defenses = [name for name in DEFENSES if name not in EXACT]
-    print(f"| network | {' | '.join(defenses)} |\n|{'---|' * (1 + len(defenses))}")
+    print(f"| network | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
     for network in options.networks:
         cells = []
-        for defense in defenses:
+        for defense in names:
             found = []
             for client in range(options.clients):
                 key = f"{network} {defense}", "second", client
-                if key not in done:
+                if key not in done and defense in options.defenses:
                     row = ROWS[network]._replace(defense=defense)
                     done[key] = attacked("second", row, client, data)
                     done[key] |= {"row": key[0], "attack": key[1], "client": client}
                     done[key] |= {"size": options.size}
                     with options.output.open("a") as file:
                         file.write(json.dumps(done[key]) + "\n")
-                found.append(done[key])
-            cells.append(cell(found))
+                if key in done:
+                    found.append(done[key])
+            cells.append(cell(found) if found else "-")
         print(f"| {network} | {' | '.join(cells)} |", flush=True)
 
 

@@ -99,6 +99,34 @@ class Peer:
         seconds = time.perf_counter() - started
         return (found["data"].float() * self._std + self._mean).clamp(0, 1).detach(), seconds
 
+    def watched(self, every: int) -> tuple[Tensor, float, list[tuple[float, Tensor]]]:
+        """Return what :meth:`run` does, and the images on the way with their processor time.
+
+        Args:
+            every: iterations between two images that are put aside.
+        """
+        kept: list[tuple[float, Tensor]] = []
+        make = self._attacker._init_optimizer
+
+        def made(candidates: list[Tensor]) -> tuple[Any, Any]:
+            optimizer, scheduler = make(candidates)
+            advance, count = scheduler.step, 0
+
+            def step() -> None:
+                nonlocal count
+                advance()
+                count += 1
+                if count % every == 0:
+                    kept.append((time.process_time(), candidates[0].detach().clone()))
+
+            scheduler.step = step
+            return optimizer, scheduler
+
+        self._attacker._init_optimizer = made
+        found, seconds = self.run()
+        images = [(at, (one * self._std + self._mean).clamp(0, 1)) for at, one in kept]
+        return found, seconds, images
+
 
 def _configuration(overrides: list[str]) -> Any:
     """Return the peer's configuration, without what it prints on the way."""

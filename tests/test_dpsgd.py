@@ -13,7 +13,9 @@ from lightning_recon.clients import Aggregate, FedSGD, dpsgd
 from lightning_recon.clients.dpsgd import DPSGD
 from lightning_recon.defenses import DPSGDNoise, apply_chain, bind_chain
 from lightning_recon.errors import InputError
+from lightning_recon.privacy.accounting import rero_sampled
 from lightning_recon.privacy.gaussian import gaussian_epsilon
+from lightning_recon.privacy.reconstruction import rero_gaussian
 from lightning_recon.rowsparse import RowSparse
 from lightning_recon.targets import ConvNet, LeNet
 from lightning_recon.updates import PrivateBatch
@@ -340,6 +342,20 @@ def test_statement_of_dpsgd():
     assert told["claim_holds"] is True
     assert "one record" in told["statement"]
     assert "all of one client's data" in told["statement"]
+
+
+def test_rero_of_a_record_that_is_drawn_at_times():
+    noise = DPSGDNoise(1.0, 16, noise_multiplier=2.0)
+    bind_chain([noise])
+    client = DPSGD(1.0)
+    told, sampled = (
+        privacy_statement([noise], client, num_samples=16, num_rounds=20, sampling_rate=rate)
+        for rate in (1.0, 0.1)
+    )
+    assert told["rero_record_1000"] == pytest.approx(rero_gaussian(1.0, 2.0, num_rounds=20))
+    assert sampled["rero_record_1000"] == pytest.approx(rero_sampled(2.0, 0.1, 20))
+    assert sampled["rero_record_1000"] < told["rero_record_1000"] < told["rero_1000"]
+    assert privacy_statement([noise], client)["rero_record_1000"] is None
 
 
 @pytest.mark.parametrize("adjacency", ["replace", "add_remove"])

@@ -19,7 +19,7 @@ from lightning_recon.commands.plain import main
 from lightning_recon.lint.checking import MECHANISMS, check
 from lightning_recon.lint.figures import MEASURED
 from lightning_recon.lint.reading import Entry, from_call, from_file
-from lightning_recon.privacy.accounting import pld_epsilon
+from lightning_recon.privacy.accounting import pld_epsilon, rero_sampled
 
 ROOT = Path(__file__).parents[1]
 NETS = """
@@ -282,6 +282,7 @@ class TestOpacus:
         replaced = epsilon(report, "replace", "record")
         assert sampled_delta(replaced, 0.3, 1.0, -1) == pytest.approx(1e-5, rel=0.02)
         assert report.is_sound
+        assert report.rero == pytest.approx(rero_sampled(1.0, 0.3), rel=1e-6)
 
     @pytest.mark.parametrize(
         ("noise_multiplier", "rate", "steps", "told"),
@@ -304,6 +305,7 @@ class TestOpacus:
             1e-5, rel=1e-4
         )
         assert "no-poisson-sampling" in codes(report)
+        assert report.rero == pytest.approx(norm.sf(norm.isf(1e-3) - 1))
 
     def test_an_engine_of_one_round(self):
         call = OPACUS.format(1.0, ", new_engine_each_round=True")

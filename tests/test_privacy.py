@@ -726,6 +726,36 @@ def test_tiny_budget_gets_enough_noise_and_not_absurdly_much(epsilon):
     assert 0.999 * needed < gaussian_std(epsilon, 1.0, 1e-100) < 1.2 * needed
 
 
+def simulated_rero(multiplier, rate, num_rounds, kappa, draws=200_000):
+    """The power at size kappa of the likelihood ratio, as Hayes et al. 2023 estimate the bound."""
+    rng = np.random.default_rng(0)
+    without, given = np.zeros(draws), np.zeros(draws)
+    for _ in range(num_rounds):
+        for ratio, shift in ((without, 0), (given, rng.random(draws) < rate)):
+            seen = rng.normal(0, multiplier, draws) + shift
+            ratio += np.log1p(rate * np.expm1((2 * seen - 1) / (2 * multiplier**2)))
+    return (given > np.quantile(without, 1 - kappa)).mean()
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "rate", "num_rounds", "kappa"),
+    [(2.0, 0.5, 20, 0.1), (1.0, 0.3, 1, 0.1), (3.0, 0.99, 10, 0.02)],
+)
+def test_sampled_rero_is_the_power_of_the_best_test(
+    accounting, multiplier, rate, num_rounds, kappa
+):
+    bound = accounting.rero_sampled(multiplier, rate, num_rounds, kappa)
+    power = simulated_rero(multiplier, rate, num_rounds, kappa)
+    assert bound == pytest.approx(power, abs=0.005)
+    assert bound < rero_gaussian(1.0, multiplier, kappa, num_rounds)
+
+
+def test_sampled_rero_of_hardly_any_noise_is_having_been_drawn(accounting):
+    bound = accounting.rero_sampled(1e-4, 0.1, 3, 0.01)
+    assert bound == pytest.approx(1 - 0.9**3 + 0.9**3 * 0.01)
+    assert accounting.rero_sampled(1.0, 1.0, 5, 0.1) == rero_gaussian(1.0, 1.0, 0.1, 5)
+
+
 @pytest.mark.parametrize("name", ["rdp_epsilon", "pld_epsilon"])
 def test_accountants_refuse_what_is_out_of_range(accounting, name):
     account = getattr(accounting, name)

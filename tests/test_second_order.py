@@ -32,6 +32,7 @@ from lightning_recon.functional.damped_least_squares import (
 )
 from lightning_recon.functional.image_quality import psnr
 from lightning_recon.observation import Reconstruction
+from lightning_recon.privacy.accounting import rero_sampled
 from lightning_recon.targets import LeNet, ModuleTarget, TinyViT
 from lightning_recon.updates import PrivateBatch
 
@@ -402,12 +403,34 @@ class TestCommand:
         found = json.loads((tmp_path / "found.json").read_text())
         assert found["num_images"] == len(found["mse"]["images"]) == 6
         assert found["mse"]["mean"] < found["mean_image_mse"]
+        assert "may say safe: no formal guarantee" in said
+        assert found["privacy"]["rero_1000"] == 1
+
+    def test_rero_of_subsampled_rounds_stands_beside_it(self, tmp_path, capsys):
+        text = CONFIG.replace("{noise_std: 0.01}", "{noise_std: 1.0}").replace(
+            "    defenses:",
+            "    client: {class_path: DPSGD, init_args: {clip_norm: 1.0}}\n    defenses:",
+        )
+        (tmp_path / "run.yaml").write_text(text)
+        words = ["estimate", "--config", str(tmp_path / "run.yaml"), "--num-clients", "1"]
+        words += ["--output", str(tmp_path / "found.json")]
+        assert main([*words, "--sampling-rate", "0.2", "--num-rounds", "10"]) == 0
+        found = json.loads((tmp_path / "found.json").read_text())["privacy"]
+        assert found["num_rounds"] == 10
+        # two images share the mean: one record moves it by half of the clip
+        assert found["rero_record_1000"] == pytest.approx(rero_sampled(2.0, 0.2, 10))
+        assert (
+            f"{found['rero_record_1000']:.3g} for one record that is drawn"
+            in capsys.readouterr().out
+        )
 
     @pytest.mark.parametrize(
         ("change", "more", "said"),
         [
             ({}, ["--num-clients", "4"], "has 3 clients, and --num-clients is 4"),
             ({}, ["--num-clients", "0"], "must be at least 1"),
+            ({}, ["--sampling-rate", "0"], "must lie in"),
+            ({}, ["--num-rounds", "0"], "must be at least 1"),
             ({"GaussNewtonInversion": "GaussNewton"}, [], "GaussNewton"),
         ],
     )

@@ -52,7 +52,9 @@ MAX_UNKNOWNS = 6144
 """Of one client, of which the matrix is made: 300 MB, and minutes."""
 GRANTS = (Grant.LABELS, Grant.NUM_SAMPLES, Grant.CLIENT, Grant.DEFENSES)
 """What the attacker of the estimate knows."""
-_PRODUCTS = 200  # of one estimate without a matrix, at most
+_MAX_NUMBERS = 2**29  # of a whole Jacobian: 2 GB
+NUM_PRODUCTS = 200
+"""Pairs of products with J and its transpose, of one estimate without a matrix, at most."""
 _PROBES = 4  # draws of noise
 _TOLERANCE = 1e-4  # of the conjugate gradients' residual, relative
 
@@ -121,6 +123,7 @@ def local_estimate(
     spectrum: Spectrum,
     max_unknowns: int = MAX_UNKNOWNS,
     num_directions: int | None = None,
+    num_products: int = NUM_PRODUCTS,
 ) -> LocalEstimate:
     """Return what a linearised Gaussian attacker gets, who knows all but the images.
 
@@ -129,14 +132,16 @@ def local_estimate(
             the update counts as exact to float32.
         batch: what the client owns.
         spectrum: of the server's public images, in float64.
-        max_unknowns: of a matrix; with more, products alone are taken.
+        max_unknowns: of a matrix; with more, and where a whole Jacobian would take more than 2 GB,
+            products alone are taken.
         num_directions: how many of an image's directions, those of the largest variance, are
             looked at by a matrix; of the others the update counts as silent, in either direction,
             so that they keep the prior's error.  Null: all.
+        num_products: pairs of products of an estimate without a matrix, of which five are made.
     """
     size = spectrum.mean.numel()
     kept = min(num_directions or size, size)
-    is_explicit = len(batch.images) * kept <= max_unknowns
+    num_unknowns = len(batch.images) * kept
     reference = next(iter(observation.update.values()))
     images = batch.images.to(reference)
     labels = batch.labels.to(reference.device)
@@ -147,18 +152,22 @@ def local_estimate(
         offset = spectrum.along(images.double() - spectrum.mean)
         prior = offset.square()
         information = None
+        fits = num_directions is not None or num_unknowns * equations.number <= _MAX_NUMBERS
+        is_explicit = num_unknowns <= max_unknowns and fits
         if is_explicit:
             variances = spectrum.variances[:kept].double().repeat(len(images))
             information = _information(equations, images, spectrum, kept)
             errors, told = _errors(information, variances, offset[:, :kept].flatten())
             errors = torch.cat([errors.view(len(images), -1), prior[:, kept:]], dim=1)
         else:
-            errors, told = _errors_by_products(equations, images, spectrum, offset.flatten())
+            errors, told = _errors_by_products(
+                equations, images, spectrum, offset.flatten(), num_products
+            )
     return LocalEstimate(
         mse=errors.view(len(images), -1).sum(1) / size,
         prior_mse=prior.sum(1) / size,
         num_equations=equations.number,
-        num_unknowns=len(images) * kept if is_explicit else images.numel(),
+        num_unknowns=num_unknowns if is_explicit else images.numel(),
         num_told=told,
         information=information,
     )
@@ -222,7 +231,11 @@ def _covariance(information: Tensor, variances: Tensor) -> Tensor:
 
 
 def _errors_by_products(
-    equations: Equations, images: Tensor, spectrum: Spectrum, offset: Tensor
+    equations: Equations,
+    images: Tensor,
+    spectrum: Spectrum,
+    offset: Tensor,
+    num_products: int,
 ) -> tuple[Tensor, float]:
     """Return the same as :func:`_errors`, of an attacker who takes so many products.
 
@@ -251,7 +264,7 @@ def _errors_by_products(
             lambda numbers: hear(tell(numbers)) + numbers,
             wanted,
             torch.clone,
-            _PRODUCTS,
+            num_products,
             _TOLERANCE,
         )
 

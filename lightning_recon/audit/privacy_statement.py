@@ -59,6 +59,7 @@ def privacy_statement(
     num_rounds: int = 1,
     delta: float = 1e-5,
     sends_buffers: bool = False,
+    sampling_rate: float = 1.0,
 ) -> PrivacyStatement:
     """Return what is claimed, and what really holds, for what one client releases.
 
@@ -70,6 +71,8 @@ def privacy_statement(
         delta: at which epsilon is given, in (0, 1).
         sends_buffers: whether batch norm's buffers are sent beside the update.  They pass no
             defense, so that nothing is guaranteed, whatever is done to the update.
+        sampling_rate: probability with which a record takes part in a round (Poisson sampling), in
+            (0, 1]; it counts in ``rero_record_1000`` alone.
 
     Returns:
         A dictionary for JSON:
@@ -95,6 +98,10 @@ def privacy_statement(
             Bound on the probability with which an attack finds the right one of 1000 equally
             likely candidates for the client's data, from all rounds together, terms of
             ``actual``; 1 without a guarantee.
+        ``rero_record_1000``
+            The same for one record, by :func:`~lightning_recon.privacy.accounting.rero_sampled`:
+            the attacker knows all others, and whether this one was drawn only where it always is.
+            None where ``record_level`` is.
         ``num_rounds``
             As given.
         ``statement``
@@ -126,6 +133,9 @@ def privacy_statement(
         "record_level": record_level,
         "zcdp_rho": _rho(chain, num_rounds),
         "rero_1000": _rero(chain, num_rounds),
+        "rero_record_1000": None
+        if record_level is None
+        else _record_rero(chain, num_rounds, sampling_rate),
         "num_rounds": num_rounds,
         "statement": "",
     }
@@ -284,6 +294,19 @@ def _rero(chain: _Chain, num_rounds: int) -> float:
         bounds.append(rero_pure(num_rounds * randomizer.epsilon))
         bounds.append(rero_zcdp(pure_rho(randomizer.epsilon, num_rounds)))
     return min(bounds, default=1.0)
+
+
+def _record_rero(chain: _Chain, num_rounds: int, sampling_rate: float) -> float:
+    bounds = [_rero(chain, num_rounds)]
+    for gaussian in chain.gaussians:
+        bound = gaussian.bounds["record"]
+        if sampling_rate == 1:
+            bounds.append(rero_gaussian(bound, gaussian.std, num_rounds=num_rounds))
+        else:
+            from lightning_recon.privacy.accounting import rero_sampled  # takes seconds
+
+            bounds.append(rero_sampled(gaussian.std / bound, sampling_rate, num_rounds))
+    return min(bounds)
 
 
 def _sentence(results: PrivacyStatement, why: str) -> str:

@@ -82,6 +82,7 @@ class Privacy(NamedTuple):
     record_level: Guarantee = Guarantee()
     zcdp_rho: float | None = None
     rero_1000: float | None = None
+    rero_record_1000: float | None = None
     expected_psnr: float | None = None
     expected_psnr_clamped: float | None = None
     statement: str | None = None

@@ -4,7 +4,7 @@ Other programs read the file, so that a key keeps its name, its type and its mea
 added raises :data:`SCHEMA_VERSION`; :mod:`lightning_recon.audit.results` reads every version.
 """
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from lightning_recon.data.masked_images import MaskSummary
 from lightning_recon.privacy.sensitivity import Adjacency
@@ -112,6 +112,8 @@ class PrivacyStatement(TypedDict):
     record_level: GuaranteeJson | None
     zcdp_rho: float | None
     rero_1000: float
+    rero_record_1000: NotRequired[float | None]
+    """None where ``record_level`` is."""
     num_rounds: int
     statement: str
 

@@ -134,6 +134,10 @@ def _add_estimate(parser: Parser) -> None:
     """Add the options of ``estimate``."""
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML of a run")
     parser.add_argument("--num-clients", type=int, help="the first of its clients, by default all")
+    parser.add_argument(
+        "--sampling-rate", type=float, default=1.0, help="of records in a round of DP-SGD, for ReRo"
+    )
+    parser.add_argument("--num-rounds", type=int, help="that a client takes part in, for ReRo")
     parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file to write as well")
 
 

@@ -80,7 +80,8 @@ def _run(command: str, options: Namespace) -> int:
     elif command == "estimate":
         from lightning_recon.runs.estimate import estimate
 
-        print(estimate(options.config, options.num_clients, options.output))  # noqa: T201
+        settings = options.sampling_rate, options.num_rounds
+        print(estimate(options.config, options.num_clients, options.output, *settings))  # noqa: T201
     elif command == "papers":
         from lightning_recon.commands import claims
 

@@ -7,6 +7,7 @@ and bounds nothing.
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from lightning_recon.errors import InputError, instead
@@ -67,10 +68,7 @@ def dp_sgd(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
         found = of_steps(level, adjacency, rounds)
         return None if found is None else found._replace(rounds=rounds)
 
-    def rero(rounds: int) -> float:
-        releases = steps if is_poisson else passes  # a record may be drawn at every step
-        return rero_gaussian(2.0, multiplier, num_rounds=releases * rounds)
-
+    releases, drawn = (steps, rate) if is_poisson else (passes, 1.0)
     claim, findings = _claim(args, facts, multiplier, rate, steps, delta, where)
     if multiplier == 0:
         findings.insert(0, Finding("error", "no-noise", "noise_multiplier 0 adds no noise at all"))
@@ -95,10 +93,21 @@ def dp_sgd(args: Mapping[str, Any], facts: Facts, where: str) -> Channel:
         multiplier,
         1.0,
         clip,
-        rero if multiplier else (lambda _: 1.0),
+        partial(_rero, multiplier, drawn, releases),
         tuple(findings),
         draws_from=None if args["secure_mode"] else "torch",
     )
+
+
+def _rero(multiplier: float, rate: float, releases: int, rounds: int) -> float:
+    """Return the ReRo bound of a record that is drawn with some probability for each release."""
+    if multiplier == 0:
+        return 1.0
+    if rate == 1:
+        return rero_gaussian(1.0, multiplier, num_rounds=releases * rounds)
+    from lightning_recon.privacy.accounting import rero_sampled  # takes seconds
+
+    return rero_sampled(multiplier, rate, releases * rounds)
 
 
 def _rate(args: Mapping[str, Any], facts: Facts, where: str) -> float:

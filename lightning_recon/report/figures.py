@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from lightning_recon.audit.results import Results
+from lightning_recon.audit.results import Privacy, Results
 from lightning_recon.audit.scores import Row
 from lightning_recon.report.charts import MAX_DOTS, Chart, Dot, Group, Panel, along, ladder, spread
 from lightning_recon.report.drawing import Mark, Series
-from lightning_recon.report.page import count, share
+from lightning_recon.report.page import count, guarantee_words, share
 
 NULLS = {
     "mean_image": "mean image",
@@ -134,9 +134,13 @@ def linearised(results: Results) -> list[Chart]:
     title = "What a linearised attacker would get"
     note = (
         f"Of the mean squared error over {count(found.num_images or 0, 'image')}. {NO_BOUND} An "
-        "attack far below the estimate is weak here."
+        f"attack far below the estimate is weak here. {_safe(results.privacy)}"
     )
     return [Chart(title, [("", ladder(title, dots, "PSNR of the mean error, dB"))], note)]
+
+
+def _safe(privacy: Privacy) -> str:
+    return guarantee_words(privacy.statement, privacy.rero_1000, privacy.rero_record_1000)
 
 
 def _dot(label: str, results: Results, number: int) -> Dot:

@@ -121,6 +121,27 @@ def estimate_words(
     return ", ".join(f"{name} {number(value, 1, 'dB')}" for name, value in values.items())
 
 
+def guarantee_words(
+    statement: str | None, client: float | None, record: float | None, sampling_rate: float = 1.0
+) -> str:
+    """Return what alone may call an update safe.
+
+    Args:
+        statement: on (epsilon, delta).
+        client: ReRo bound of all of a client's data, one of 1,000 candidates.
+        record: of one record.
+        sampling_rate: probability with which that one is drawn.
+    """
+    drawn = "" if sampling_rate == 1 else f" that is drawn with probability {number(sampling_rate)}"
+    bounds = {"all of a client's data": client, f"one record{drawn}": record}
+    rero = [f"{number(value)} for {what}" for what, value in bounds.items() if value is not None]
+    said = f"Only (epsilon, delta) and ReRo may say safe: {statement or 'nothing is stated'}"
+    if not rero:
+        return f"{said}."
+    most = " and ".join(rero)
+    return f"{said}; the right one of 1,000 is found with a probability of at most {most}."
+
+
 def share(value: Any) -> str:
     """Return a share as a percentage that never rounds to 0 % or 100 % what is not."""
     if not is_number(value):

@@ -311,6 +311,9 @@ def _privacy(results: Results) -> dict[str, str]:
             if bound == "1"
             else f"succeeds for no attack with a probability above {bound}"
         )
+    if privacy.rero_record_1000 is not None:
+        bound = number(privacy.rero_record_1000)
+        facts["The same of one record"] = f"with a probability of at most {bound}"
     if privacy.expected_psnr is not None:
         expected = number(privacy.expected_psnr, 1, "dB")
         facts["Best attack without a prior"] = f"{expected} PSNR expected"

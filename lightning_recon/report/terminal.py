@@ -8,7 +8,7 @@ from rich.table import Table
 
 from lightning_recon.audit.results import Results
 from lightning_recon.report.findings import Finding, findings
-from lightning_recon.report.page import DASH, count, estimate_words, number
+from lightning_recon.report.page import DASH, count, estimate_words, guarantee_words, number
 from lightning_recon.report.run import communication, shown_metrics, verdict
 
 _STYLES = {"alarm": "bold red", "note": "yellow"}
@@ -88,4 +88,7 @@ def _estimated(results: Results) -> str:
     if found.psnr is None:
         return ""
     words = estimate_words(found.psnr_mean_image, found.psnr_attack, found.psnr, "this attack")
-    return f"{words}, by the mean squared error of {count(found.num_images or 0, 'image')}"
+    by = f"{words}, by the mean squared error of {count(found.num_images or 0, 'image')}"
+    privacy = results.privacy
+    safe = guarantee_words(privacy.statement, privacy.rero_1000, privacy.rero_record_1000)
+    return f"{by}. {safe}"

@@ -14,11 +14,15 @@ from rich.progress import track
 
 from lightning_recon.attacks import Attack
 from lightning_recon.audit.local_estimate import Estimator, LocalEstimate, van_trees_mse
+from lightning_recon.audit.privacy_statement import privacy_statement
+from lightning_recon.audit.schema import PrivacyStatement
 from lightning_recon.audit.statistics import bootstrap_interval
 from lightning_recon.data import ClientDataModule
 from lightning_recon.errors import InputError
 from lightning_recon.files import write_json
 from lightning_recon.functional.image_quality import decibels
+from lightning_recon.observation import Grant
+from lightning_recon.report.page import guarantee_words
 from lightning_recon.runs.allowed import check_named
 from lightning_recon.runs.cells import SECTIONS, read_yaml
 from lightning_recon.runs.items import cell_parser
@@ -26,7 +30,7 @@ from lightning_recon.runs.refusals import explain
 
 _NO_BOUND = (
     "No bound: other priors and kinks of the network may give an attacker more, and an attack may "
-    "be weaker.  Nothing here says that an update is safe."
+    "be weaker."
 )
 
 
@@ -38,13 +42,24 @@ class Estimated(NamedTuple):
     """Van Trees', for images of the prior; None: it is not known, see :func:`.van_trees_mse`."""
 
 
-def estimate(config: Path, num_clients: int | None, output: Path | None) -> str:
+def estimate(
+    config: Path,
+    num_clients: int | None,
+    output: Path | None,
+    sampling_rate: float = 1.0,
+    num_rounds: int | None = None,
+) -> str:
     """Estimate the clients of a configuration, and return what is to be printed.
+
+    Beside it stands what holds against every attack: (epsilon, delta) and ReRo.
 
     Args:
         config: the YAML of a run.
         num_clients: the first of its clients, at least 1; null: all.
         output: a JSON file to write; null: none.
+        sampling_rate: probability with which a record takes part in a round, in (0, 1], where the
+            clients run DP-SGD; for its ReRo alone.
+        num_rounds: in how many rounds a client takes part, at least 1; null: in the attack's.
 
     Raises:
         InputError: if something cannot be used.
@@ -53,12 +68,24 @@ def estimate(config: Path, num_clients: int | None, output: Path | None) -> str:
         raise InputError(f"--num-clients must be at least 1, not {num_clients}")
     if output is not None and not output.absolute().parent.is_dir():
         raise InputError(f"there is no folder {output.absolute().parent}; see --output")
+    if not 0 < sampling_rate <= 1:
+        raise InputError(f"--sampling-rate must lie in (0, 1], not {sampling_rate}")
+    if num_rounds is not None and num_rounds < 1:
+        raise InputError(f"--num-rounds must be at least 1, not {num_rounds}")
     attack, data = _made(config)
     available = data.num_clients
     if num_clients is not None and num_clients > available:
         raise InputError(f"{config} has {available} clients, and --num-clients is {num_clients}")
     estimated = estimated_clients(attack, data, num_clients or available)
-    summary = _summary(estimated)
+    privacy = privacy_statement(
+        attack.federation.defenses,
+        client=attack.client,
+        num_samples=data.batch_size,
+        num_rounds=num_rounds or attack.num_rounds,
+        sends_buffers=Grant.BUFFERS in attack.oracles,
+        sampling_rate=sampling_rate,
+    )
+    summary = _summary(estimated, privacy) | {"sampling_rate": sampling_rate}
     if output is not None:
         write_json(output, summary)
     return _words(summary)
@@ -97,7 +124,7 @@ def _made(config: Path) -> tuple[Attack, ClientDataModule]:
     return attack, data
 
 
-def _summary(estimated: Estimated) -> dict[str, Any]:
+def _summary(estimated: Estimated, privacy: PrivacyStatement) -> dict[str, Any]:
     """Return what was found, for programs."""
     clients = estimated.clients
     mse = [float(value) for one in clients for value in one.mse]
@@ -113,6 +140,7 @@ def _summary(estimated: Estimated) -> dict[str, Any]:
         "mse": {"mean": _mean(mse), "interval": interval, "images": mse},
         "mean_image_mse": _mean(prior),
         "van_trees_mse": estimated.bound_mse,
+        "privacy": privacy,
     }
 
 
@@ -131,7 +159,10 @@ def _words(summary: dict[str, Any]) -> str:
     ]
     if bound is not None:
         lines.append(f"van Trees, for such a prior  at most {_decibels(bound)}")
-    return "\n".join([*lines, _NO_BOUND])
+    privacy = summary["privacy"]
+    bounds = privacy["rero_1000"], privacy["rero_record_1000"]
+    safe = guarantee_words(privacy["statement"], *bounds, summary["sampling_rate"])
+    return "\n".join([*lines, _NO_BOUND, safe])
 
 
 def _mean(values: Sequence[float]) -> float:
