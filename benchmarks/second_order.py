@@ -112,7 +112,7 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "annealed": lambda target, client, defenses, adaptive: AnnealedInversion(
         target, client, defenses
     ),
-    "rgap": lambda target, client, defenses, adaptive: RGAP(target, client, defenses),
+    "rgap": lambda target, adaptive, **more: RGAP(target, **more),
     "april": lambda target, client, defenses, adaptive: APRIL(
         target, client, defenses, "embedding"
     ),
