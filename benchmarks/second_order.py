@@ -31,9 +31,17 @@ from benchmarks.second_order_networks import (
     lenet,
     small_stem,
     smooth,
+    trained_resnet20,
     usual_vit,
 )
-from lightning_recon.attacks import RGAP, Attack, GaussNewtonInversion, InvertingGradients
+from lightning_recon.attacks import (
+    APRIL,
+    RGAP,
+    AnnealedInversion,
+    Attack,
+    GaussNewtonInversion,
+    InvertingGradients,
+)
 from lightning_recon.attacks.features.spectrum import Spectrum
 from lightning_recon.audit.local_estimate import MAX_UNKNOWNS, local_estimate
 from lightning_recon.clients import FedSGD
@@ -46,6 +54,7 @@ from lightning_recon.defenses import (
     LaplaceNoise,
     TopK,
 )
+from lightning_recon.errors import InputError
 from lightning_recon.targets import ConvNet, Target, TinyViT
 from lightning_recon.updates import DataSpec, PrivateBatch
 
@@ -94,11 +103,19 @@ ROWS = {
     **{f"convnext-{size}": Row(convnext, size) for size in (1, 4)},
     **{f"resnet18-{size}": Row(small_stem, size) for size in (1, 4)},
     "resnet18-train-1": Row(small_stem, 1, mode="train"),
-    "imagenet-stem-1": Row(imagenet_stem, 1),
+    "resnet18-train-4": Row(small_stem, 4, mode="train"),
+    "imagenet-stem-1": Row(imagenet_stem),
+    "imagenet-stem-train-1": Row(imagenet_stem, mode="train"),
 }
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "second": lambda target, **more: GaussNewtonInversion(target, **more),
-    "rgap": lambda target, client, defenses, adaptive: RGAP(target, client, defenses),
+    "annealed": lambda target, client, defenses, adaptive: AnnealedInversion(
+        target, client, defenses
+    ),
+    "rgap": lambda target, adaptive, **more: RGAP(target, **more),
+    "april": lambda target, client, defenses, adaptive: APRIL(
+        target, client, defenses, "embedding"
+    ),
     "inverting": lambda target, **more: InvertingGradients(target, iterations=4800, **more),
 }
 
@@ -199,13 +216,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cifar", required=True, help="an .npz with x_test, y_test and x_train")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["lenet-1"])
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, "resnet20-1"], default=["lenet-1"])
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=["second"])
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--first", type=int, default=0, help="number of the first client")
     parser.add_argument("--size", type=int, default=32, help="images are made smaller: pixels")
     parser.add_argument("--output", type=Path, default=Path("second_order.jsonl"))
+    parser.add_argument("--resnet20", help="trained weights, for the row resnet20-1")
     options = parser.parse_args()
+    if "resnet20-1" in options.rows and options.resnet20 is None:
+        parser.error("resnet20-1 needs --resnet20, a file of trained weights")
+    trained = Row(lambda size: trained_resnet20(options.resnet20))
     data = of_size(options.cifar, options.size)
     done = recorded(options.output, options.size)
     print("| row | attack | clients | median | mean | worst | > 90 dB | mean image |", end="")
@@ -215,13 +236,18 @@ def main() -> None:
             found = []
             for client in range(options.first, options.first + options.clients):
                 if (name, attack, client) not in done:
-                    one = attacked(attack, ROWS[name], client, data)
+                    try:
+                        one = attacked(attack, ROWS.get(name, trained), client, data)
+                    except InputError as error:
+                        print(f"| {name} | {attack} | refused: {error}", flush=True)
+                        break
                     one |= {"row": name, "attack": attack, "client": client, "size": options.size}
                     with options.output.open("a") as file:
                         file.write(json.dumps(one) + "\n")
                     done[name, attack, client] = one
                 found.append(done[name, attack, client])
-            print(table(name, attack, found), flush=True)
+            if found:
+                print(table(name, attack, found), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The networks from whose gradients second order reads images: rows of benchmarks.second_order."""
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
@@ -60,3 +61,49 @@ def imagenet_stem(size: int) -> Target:
     """Return ResNet-18 as it is used for ImageNet."""
     with seeded(0):
         return ModuleTarget(resnet18(num_classes=10), 10)
+
+
+class _Block(nn.Module):
+    """Two convolutions and a shortcut that has no parameters (option A)."""
+
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__()
+        self.stride = width // before
+        self.added = (width - before) // 2
+        self.conv1 = nn.Conv2d(before, width, 3, self.stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(maps)))))
+        past = maps[:, :, :: self.stride, :: self.stride]
+        return F.relu(inner + F.pad(past, (0, 0, 0, 0, self.added, self.added)))
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for CIFAR-10: He et al., "Deep Residual Learning", CVPR 2016, section 4.2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        before = 16
+        for stage, width in enumerate((16, 32, 64), 1):
+            blocks = [_Block(before if place == 0 else width, width) for place in range(3)]
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+            before = width
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits, B 10, of normalised images."""
+        maps = F.relu(self.bn1(self.conv1(images)))
+        maps = self.layer3(self.layer2(self.layer1(maps)))
+        logits: Tensor = self.linear(maps.mean((2, 3)))
+        return logits
+
+
+def trained_resnet20(weights: str) -> Target:
+    """Return ResNet-20 with weights that were trained on CIFAR-10, in the usual normalisation."""
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    return ModuleTarget(ResNet20, 10, mean, std, weights)
