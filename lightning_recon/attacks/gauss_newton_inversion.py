@@ -47,6 +47,7 @@ from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
+from lightning_recon.functional.damped_least_squares import jacobian
 from lightning_recon.functional.labels.inference import LabelMethod
 from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.randomness import derive_seed
@@ -182,7 +183,7 @@ class GaussNewtonInversion(OptimizationAttack):
         try:
             with _precisely(images.device):
                 equations = Equations(evidence, images.double())
-                torch.func.jvp(equations.residual, (images,), (torch.zeros_like(images),))
+                jacobian(equations.residual, images, torch.zeros_like(images[:1]), 1)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
