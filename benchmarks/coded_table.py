@@ -2,6 +2,7 @@
 
     python -m benchmarks.coded_table --root data/imagenet --masks MASKS --clients 20
     python -m benchmarks.coded_table --codes
+    python -m benchmarks.coded_table --root data/imagenet --orientation
 
 An image that does not come back counts with the public mean image.  A pixel is exact if all three
 of its values are, rounded to 8 bits.  Lines appear as they are done, with a 95 % interval over
@@ -24,7 +25,9 @@ from torch import Tensor
 from benchmarks.records import RESULTS, Records
 from benchmarks.spectral_table import line
 from lightning_recon.attacks import Attack, CodedLDPAttack, SpectralLDPAttack
+from lightning_recon.attacks.coded.hybrid import HybridCode
 from lightning_recon.attacks.coded.polar import PolarCode, binary_capacity
+from lightning_recon.attacks.spectral.code import SpectralCode, water_fill
 from lightning_recon.audit.matching import match
 from lightning_recon.audit.statistics import bootstrap_interval
 from lightning_recon.data import ImageNetDataModule, MaskFolder
@@ -80,6 +83,37 @@ def print_codes() -> None:
             )
 
 
+def print_orientation(data: ImageNetDataModule) -> None:
+    """Print what a Gaussian source of the public images' spectrum allows: no bound on images.
+
+    Coefficients are independent, of the variances that the linear code is made for, scaled to the
+    geometric mean of the public images' energies.
+    """
+    images = data.public_images()
+    size = images[0].numel()
+    line(["sigma", "linear code (dB)", "kbit: one row", "64 rows", "any", "dB at one row's"])
+    line(["---"] * 6)
+    for sigma in SIGMAS:
+        noise, energy = sigma**2, 10.0**2 / BATCH_SIZE
+        code = SpectralCode(images, tuple(images.shape[1:]), noise, energy)
+        norm = (images - code.mean).flatten(1).norm(dim=1).double()
+        power = code.power.flatten().double()
+        power *= norm.log().mean().exp() ** 2 / power.sum()
+        sent = water_fill(power, noise, energy)
+        linear = float((power * noise / (sent + noise)).sum())
+        bits = [n / 2 * math.log2(1 + energy / (n * noise)) for n in (size, 64 * size)]
+        low, high = 1e-15 * float(power.max()), float(power.max())
+        while high > 1.0001 * low:  # reverse water-filling: the level that takes so many bits
+            level = (low * high) ** 0.5
+            needs = float((power / level).clamp_min(1).log2().sum()) / 2
+            low, high = (level, high) if needs > bits[0] else (low, level)
+        least = float(power.clamp_max(high).sum())
+        decibels = [f"{10 * math.log10(size / error):.1f}" for error in (linear, least)]
+        most = energy / (2 * noise * math.log(2))
+        thousands = [f"{number / 1e3:.1f}" for number in (*bits, most)]
+        line([f"{sigma:g}", decibels[0], *thousands, decibels[1]])
+
+
 class Cell:
     """One noise level; the attack is made when the first client is measured.
 
@@ -120,8 +154,8 @@ class Cell:
         images = shown(found, batch.images, self.blank)
         is_exact = (255 * images).round() == (255 * batch.images).round()
         record: Record = {
-            "sent": "bits" if coded.is_digital else "linear code",
-            "bits": coded.digital.polar.num_bits if coded.is_digital else 0,
+            "sent": _sent(coded),
+            "bits": coded.digital.num_bits if coded.is_digital else 0,
             "capacity": coded.capacity,
             "psnr": psnr(images, batch.images).tolist(),
             "exact": is_exact.all(1).flatten(1).double().mean(1).tolist(),
@@ -134,6 +168,12 @@ class Cell:
             other = self.linear.reconstruct(self.linear.federation.play(batch, client)).images
             record["linear"] = psnr(shown(other, batch.images, self.blank), batch.images).tolist()
         return record
+
+
+def _sent(attack: CodedLDPAttack) -> str:
+    if not attack.is_digital:
+        return "linear code"
+    return "bits and linear code" if isinstance(attack.digital, HybridCode) else "bits"
 
 
 def row(kind: str, sigma: float, clients: dict[int, Record]) -> list[str]:
@@ -180,11 +220,19 @@ def main() -> int:
     parser.add_argument("--sigmas", type=float, nargs="+", default=SIGMAS)
     parser.add_argument("--linear", action="store_true", help="run SpectralLDPAttack, too")
     parser.add_argument("--codes", action="store_true", help="print the codes' table and end")
+    parser.add_argument(
+        "--orientation", action="store_true", help="print what a Gaussian source allows, and end"
+    )
     parser.add_argument("--records", type=Path, default=RESULTS / "coded.jsonl")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which it stops")
     arguments = parser.parse_args()
     if arguments.codes:
         print_codes()
+        return 0
+    if arguments.orientation:
+        data = ImageNetDataModule(root=arguments.root, batch_size=BATCH_SIZE, num_public=64)
+        data.setup()
+        print_orientation(data)
         return 0
     until = time.monotonic() + 60 * arguments.minutes
     records = Records(arguments.records)

@@ -4,9 +4,15 @@ import math
 
 import pytest
 import torch
+from attack_helpers import bind_to
 from torch import nn
 
-from lightning_recon.attacks import InvertingGradients, LDPAttack
+from lightning_recon.attacks import (
+    CodedLDPAttack,
+    InvertingGradients,
+    LDPAttack,
+    SpectralLDPAttack,
+)
 from lightning_recon.audit.auditor import Auditor
 from lightning_recon.audit.bits import ROUNDING, bits_told, channel_bits, powers, told_of_run
 from lightning_recon.audit.guesses import add_identification
@@ -279,3 +285,27 @@ def test_failed_noise_only_control(data):
     assert record.controls["noise_only"] == expected
     summary = summarise(failing, [record, record])
     assert summary["null"]["noise_only"]["failed"] == 2
+
+
+@pytest.mark.parametrize("kind", [LDPAttack, SpectralLDPAttack, CodedLDPAttack])
+@pytest.mark.parametrize(
+    "defenses",
+    [
+        [ClipL2(10.0), GaussianNoise(0.01)],
+        [ClipL2(10.0), LaplaceNoise(0.01)],
+        [Laplace(epsilon=2000.0, clip_norm=10.0)],
+        [PrivUnit2(epsilon=1000.0, clip_norm=10.0)],
+        [PrivUnitG(epsilon=1000.0, clip_norm=10.0)],
+    ],
+    ids=lambda chain: type(chain[-1]).__name__,
+)
+def test_noise_alone_tells_less_than_a_hundredth_of_the_capacity(data, kind, defenses):
+    settings = {} if kind is LDPAttack else {"shrinkage_steps": 0}
+    target = ConvNet(num_classes=20, width=8)
+    attack = kind(target, defenses=defenses, num_bins=64, num_samples=4, **settings)
+    bind_to(attack, data)
+    found, noise = attack.attack_client(0), attack.attack_noise(0)
+    record, _ = Auditor(data).audit(attack, 0, found, 0.0, noise=noise)
+    bits = summarise(attack, [record])["bits"]
+    assert 0 <= bits["noise_only"] < 0.01 * bits["capacity"]
+    assert bits["read"] <= bits["capacity"]

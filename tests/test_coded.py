@@ -13,13 +13,16 @@ from lightning_recon.attacks import CodedLDPAttack, SpectralLDPAttack
 from lightning_recon.attacks.coded import wavelet
 from lightning_recon.attacks.coded.code import DigitalCode
 from lightning_recon.attacks.coded.compression import compress, decompress
+from lightning_recon.attacks.coded.hybrid import HybridCode
 from lightning_recon.attacks.coded.polar import PolarCode, binary_capacity, bit_log_errors
 from lightning_recon.attacks.coded.polar_list import decode_list
 from lightning_recon.attacks.coded.public_coder import _STEPS, PublicCoder
 from lightning_recon.audit.matching import match
 from lightning_recon.clients import DPSGD
+from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.defenses import ClipL2, DPSGDNoise, GaussianNoise, SignSGD
 from lightning_recon.errors import InputError
+from lightning_recon.functional.image_quality import psnr
 from lightning_recon.targets import ConvNet
 
 CLIP = 10.0
@@ -51,6 +54,13 @@ def public(sample_data):
 def exact_batch(batch):
     """Images of 8 bits."""
     return batch._replace(images=(255 * batch.images).round() / 255)
+
+
+def mean_psnr(images, truth):
+    """Of all true images; one that is missing counts with grey."""
+    row = match(images, truth).row
+    shown = torch.where((row < 0)[:, None, None, None], 0.5, images[row])
+    return float(psnr(shown, truth).mean())
 
 
 def coder_steps(coded):
@@ -271,6 +281,31 @@ class TestAttack:
         found = attack.reconstruct(attack.federation.play(exact_batch, 0))
         assert num_exact(found.images, exact_batch.images) == 8
 
+    @pytest.mark.parametrize("shrinkage_steps", [0, 20])
+    def test_few_bits_are_a_coarse_picture_and_the_rest_is_linear(self, shrinkage_steps):
+        data = SampleImagesDataModule(batch_size=8, num_clients=1, image_size=64, num_public=24)
+        data.setup()
+        attack = make_attack(data.public_images(), 0.13, shrinkage_steps=shrinkage_steps)
+        assert isinstance(attack.digital, HybridCode)
+        assert attack.is_digital
+        batch = data.client(0)
+        found = attack.reconstruct(attack.federation.play(batch, 0))
+        assert found.notes["bits_an_image"] < 0.7 * found.notes["bits_capacity"]
+        linear = SpectralLDPAttack(
+            ConvNet(num_classes=20, width=8),
+            defenses=[ClipL2(CLIP), GaussianNoise(0.13)],
+            num_samples=8,
+            num_bins=128,
+            shrinkage_steps=shrinkage_steps,
+        )
+        bind(linear, data.public_images(), 8)
+        others = linear.initialize(linear.federation.play(batch, 0))[0]
+        assert mean_psnr(found.images, batch.images) > mean_psnr(others, batch.images) + 0.2
+        nothing = attack.reconstruct(
+            attack.federation.play_noise(torch.zeros(8, dtype=torch.int64), 0)
+        )
+        assert len(nothing.images) == 0
+
     def test_noise_alone_gives_nothing(self, public):
         attack = make_attack(public, 0.01)
         found = attack.reconstruct(
@@ -299,5 +334,5 @@ class TestAttack:
 def test_the_shortest_code_that_holds_all_pixels():
     code = DigitalCode((3, 16, 16), 1e-12, 1.0, 1e-4, 0.0)
     assert code.num_bytes >= 3 * 16 * 16 + 64
-    assert PolarCode(12, 4.0, 1.0, 2**12).num_bits < code.polar.num_bits
+    assert PolarCode(12, 4.0, 1.0, 2**12).num_bits < code.num_bits
     assert code.num_columns == 2**13

@@ -10,7 +10,9 @@ loses nothing for long blocks (Shannon, Bell System Technical Journal 27, 1948, 
 - Rows, sign and search are those of the spectral attack; samples take one row after the other, and
   a row has as many columns as the code has symbols.
 - A checksum tells which images came through; the others are not put out.
-- The code is made for the noise that the server knows; where few bits come through (the server
+- Where few bits come through, they are a coarse picture, and what it leaves is sent by a linear
+  code (:mod:`lightning_recon.attacks.coded.hybrid`).
+- The code is made for the noise that the server knows; where fewer still come through (the server
   sends its public images by both ways and compares), where the target's logits are kept and it is
   so sure of labels that samples' shares differ, or where the client clips every sample (DP-SGD:
   rows cannot be kept apart), it is the spectral attack's linear code that is sent.
@@ -28,6 +30,7 @@ from torch import Tensor
 from lightning_recon.attacks.analytic import AnalyticAttack
 from lightning_recon.attacks.coded.code import DigitalCode, pixels_of
 from lightning_recon.attacks.coded.compression import MAX_AVIF_RATE, num_exact_bytes
+from lightning_recon.attacks.coded.hybrid import HybridCode
 from lightning_recon.attacks.spectral.attack import SpectralLDPAttack
 from lightning_recon.attacks.spectral.payload import RowsPayload, SpectralPayload, half_signs
 from lightning_recon.attacks.spectral.receiver import find_rows, read_signs
@@ -44,6 +47,7 @@ from lightning_recon.targets import Target
 NUM_COMPARED = 12  # public images that both codes are tried on
 SURE_DB = 6.0  # over Wiener's filter, more than local shrinkage gains
 ROOM = 1.5  # bytes over the most that a public image takes without loss
+MAX_HYBRID_RATE = 0.1  # bits a pixel, above which bits alone are as good
 MIN_RATE = 1.0  # bits a pixel, from which bits are sent where there are no public images
 ROWS_A_SAMPLE = 4
 MIN_WEAKEST = 1e-3  # of a row's gradient
@@ -123,6 +127,7 @@ class CodedLDPAttack(AnalyticAttack):
             seed=seed,
         )
         self._linear = (linear,)  # a tuple hides it from Lightning
+        self.digital: DigitalCode | HybridCode
         self.shrinkage_steps = shrinkage_steps
         self.block_error = block_error
         self.margin = margin
@@ -148,10 +153,16 @@ class CodedLDPAttack(AnalyticAttack):
         margin = self.margin + self._weakness(few)
         longest = max((num_exact_bytes(pixels_of(image)) for image in few), default=None)
         wanted = None if longest is None else int(ROOM * longest)
-        self.digital = DigitalCode(
-            shape, linear.noise_std**2, linear.budget.code, self.block_error, margin, wanted
-        )
+        noise, energy = linear.noise_std**2, linear.budget.code
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            digital = DigitalCode(shape, noise, energy, self.block_error, margin, wanted)
+            may_split = len(images) >= MIN_IMAGES and not self.channel.clips_samples
+            has_few = digital.rate <= MAX_HYBRID_RATE
+            if may_split and has_few and HybridCode.fits(noise, energy, margin):
+                seed = derive_seed(self.seed, "difference")
+                self.digital = HybridCode(images, noise, energy, margin, seed)
+            else:
+                self.digital = digital
             self.is_digital = self._chooses_bits(images)
 
     def _weakness(self, images: Tensor) -> float:
@@ -180,15 +191,13 @@ class CodedLDPAttack(AnalyticAttack):
         elif not len(few):
             return digital.rate >= MIN_RATE
         else:
-            if teaches and digital.rate <= MAX_AVIF_RATE:
+            if teaches and isinstance(digital, HybridCode):
+                digital.learn(images, self.shrinkage_steps)
+            elif teaches and isinstance(digital, DigitalCode) and digital.rate <= MAX_AVIF_RATE:
                 seed = derive_seed(self.seed, "compression")
                 shrinkage = LocalShrinkage(linear.code.opponent, seed=seed)
-                digital.learn(shrinkage, images, self.shrinkage_steps)
-            shown = [digital.decompress(data) for data in digital.compress(few)]
-            wanted = sum(
-                0.0 if found is None else _psnr(found.to(image), image)
-                for found, image in zip(shown, few, strict=True)
-            ) / len(few)
+                digital.learn(images, self.shrinkage_steps, shrinkage)
+            wanted = _mean_psnr(digital.rehearsed(few))
             if wanted > self._rehearsed_psnr(few) + SURE_DB:
                 return True
         if teaches:
@@ -197,10 +206,9 @@ class CodedLDPAttack(AnalyticAttack):
 
     def _rehearsed_psnr(self, images: Tensor) -> float:
         decoder = self.linear.decoder
-        found = [
-            _psnr(decoder.decode(channel)[0], image) for image, channel in decoder.rehearse(images)
-        ]
-        return sum(found) / len(found)
+        return _mean_psnr(
+            [(image, decoder.decode(channel)[0]) for image, channel in decoder.rehearse(images)]
+        )
 
     def server_payload(self, model: Target) -> RowsPayload:
         """Return the target with the rows beside it.
@@ -241,7 +249,7 @@ class CodedLDPAttack(AnalyticAttack):
                 score=misfit[torch.tensor(is_right, dtype=torch.bool, device=misfit.device)],
                 notes=notes
                 | {
-                    "bits_an_image": self.digital.polar.num_bits,
+                    "bits_an_image": self.digital.num_bits,
                     "bits_capacity": self.capacity,
                     "rows_garbled": is_right.count(False),
                 },
@@ -255,5 +263,10 @@ class CodedLDPAttack(AnalyticAttack):
         return size / 2 * math.log2(1 + ratio / size)
 
 
-def _psnr(image: Tensor, public: Tensor) -> float:
-    return float(psnr(image[None].float(), public[None].float()))
+def _mean_psnr(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> float:
+    """Return the mean PSNR of public images, C H W, and what comes of them; 0 for nothing."""
+    found = [
+        0.0 if shown is None else float(psnr(shown[None].to(image), image[None]))
+        for image, shown in pairs
+    ]
+    return sum(found) / len(found)

@@ -2,10 +2,10 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_recon.attacks.coded.block import BlockCode
 from lightning_recon.attacks.coded.compression import (
     NUM_FRAME_BYTES,
     OWN,
@@ -16,21 +16,10 @@ from lightning_recon.attacks.coded.compression import (
     is_exact,
     unframed,
 )
-from lightning_recon.attacks.coded.polar import PolarCode
-from lightning_recon.attacks.coded.polar_list import decode_list
 from lightning_recon.attacks.coded.public_coder import Images, PublicCoder
 from lightning_recon.attacks.spectral.code import ChannelCode
 from lightning_recon.priors.shrinkage import LocalShrinkage
 
-MAX_SNR = 4.0  # a symbol: no more is relied upon, whatever the noise is said to be
-ENOUGH_SNR = 0.75  # a symbol, below which a longer code carries little more, and that of codes
-ENOUGH_SNR_SHORT = 0.25  # of fewer symbols than 2 to the
-SHORT_EXPONENT = 16
-MIN_EXPONENT = 8
-MAX_EXPONENT = 21
-LIST_SYMBOLS = 2**22  # of all paths together, with which a block is decoded that was garbled
-MIN_LIST = 16  # paths, of which longer codes cannot have as many: they are decoded once
-GOOD_LIST = 64  # paths, with which a block may be expected to have one error without them
 MIN_OWN_BYTES = 16  # below which a coder of our own has nothing to say
 MAX_OWN_RATE = 0.3  # bits a pixel, above which standard formats are as good and faster
 ROOM = 1.05  # bytes over those of the pixels, that hold any image without loss, and
@@ -40,10 +29,7 @@ FRAME = 64
 class DigitalCode(ChannelCode):
     """Compressed images behind a polar code of one block.
 
-    The code has the fewest symbols that carry all that is wanted; where the energy does not suffice
-    for that, so many that longer codes carry little more.  All images have the same energy, and
-    nothing is sent in the row's number.  Blocks of at most 2^18 symbols whose checksum does not
-    hold are decoded again by lists, for which they hold more bits: about one in 200 is lost.
+    All images have the same energy, and nothing is sent in the row's number.
 
     Args:
         image_shape: C, H, W; C 3 or 1.
@@ -71,43 +57,38 @@ class DigitalCode(ChannelCode):
         channels, height, width = image_shape
         self.pixel_shape = (height, width, channels)
         most = int(ROOM * math.prod(image_shape)) + FRAME
-        enough = 8 * (most if num_bytes is None else min(num_bytes, most))
+        wanted = most if num_bytes is None else min(num_bytes, most)
         relied = energy / noise_variance * 10 ** (-margin / 10)
-        for exponent in range(MIN_EXPONENT, MAX_EXPONENT + 1):
-            snr = min(relied / 2**exponent, MAX_SNR)
-            enough_snr = ENOUGH_SNR_SHORT if exponent < SHORT_EXPONENT else ENOUGH_SNR
-            if 2**exponent < enough and snr > enough_snr and exponent < MAX_EXPONENT:
-                continue
-            longest = LIST_SYMBOLS >> exponent
-            errors = block_error if longest < MIN_LIST else min(1.0, longest / GOOD_LIST)
-            self.polar = PolarCode(exponent, snr, errors, enough)
-            if self.polar.num_bits >= enough or snr <= enough_snr:
-                break
-        self.list_sizes = (longest // 8, longest) if longest >= MIN_LIST else ()
+        self.block = BlockCode(relied, block_error, wanted)
         self.coder: PublicCoder | None = None
         self._shrinkage: tuple[LocalShrinkage, ...] = ()  # a tuple hides it from Lightning
 
     @property
     def num_columns(self) -> int:
         """Symbols of an image."""
-        return self.polar.num_symbols
+        return self.block.num_symbols
+
+    @property
+    def num_bits(self) -> int:
+        """What a block carries."""
+        return self.block.polar.num_bits
 
     @property
     def num_bytes(self) -> int:
         """What an image is compressed to."""
-        return self.polar.num_bits // 8
+        return self.block.num_bytes
 
     @property
     def rate(self) -> float:
         """Bits a pixel."""
-        return self.polar.num_bits / math.prod(self.pixel_shape[:2])
+        return self.num_bits / math.prod(self.pixel_shape[:2])
 
     def compress(self, images: Tensor) -> list[bytes]:
         """Return the bytes that images, B C H W in [0, 1], are sent as."""
         found = [compress(pixels_of(image), self.num_bytes) for image in images]
         if self.coder is None:
             return found
-        own = [framed(OWN, body) for body in self.coder.compress(_last_channel(images))]
+        own = [framed(OWN, body) for body in self.coder.compress(last_channel(images))]
         return [
             min(pair, key=lambda data: self._error(data, image))
             for pair, image in zip(zip(found, own, strict=True), images, strict=True)
@@ -139,16 +120,20 @@ class DigitalCode(ChannelCode):
             image = shrinkage(image.to(shrinkage.opponent)[None])[0].clamp(0, 1).cpu()
         return image
 
-    def learn(self, shrinkage: LocalShrinkage, images: Tensor, steps: int) -> None:
+    def rehearsed(self, images: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Return public images, C H W, beside what is decompressed of them."""
+        return list(zip(images, map(self.decompress, self.compress(images)), strict=True))
+
+    def learn(self, images: Tensor, steps: int, shrinkage: LocalShrinkage) -> None:
         """Learn from public images, N C H W: their statistics, and what compression takes of them.
 
         Args:
-            shrinkage: is trained, and improves what is decompressed from then on.
             images: in [0, 1].
             steps: of its training.
+            shrinkage: is trained, and improves what is decompressed from then on.
         """
         if self.num_bytes - NUM_FRAME_BYTES >= MIN_OWN_BYTES and self.rate <= MAX_OWN_RATE:
-            self.coder = PublicCoder(_last_channel(images), self.num_bytes - NUM_FRAME_BYTES)
+            self.coder = PublicCoder(last_channel(images), self.num_bytes - NUM_FRAME_BYTES)
         found = map(self.decompress, self.compress(images))
         pairs = [
             (shown.to(image), None, image)
@@ -161,10 +146,7 @@ class DigitalCode(ChannelCode):
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the symbols of images, B N, of norm 1 together, and zeros, B."""
-        words = b"".join(self.compress(images))
-        bits = np.unpackbits(np.frombuffer(words, dtype=np.uint8)).reshape(len(images), -1)
-        symbols = self.polar.encode(self._padded(torch.from_numpy(bits).to(images.device)))
-        return symbols.to(images.dtype).div_(self.num_columns**0.5), images.new_zeros(len(images))
+        return self.block.encode(self.compress(images), images), images.new_zeros(len(images))
 
     def decode(
         self, received: Tensor, amplitude: Tensor, noise_variance: float
@@ -180,41 +162,11 @@ class DigitalCode(ChannelCode):
             R images, C H W, and R numbers: the energy a symbol that the code words leave over, in
             units of that of a symbol, 0 for none.
         """
-        size = amplitude[:, None] / self.num_columns**0.5
-        scaled = received / size
-        # without noise any scale will do that does not vanish where many symbols are multiplied
-        precision = size.square() / noise_variance if noise_variance > 0 else size.new_tensor(100.0)
-        certainty = (2 * precision.clamp(max=1e6)).expand_as(size)
-        bits = self.polar.decode(certainty * scaled)
-        images = [self._image(word) for word in bits]
-        for list_size in self.list_sizes if noise_variance > 0 else ():
-            for number in [number for number, image in enumerate(images) if image is None]:
-                ratio = certainty[number] * scaled[number]
-                for word in decode_list(self.polar, ratio[None], list_size)[0]:
-                    images[number] = self._image(word)
-                    if images[number] is not None:
-                        bits[number] = word
-                        break
-        left = torch.stack(
-            [
-                (row - self.polar.encode(word[None])[0]).square().mean()
-                for row, word in zip(scaled, bits, strict=True)
-            ]
-            or [scaled.new_zeros(())]
-        )[: len(scaled)]
+        images, left = self.block.decode(received, amplitude, noise_variance, self.decompress)
         return [None if image is None else image.to(received) for image in images], left
 
-    def _image(self, bits: Tensor) -> Tensor | None:
-        """Return the image that a block's bits hold, or None."""
-        word = np.packbits(bits[: 8 * self.num_bytes].cpu().numpy())
-        return self.decompress(word.tobytes())
 
-    def _padded(self, bits: Tensor) -> Tensor:
-        """Fill bits up to a block: those beyond whole bytes are 0."""
-        return torch.nn.functional.pad(bits, (0, self.polar.num_bits - bits.shape[1]))
-
-
-def _last_channel(images: Tensor) -> Images:
+def last_channel(images: Tensor) -> Images:
     """Return images, B C H W, as B H W C."""
     found: Images = images.permute(0, 2, 3, 1).cpu().double().numpy()
     return found

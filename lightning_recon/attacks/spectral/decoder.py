@@ -28,45 +28,56 @@ class SpectralDecoder:
         self.seed = seed
         self._rounds: tuple[LocalShrinkage, ...] = ()
 
-    def fit(self, images: Tensor, steps: int) -> None:
+    def fit(self, images: Tensor, steps: int, known: Tensor | None = None) -> None:
         """Learn two rounds of local shrinkage from public images behind the same channel.
 
         Args:
             images: N C H W in [0, 1].
             steps: of training, each round.
+            known: N C H W: what is known of them beside the code, which tells the difference.
         """
         for is_second in (False, True):
             seed = derive_seed(self.seed, "shrinkage", int(is_second))
             shrinkage = LocalShrinkage(self.code.opponent, is_second, seed)
-            shrinkage.fit(self._examples(images), len(images), steps)
+            shrinkage.fit(self._examples(images, known), len(images), steps)
             self._rounds = (*self._rounds, shrinkage)
 
-    def rehearse(self, images: Tensor) -> Iterator[tuple[Tensor, Channel]]:
-        """Send public images, N C H W, through the channel, and give what is received of each."""
+    def rehearse(
+        self, images: Tensor, known: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Channel]]:
+        """Send public images, N C H W, through the channel, and give what is received of each.
+
+        Where something is ``known``, N C H W, the difference is sent.
+        """
         amplitude = images.new_full((1,), self.energy**0.5)
-        for number, image in enumerate(images[:, None]):
+        differences = images if known is None else images - known
+        for number, image in enumerate(differences[:, None]):
             generator = make_generator(self.seed, "rehearsal", number, device=images.device)
             sent, log_norm = self.code.encode(image)
             noise = torch.randn(sent.shape, generator=generator, device=sent.device)
             received = amplitude * sent + self.noise_std * noise.to(sent)
-            yield image[0], (received, amplitude, log_norm, self.noise_std**2)
+            yield images[number], (received, amplitude, log_norm, self.noise_std**2)
 
-    def _examples(self, images: Tensor) -> Iterator[Example]:
+    def _examples(self, images: Tensor, known: Tensor | None) -> Iterator[Example]:
         """Give what the next round is to improve."""
-        for image, channel in self.rehearse(images):
-            estimate = self.decode(channel)
+        for number, (image, channel) in enumerate(self.rehearse(images, known)):
+            base = 0 if known is None else known[number]
+            estimate = self.decode(channel, base)
             if self._rounds:
-                yield self.code.correct(estimate, *channel)[0], estimate[0], image
+                yield self._correct(estimate, channel, base)[0], estimate[0], image
             else:
                 yield estimate[0], None, image
 
-    def decode(self, channel: Channel) -> Tensor:
-        """Return the images, B C H W in [0, 1]."""
-        estimate = self.code.decode(*channel).clamp(0, 1)
+    def decode(self, channel: Channel, known: Tensor | float = 0) -> Tensor:
+        """Return the images, B C H W in [0, 1], of which ``known``, B C H W, is known already."""
+        estimate = (known + self.code.decode(*channel)).clamp(0, 1)
         for number, shrinkage in enumerate(self._rounds):
             if number == 0:
                 better = shrinkage(estimate)
             else:
-                better = shrinkage(self.code.correct(estimate, *channel), estimate)
+                better = shrinkage(self._correct(estimate, channel, known), estimate)
             estimate = better.clamp(0, 1)
         return estimate
+
+    def _correct(self, images: Tensor, channel: Channel, known: Tensor | float) -> Tensor:
+        return known + self.code.correct(images - known, *channel)
