@@ -29,12 +29,12 @@ class Observed(NamedTuple):
 
 
 class Mismatch(NamedTuple):
-    """The parts of the objective, and the gradient of their sum, 3 h w."""
+    """What an image adds to the objective."""
 
-    rows: Tensor
-    moments: Tensor
-    variation: Tensor
+    parts: Tensor
+    """3: of the row, the moments and the total variation."""
     gradient: Tensor
+    """3 h w: of their sum."""
 
 
 def mismatch(image: Tensor, observed: Observed, tv_weight: float) -> Mismatch:
@@ -67,16 +67,16 @@ def mismatch(image: Tensor, observed: Observed, tv_weight: float) -> Mismatch:
     gradient[..., 1:] += right
     gradient[..., :-1] -= right
     variations = tv_weight * variation.square().sum()
-    return Mismatch(squares, moments.square().sum() / size, variations, gradient)
+    parts = torch.stack([squares, moments.square().sum() / size, variations])
+    return Mismatch(parts, gradient)
 
 
-def parts_of(found: Sequence[Mismatch], like: Tensor) -> dict[str, Tensor]:
+def parts_of(found: Sequence[Tensor], like: Tensor) -> dict[str, Tensor]:
     """Return the parts of the objective by name, each of one number an image.
 
     Args:
-        found: an image each, or none.
+        found: 3 numbers an image, as in :class:`Mismatch`.
         like: any tensor of the wanted type.
     """
-    numbers = [torch.stack(one[:3]) for one in found]
-    table = torch.stack(numbers) if numbers else like.new_zeros(0, 3)
+    table = torch.stack(list(found)) if found else like.new_zeros(0, 3)
     return dict(zip(("rows", "moments", "total_variation"), table.unbind(1), strict=True))
