@@ -51,21 +51,22 @@ def mismatch(image: Tensor, observed: Observed, tv_weight: float) -> Mismatch:
     moments = difference[:6] / observed.statistics_std[:6].clamp_min(MIN_STD)
     level = observed.statistics[6:].clamp_min(0) + observed.statistics_std[6:]
     variation = difference[6:] / level
-    residual = (image - observed.row) / observed.row_std
-    squares = residual.square().mean()
+    gradient = image - observed.row
+    squares = torch.linalg.vector_norm(gradient).square() / (size * observed.row_std.square())
 
     slope = 2 * moments / observed.statistics_std[:6].clamp_min(MIN_STD) / size
-    gradient = residual.mul_(2 / size / observed.row_std)
+    gradient *= 2 / size / observed.row_std.square()
     # a channel has a third of the numbers
-    gradient += found.centred.mul_((slope[3:] * 6 / size)[:, None, None])
+    gradient.addcmul_(found.centred, (slope[3:] * 6 / size)[:, None, None])
     gradient += (slope[:3] * 3 / size)[:, None, None]
     edge = (2 * tv_weight * variation / level)[:, None, None]
-    down = found.down.sign_().mul_(edge * 3 / found.down.numel())
-    right = found.right.sign_().mul_(edge * 3 / found.right.numel())
-    gradient[:, 1:] += down
-    gradient[:, :-1] -= down
-    gradient[..., 1:] += right
-    gradient[..., :-1] -= right
+    for signs, later, earlier in (
+        (found.down.sign_(), gradient[:, 1:], gradient[:, :-1]),
+        (found.right.sign_(), gradient[..., 1:], gradient[..., :-1]),
+    ):
+        weight = edge * 3 / signs.numel()
+        later.addcmul_(signs, weight)
+        earlier.addcmul_(signs, -weight)
     variations = tv_weight * variation.square().sum()
     parts = torch.stack([squares, moments.square().sum() / size, variations])
     return Mismatch(parts, gradient)
