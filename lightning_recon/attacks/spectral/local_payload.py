@@ -51,7 +51,7 @@ Places = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 MAX_SHIFT = 1e-5  # of a logit, by one row of class B that is closed
 OPEN_SHIFT = 0.1  # the same of a row that stays open, for it never comes near
 SHARPNESS = 1e6  # how steeply rows that a sample is not meant for are closed, in units of d
-NORM_REACH = 2.5  # standard deviations of the logarithm of the norm that its number tells
+NORM_REACH = 4.0  # standard deviations of the logarithm of the norm that its number tells
 NORM_SHARE = 0.01  # of a sample's energy that the number takes at the most
 NEAREST = 100.0  # how sharply the nearest of the known images is told, in units of their reach
 LEAST_LEVELS = 3  # rows of a block in each table
@@ -253,12 +253,13 @@ class LocalPayload(RowsPayload):
             noise_std: of the noise on ``received``.
         """
         size = amplitude * self.norm_size / self.scale
-        norm = (received[:, 1] / size).nan_to_num().clamp(-1, 1)
-        told = self.code.log_norm_mean + self.norm_reach * norm
+        norm = (received[:, 1] / size).nan_to_num()
+        told = self.code.log_norm_mean + self.norm_reach * norm.clamp(-1, 1)
         variance = (self.norm_reach * noise_std / size).square()
+        variance = variance.where(norm.abs() < 1, torch.inf)  # a number at its end tells no more
         low, high = self._edges(row)
         inside = torch.minimum(torch.maximum(told, low), high)
-        share = (variance / (variance + (high - low).square() / 12)).nan_to_num(1.0)
+        share = (1 / (1 + (high - low).square() / 12 / variance)).nan_to_num(0.0)  # of the middle
         log_norm: Tensor = inside + share * (self.row_log_norm(row) - inside)
         return log_norm
 
