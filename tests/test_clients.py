@@ -1,10 +1,12 @@
 import copy
+import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lightning_recon.attacks import InvertingGradients
 from lightning_recon.clients import (
@@ -17,7 +19,7 @@ from lightning_recon.clients import (
     InstaHide,
     MixUp,
 )
-from lightning_recon.clients.base import LocalLoss, functional
+from lightning_recon.clients.base import LocalLoss, functional, plain
 from lightning_recon.defenses import ClipL2, GaussianNoise, apply_chain
 from lightning_recon.errors import InputError
 from lightning_recon.targets import ConvNet, LeNet
@@ -287,6 +289,25 @@ def test_fedavg_is_the_change_of_the_weights_by_torch_sgd(
         torch.testing.assert_close(update[name], after.detach() - before.detach())
         assert not update[name].requires_grad
     assert client.num_steps(6) == 4
+
+
+def test_fedavg_holds_no_gradient_of_an_earlier_step() -> None:
+    payload, batch = _net(), _batch()
+    held: list[weakref.ref[Tensor]] = []
+
+    def gradient(loss: LocalLoss, parameters: Update, images: Tensor, labels: Tensor) -> Update:
+        assert [one() for one in held] == [None] * len(held)
+        found = plain(loss, parameters, images, labels)
+        held[:] = [weakref.ref(one) for one in found.values()]
+        return found
+
+    def loss(parameters: Update, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(payload, parameters, (images,)), labels)
+
+    parameters = {name: tensor.detach() for name, tensor in payload.named_parameters()}
+    client = FedAvg(0.1, 3, momentum=0.9, weight_decay=0.01)
+    client.local_update(loss, parameters, batch.images, batch.labels, gradient=gradient)
+    assert len(held) == 4
 
 
 def test_fedavg_adamw_is_the_change_of_the_weights_by_torch_adamw() -> None:

@@ -357,9 +357,9 @@ def test_the_gradient_is_that_of_the_mismatch():
         0.7 * (difference[6:] / (observed.statistics[6:] + 0.02)).square().sum(),
     ]
     (expected,) = torch.autograd.grad(sum(parts), [leaf])
-    *found, gradient = mismatch(image, observed, tv_weight=0.7)
-    torch.testing.assert_close(torch.stack(found), torch.stack(parts).detach())
-    torch.testing.assert_close(gradient, expected)
+    found = mismatch(image, observed, tv_weight=0.7)
+    torch.testing.assert_close(found.parts, torch.stack(parts).detach())
+    torch.testing.assert_close(found.gradient, expected)
 
 
 def test_no_client_holds_all_rows(public, batch):

@@ -149,6 +149,31 @@ def test_a_sample_without_its_other_copy_is_kept():
     assert 2 not in unmix(rows[1:], is_first[1:], 1e-6, 1e-6).first.tolist()
 
 
+def test_a_rare_norm_is_told_by_its_number_and_a_usual_one_by_its_row(public):
+    payload = make_attack(public, client=SHUFFLED).federation.payload
+    amplitude, spread = torch.tensor(3.0), payload.code.log_norm_std
+    place = torch.cat([torch.linspace(-1, 1, 9), torch.tensor([-3.9, -3.3, 3.6])])
+    norm = payload.code.log_norm_mean + spread * place
+    row = torch.bucketize(norm, payload.thresholds)
+    size = amplitude * payload.norm_size / payload.scale
+    received = torch.zeros(len(norm), 2)
+    received[:, 1] = place * spread / payload.norm_reach * size
+
+    def error(shift, row=row):
+        """Of the norm, in standard deviations of all norms; so is the number's own error."""
+        noise = size * shift * spread / payload.norm_reach
+        told = payload.log_norm_of(received + noise, amplitude, row, float(noise))
+        return (told - norm) / spread
+
+    by_row = (payload.row_log_norm(row) - norm) / spread
+    assert error(1e-4).abs().max() < 1e-3
+    torch.testing.assert_close(error(0.08, row + payload.num_first), torch.full((12,), 0.08))
+    assert error(0.08)[:9].abs().max() < 0.04
+    assert by_row[9:].abs().min() > 0.12
+    assert error(0.08)[9:].abs().max() < 0.1
+    torch.testing.assert_close(error(1e4)[:11], by_row[:11])
+
+
 class Unknown(Client):
     """Sends something after steps that nobody knows."""
 
@@ -160,6 +185,8 @@ class Unknown(Client):
     ("settings", "message"),
     [
         ({"client": FedAvg(1e6, 2)}, "learning_rate of 1e.06 the rows or the target explode"),
+        ({"client": FedAvg(1e-31, 2)}, "learning_rate of 1e-31 the rows or the target explode"),
+        ({"client": FedAvgAdamW(1e6)}, "learning_rate of 1e.06 the rows or the target explode"),
         ({"payload_class": "C"}, "payload_class must be A or B, not 'C'"),
         ({"logit_scale": 2.0}, "logit_scale must lie between 0 and 1, not 2"),
         ({"client": FedAvg(10.0, 2, weight_decay=0.1)}, "lower one until their product is below 1"),

@@ -103,11 +103,25 @@ def test_blocks_of_rows_tell_the_images_apart(public, batch):
 
 def test_reach_lies_between_own_and_others():
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(10, 3, 8, 8, generator=generator)
+    images = torch.rand(10, 192, generator=generator)
     noise = 0.05 * torch.randn(images.shape, generator=generator)
-    own = noise.square().sum((1, 2, 3))
-    others = torch.cdist(images.flatten(1), images.flatten(1)).square().fill_diagonal_(torch.inf)
+    own = noise.square().sum(1)
+    others = torch.cdist(images, images).square().fill_diagonal_(torch.inf)
     assert own.max() < reach_of(images, images + noise) < others.min()
+
+
+def test_what_is_not_known_yet_does_not_make_images_alike(public, batch):
+    # one round tells the coarse half of a picture; a flat one is near it in all of the pixels
+    attack = make_attack(public, std=STD, num_rounds=2, num_bins=1024)
+    with attack.computing():
+        payload = attack.federation.play(batch, 0).payload
+        images = payload.known.images[1:]
+        fine = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+        code = payload.code
+        spectrum = code.transform(fine).flatten(1)
+        spectrum[:, payload.known.marks] = 0
+        fine = code.inverse(spectrum.view_as(fine))
+        assert payload.nearest(images + fine).argmax(1).tolist() == [*range(1, 9)]
 
 
 def test_bad_input_is_one_line(public, sample_data):

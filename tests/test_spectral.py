@@ -361,6 +361,8 @@ class TestAttack:
             ({"false_positive_rate": 1.0}, "false_positive_rate"),
             ({"clip_norm": 0.0}, "clip_norm"),
             ({"noise_std": -1.0}, "noise_std"),
+            ({"gain": float("nan")}, "gain"),
+            ({"clip_norm": float("inf")}, "clip_norm"),
         ],
     )
     def test_bad_arguments(self, public, arguments, message):

@@ -46,7 +46,7 @@ What differs, and why:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -379,26 +379,24 @@ class LDPAttack(OptimizationAttack):
         variation has a weight of its own: it stands for the prior that images are smooth, with the
         amount taken from the statistic.
         """
-        return parts_of(self._mismatches(dummy, evidence), dummy)
+        return parts_of([one.parts for one in self._mismatches(dummy, evidence)], dummy)
 
     def differentiate(
         self, dummy: Tensor, evidence: LDPEvidence
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the parts of the objective and its gradient."""
-        found = self._mismatches(dummy, evidence)
         gradient = torch.zeros_like(dummy)
-        for place, one in enumerate(found):
-            gradient[place] = one.gradient
+        found = []
+        for place, one in enumerate(self._mismatches(dummy, evidence)):
+            gradient[place] = one.gradient  # its memory is free for the next image's
+            found.append(one.parts)
         return parts_of(found, dummy), gradient
 
-    def _mismatches(self, dummy: Tensor, evidence: LDPEvidence) -> list[Mismatch]:
-        """Return the mismatch of each image of which the evidence tells."""
+    def _mismatches(self, dummy: Tensor, evidence: LDPEvidence) -> Iterator[Mismatch]:
+        """Give the mismatch of each image of which the evidence tells."""
         rows = zip(evidence.rows, evidence.row_std.flatten(), evidence.statistics, strict=True)
-        with torch.no_grad():
-            return [
-                mismatch(image, Observed(*observed, evidence.statistics_std), self.tv_weight)
-                for image, observed in zip(dummy, rows, strict=False)  # more may be held
-            ]
+        for image, observed in zip(dummy.detach(), rows, strict=False):  # more may be held
+            yield mismatch(image, Observed(*observed, evidence.statistics_std), self.tv_weight)
 
     def finish(self, dummy: Tensor, evidence: LDPEvidence) -> Reconstruction:
         """Return the images with their objective as the score."""

@@ -29,12 +29,12 @@ class Observed(NamedTuple):
 
 
 class Mismatch(NamedTuple):
-    """The parts of the objective, and the gradient of their sum, 3 h w."""
+    """What an image adds to the objective."""
 
-    rows: Tensor
-    moments: Tensor
-    variation: Tensor
+    parts: Tensor
+    """3: of the row, the moments and the total variation."""
     gradient: Tensor
+    """3 h w: of their sum."""
 
 
 def mismatch(image: Tensor, observed: Observed, tv_weight: float) -> Mismatch:
@@ -51,32 +51,33 @@ def mismatch(image: Tensor, observed: Observed, tv_weight: float) -> Mismatch:
     moments = difference[:6] / observed.statistics_std[:6].clamp_min(MIN_STD)
     level = observed.statistics[6:].clamp_min(0) + observed.statistics_std[6:]
     variation = difference[6:] / level
-    residual = (image - observed.row) / observed.row_std
-    squares = residual.square().mean()
+    gradient = image - observed.row
+    squares = torch.linalg.vector_norm(gradient).square() / (size * observed.row_std.square())
 
     slope = 2 * moments / observed.statistics_std[:6].clamp_min(MIN_STD) / size
-    gradient = residual.mul_(2 / size / observed.row_std)
+    gradient *= 2 / size / observed.row_std.square()
     # a channel has a third of the numbers
-    gradient += found.centred.mul_((slope[3:] * 6 / size)[:, None, None])
+    gradient.addcmul_(found.centred, (slope[3:] * 6 / size)[:, None, None])
     gradient += (slope[:3] * 3 / size)[:, None, None]
     edge = (2 * tv_weight * variation / level)[:, None, None]
-    down = found.down.sign_().mul_(edge * 3 / found.down.numel())
-    right = found.right.sign_().mul_(edge * 3 / found.right.numel())
-    gradient[:, 1:] += down
-    gradient[:, :-1] -= down
-    gradient[..., 1:] += right
-    gradient[..., :-1] -= right
+    for signs, later, earlier in (
+        (found.down.sign_(), gradient[:, 1:], gradient[:, :-1]),
+        (found.right.sign_(), gradient[..., 1:], gradient[..., :-1]),
+    ):
+        weight = edge * 3 / signs.numel()
+        later.addcmul_(signs, weight)
+        earlier.addcmul_(signs, -weight)
     variations = tv_weight * variation.square().sum()
-    return Mismatch(squares, moments.square().sum() / size, variations, gradient)
+    parts = torch.stack([squares, moments.square().sum() / size, variations])
+    return Mismatch(parts, gradient)
 
 
-def parts_of(found: Sequence[Mismatch], like: Tensor) -> dict[str, Tensor]:
+def parts_of(found: Sequence[Tensor], like: Tensor) -> dict[str, Tensor]:
     """Return the parts of the objective by name, each of one number an image.
 
     Args:
-        found: an image each, or none.
+        found: 3 numbers an image, as in :class:`Mismatch`.
         like: any tensor of the wanted type.
     """
-    numbers = [torch.stack(one[:3]) for one in found]
-    table = torch.stack(numbers) if numbers else like.new_zeros(0, 3)
+    table = torch.stack(list(found)) if found else like.new_zeros(0, 3)
     return dict(zip(("rows", "moments", "total_variation"), table.unbind(1), strict=True))

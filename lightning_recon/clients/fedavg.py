@@ -143,8 +143,9 @@ class FedAvg(Client):
         sparse: Update = {}  # the only step on what has sparse gradients
         for order in orders:
             for chosen in torch.split(order.to(images.device), size):
-                step = gradient(loss, weights, images[chosen], labels[chosen])
-                for name, change in step.items():
+                step = dict(gradient(loss, weights, images[chosen], labels[chosen]))
+                while step:  # nothing of it is held while the next one is computed
+                    name, change = step.popitem()
                     if change.is_sparse:
                         if not self.sends_gradient:
                             raise InputError(
@@ -157,6 +158,7 @@ class FedAvg(Client):
                     held = state.setdefault(name, {})
                     is_held = reuses and weights[name] is not parameters[name]
                     weights[name] = self.step(weights[name], change, held, in_place=is_held)
+                    del change
         return {
             name: sparse[name] if name in sparse else weights[name] - parameters[name]
             for name in parameters

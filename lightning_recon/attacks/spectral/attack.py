@@ -43,7 +43,7 @@ from lightning_recon.attacks.base import check_counts
 from lightning_recon.attacks.optimization import OptimizationAttack
 from lightning_recon.attacks.spectral.code import SpectralCode
 from lightning_recon.attacks.spectral.decoder import SpectralDecoder
-from lightning_recon.attacks.spectral.feedback import Feedback, tell
+from lightning_recon.attacks.spectral.feedback import Feedback, marks_of, tell
 from lightning_recon.attacks.spectral.local_payload import Known, LocalPayload, PayloadClass
 from lightning_recon.attacks.spectral.local_steps import plan_steps
 from lightning_recon.attacks.spectral.payload import Budget, RowsPayload, SpectralPayload
@@ -337,7 +337,8 @@ class SpectralLDPAttack(OptimizationAttack):
             most = observation.num_samples or self.spec.max_batch_size
             return tell(payload, payload.known, evidence, most)
         images = self.decoder.decode(evidence.channel)
-        return Known(torch.cat([self.code.mean[None], images]), math.inf), evidence
+        images = torch.cat([self.code.mean[None], images])
+        return Known(images, marks_of(self.code), math.inf), evidence
 
     # --- refinement ----------------------------------------------------------------------------
 

@@ -8,9 +8,11 @@ there the receiver's estimate comes back to the sender, here the receiver sends 
 each round is that of :class:`SpectralCode` for the spectrum of the differences, which the server
 learns by playing all rounds with public images.
 
-A sample that is near none of the estimates, such as one of another batch, is sent to rows of its
-own (:class:`~lightning_recon.attacks.spectral.local_payload.Known`): it changes no estimate, and
-the server sees that it is another one.
+Whose estimate is the nearest is told by the few coefficients that were sent with the most energy:
+of the others so much is unknown that it drowns the difference between images.  A sample that is
+near none, such as one of another batch, is sent to rows of its own
+(:class:`~lightning_recon.attacks.spectral.local_payload.Known`): it changes no estimate, and the
+server sees that it is another one.
 """
 
 from typing import NamedTuple
@@ -23,6 +25,8 @@ from lightning_recon.attacks.spectral.decoder import SpectralDecoder
 from lightning_recon.attacks.spectral.local_payload import Known, LocalPayload
 from lightning_recon.attacks.spectral.receiver import Received
 from lightning_recon.randomness import derive_seed
+
+NUM_MARKS = 256  # coefficients by which images are told apart
 
 
 class Round(NamedTuple):
@@ -70,7 +74,14 @@ class Feedback:
         shape = first.code.image_shape
         left = public - self._estimates
         code = SpectralCode(left, shape, first.noise_std**2, first.energy)
-        self._rounds.append(Round(code, reach_of(public, self._estimates)))
+        marks = marks_of(first.code)
+        both = (code.transform(one).flatten(1)[:, marks] for one in (public, self._estimates))
+        self._rounds.append(Round(code, reach_of(*both)))
+
+
+def marks_of(code: SpectralCode) -> Tensor:
+    """Return the coefficients that are sent with the most energy, by which images are told."""
+    return code.order[:NUM_MARKS]
 
 
 def reach_of(images: Tensor, estimates: Tensor) -> float:
@@ -80,10 +91,10 @@ def reach_of(images: Tensor, estimates: Tensor) -> float:
     normal in the logarithm, and the two kinds of error are made equally rare.
 
     Args:
-        images: N C H W, N at least 2.
+        images: N K numbers of images, N at least 2.
         estimates: of the same images.
     """
-    distance = torch.cdist(images.flatten(1).double(), estimates.flatten(1).double()).square()
+    distance = torch.cdist(images.double(), estimates.double()).square()
     own = distance.diagonal().clamp_min(1e-12).log()
     others = distance.fill_diagonal_(torch.inf).amin(1).clamp_min(1e-12).log()
     spread = (own.std() + others.std()).clamp_min(1e-12)
@@ -129,9 +140,8 @@ def tell(
 
     difference = code.decode(*received.channel)
     images = (base + aligned(difference)).clamp(0, 1)
-    found = Known(
+    found = known._replace(
         images=torch.cat([known.images[:1], images]),
-        reach=known.reach,
         rows_known=known.rows_known + len(block) - len(new),
         rows_new=known.rows_new + len(new),
     )

@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_recon.attacks.spectral.code import ChannelCode
+from lightning_recon.attacks.spectral.code import ChannelCode, SpectralCode
 from lightning_recon.attacks.spectral.local_steps import LocalSteps
 from lightning_recon.attacks.spectral.payload import NUM_HEAD_COLUMNS, Budget, RowsPayload
 from lightning_recon.errors import InputError
@@ -51,7 +51,7 @@ Places = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 MAX_SHIFT = 1e-5  # of a logit, by one row of class B that is closed
 OPEN_SHIFT = 0.1  # the same of a row that stays open, for it never comes near
 SHARPNESS = 1e6  # how steeply rows that a sample is not meant for are closed, in units of d
-NORM_REACH = 2.5  # standard deviations of the logarithm of the norm that its number tells
+NORM_REACH = 4.0  # standard deviations of the logarithm of the norm that its number tells
 NORM_SHARE = 0.01  # of a sample's energy that the number takes at the most
 NEAREST = 100.0  # how sharply the nearest of the known images is told, in units of their reach
 LEAST_LEVELS = 3  # rows of a block in each table
@@ -62,8 +62,10 @@ class Known(NamedTuple):
 
     images: Tensor
     """1 + R C H W: the first one is for samples that are none of the R others."""
+    marks: Tensor
+    """K: which coefficients of an image tell it from others."""
     reach: float
-    """Squared distance, over all pixels, up to which a sample is taken for one of those."""
+    """Squared distance in those up to which a sample is taken for one of the images."""
     rows_known: int = 0
     """Rows of samples that were one of those, in the rounds so far, and"""
     rows_new: int = 0
@@ -85,6 +87,7 @@ class LocalPayload(RowsPayload):
 
     signs: Tensor
     bases: Tensor
+    marks: Tensor
     norm_edges: Tensor
     code_edges: Tensor
     gains: Tensor
@@ -143,6 +146,7 @@ class LocalPayload(RowsPayload):
         self.register_buffer("edges", torch.special.ndtri(quantile).to(like))
         if known is not None:
             self.register_buffer("bases", known.images.to(like))
+            self.register_buffer("marks", self._marks(self.bases[1:]))
             self.norm_blocks = _Blocks.of(self.thresholds, num_blocks)
             self.code_blocks = _Blocks.of(self.edges, num_blocks)
             self.register_buffer("norm_edges", self.norm_blocks.edges(self.thresholds))
@@ -181,10 +185,16 @@ class LocalPayload(RowsPayload):
         The first one is what is in nobody's reach.
         """
         assert self.known is not None
-        flat, others = images.flatten(1), self.bases[1:].flatten(1)
-        squares = flat.square().sum(1, keepdim=True) + others.square().sum(1)
-        distance = F.pad((squares - 2 * flat @ others.T) / self.known.reach, (1, 0), value=1.0)
+        marks, others = self._marks(images), self.marks
+        squares = marks.square().sum(1, keepdim=True) + others.square().sum(1)
+        distance = F.pad((squares - 2 * marks @ others.T) / self.known.reach, (1, 0), value=1.0)
         return (-NEAREST * distance).softmax(1)
+
+    def _marks(self, images: Tensor) -> Tensor:
+        """Return the coefficients of B C H W images that tell them apart, B K."""
+        assert self.known is not None
+        assert isinstance(self.code, SpectralCode)
+        return self.code.transform(images).flatten(1)[:, self.known.marks]
 
     def block_of(self, row: Tensor) -> Tensor:
         """Return which known image rows of the two tables are for."""
@@ -228,16 +238,38 @@ class LocalPayload(RowsPayload):
         sent = torch.cat([torch.stack(side, dim=1), self.scale * code], dim=1)
         return sent / math.sqrt(self.copies)
 
-    def norm_of(self, received: Tensor, amplitude: Tensor) -> Tensor:
-        """Return the logarithm of the norm that the second number tells.
+    def log_norm_of(
+        self, received: Tensor, amplitude: Tensor, row: Tensor, noise_std: float
+    ) -> Tensor:
+        """Return the logarithm of the norm of what rows hold, R.
+
+        The second number tells it, and a row of the first table within which edges it lies: far
+        from each other where norms are rare.
 
         Args:
             received: R (2 + N).
             amplitude: R, what the code, of norm 1, was multiplied by on its way.
+            row: R, where it was received.
+            noise_std: of the noise on ``received``.
         """
-        norm = received[:, 1] / amplitude * self.scale / self.norm_size
-        log_norm: Tensor = self.norm_reach * norm.nan_to_num().clamp(-1, 1)
-        return self.code.log_norm_mean + log_norm
+        size = amplitude * self.norm_size / self.scale
+        norm = (received[:, 1] / size).nan_to_num()
+        told = self.code.log_norm_mean + self.norm_reach * norm.clamp(-1, 1)
+        variance = (self.norm_reach * noise_std / size).square()
+        variance = variance.where(norm.abs() < 1, torch.inf)  # a number at its end tells no more
+        low, high = self._edges(row)
+        inside = torch.minimum(torch.maximum(told, low), high)
+        share = (1 / (1 + (high - low).square() / 12 / variance)).nan_to_num(0.0)  # of the middle
+        log_norm: Tensor = inside + share * (self.row_log_norm(row) - inside)
+        return log_norm
+
+    def _edges(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Return between which logarithms of the norm each row's samples lie, R each."""
+        edges = F.pad(self.thresholds, (1, 1), value=torch.inf)
+        level = row % self.num_levels
+        is_first = row < self.num_first
+        low = edges[level].where(is_first & (level > 0), -torch.inf)
+        return low, edges[level + 1].where(is_first, torch.inf)
 
     def _spread(self, numbers: Tensor) -> Tensor:
         spread = numbers.new_zeros(len(numbers), self.num_spread)

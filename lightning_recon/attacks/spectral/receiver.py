@@ -114,10 +114,10 @@ def find_rows(
         most = norm.where(is_single, 0).argsort(descending=True)[: observation.num_samples]
         is_single &= is_single.new_zeros(len(is_single)).index_fill(0, most, True)
     amplitude = expected * (payload.scale / payload.sign_size) * received[:, 0].sign()
-    log_norm = payload.row_log_norm(row)
     if isinstance(payload, LocalPayload):
-        told = payload.norm_of(received, amplitude)
-        log_norm = log_norm.where(row < payload.num_first, told)
+        log_norm = payload.log_norm_of(received, amplitude, row, noise_std)
+    else:
+        log_norm = payload.row_log_norm(row)
     return Received(
         received=received[is_single, payload.num_side :],
         amplitude=amplitude[is_single],
