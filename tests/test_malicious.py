@@ -83,7 +83,7 @@ class TestLoki:
         sent = [seen.payload.for_client(place) for place in range(3)]
         images = pictures(2)
         for place, version in enumerate(sent):
-            maps = version.kernels(images).view(2, 3, 4, SIZE, SIZE)
+            maps = version.kernels(images).view(2, 3, 5, SIZE, SIZE)
             torch.testing.assert_close(maps[:, place, :3], images)
             assert not maps[:, [other for other in range(3) if other != place]].any()
             assert [name for name, _ in version.named_parameters()] == list(seen.update)
