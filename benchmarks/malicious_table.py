@@ -155,6 +155,13 @@ def loki(data: Images) -> Iterator[Case]:
         for clients, rounds in ((2, 50), (10, 10), (100, 1)):
             name, rows = f"{protocol}, {clients} clients", 4 * SHARE
             yield Case(f"Loki, {rows} rows; {name}", rounds, line(Loki, client, clients))
+            for scaling, gain in () if protocol == "one step" else ((1.0, 1.0), (10.0, 0.01)):
+                make = partial(Loki, apart=False, scaling=scaling, gain=gain)
+                yield Case(
+                    f"Loki as published, scaling {scaling:.0f}; {name}",
+                    rounds,
+                    line(make, client, clients),
+                )
             for wide in (rows, rows * clients):
                 make = partial(RobbingTheFed, num_bins=wide, bins="empirical", **best)
                 yield Case(
