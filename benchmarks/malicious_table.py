@@ -28,6 +28,7 @@ from lightning_recon.attacks import (
     ModelInconsistency,
     RobbingTheFed,
     ScaleMIA,
+    Seer,
 )
 from lightning_recon.attacks.base import Attack
 from lightning_recon.attacks.features.linear_stack import run_features
@@ -44,6 +45,8 @@ from lightning_recon.updates import DataSpec, PrivateBatch, Update
 SHAPE = (3, 32, 32)
 SHARE = 8  # images of a client
 NUM_PUBLIC = 1000
+SEER_PUBLIC = 4000
+SEER_FOUND = 0.1  # as FOUND, beside the distance from the mean public vector
 NUM_NULLS = 2  # rounds of each line that are played with noise as well, where that is dear
 FOUND = 1e-2  # relative error of a latent vector that counts as found
 Record = dict[str, float]
@@ -245,6 +248,94 @@ def scale_mia(data: Images) -> Iterator[Case]:
         yield Case(f"ScaleMIA, {clients} clients of {SHARE}", rounds, line(clients, SHARE))
 
 
+def seer(data: Images, public: Tensor) -> Iterator[Case]:
+    """Return the lines of SEER, and of Robbing the Fed's one bin on the same images."""
+    learned: dict[tuple[int, int], Seer] = {}
+
+    def trained(clients: int, share: int) -> Seer:
+        if (clients, share) not in learned:
+            target = ROGLeNet(10, 32, num_features=512, bias=True)
+            attack = Seer(target, Aggregate(FedSGD(), clients))
+            learned[clients, share] = bound(attack, clients * share, public)
+        return learned[clients, share]
+
+    def line(clients: int, share: int) -> Callable[[int], Record]:
+        def measure(seed: int) -> Record:
+            batch, other = data.drawn(seed, clients * share)
+            attack = trained(clients, share)
+            brightness = batch.images.mean((1, 2, 3))
+            one = batch.images[brightness.argmax()][None]
+            stranger = other[other.mean((1, 2, 3)).argmax()][None]
+            seen = attack.federation.play(batch, seed)
+            started = time.perf_counter()
+            found = attack.reconstruct(seen).images
+            seconds = time.perf_counter() - started
+            with torch.no_grad():
+                true, usual = (
+                    run_features(attack.target, attack.stack, some)
+                    for some in (one, public[:NUM_PUBLIC])
+                )
+            error = (attack.read_latent(seen) - true).norm() / (true - usual.mean(0)).norm()
+            mean = public.mean(0)[None]
+            noise = attack.reconstruct(noisy(seen, seed)).images
+            return {
+                "images": 1,
+                "alone": int((brightness > attack.threshold).sum() == 1),
+                "exact": int(len(found) > 0 and error < SEER_FOUND),
+                "psnr": float(matched(found, one, mean)),
+                "best": float(psnr(attack.decode(true), one)),
+                "mean": float(psnr(mean, one)),
+                "noise": float(matched(noise, one, mean)),
+                "other": float(matched(found, stranger, mean)),
+                "dsnr": largest_share(seen.payload, batch) if seed < NUM_NULLS else 0.0,
+                "seconds": seconds,
+            }
+
+        return measure
+
+    def bin_of_one(clients: int, share: int) -> Callable[[int], Record]:
+        def measure(seed: int) -> Record:
+            size = clients * share
+            batch, other = data.drawn(seed, size)
+            target = ROGLeNet(10, 32, num_features=512, bias=True)
+            attack: Attack = RobbingTheFed(
+                target, Aggregate(FedSGD(), clients), bins="empirical", one_shot=True
+            )
+            attack = bound(attack, size, public)
+            record = exact_record(attack, batch, other, seed)
+            dsnr = largest_share(attack.federation.payload, batch) if seed < NUM_NULLS else 0.0
+            return record | {"images": 1, "dsnr": dsnr}
+
+        return measure
+
+    for clients, share in ((1, 8), (1, 32), (2, 8), (10, 8)):
+        name = f"{clients} client{'s' * (clients > 1)} of {share}"
+        yield Case(f"Seer, {name}", 50, line(clients, share))
+        yield Case(f"RobbingTheFed, one bin, {name}", 50, bin_of_one(clients, share))
+
+
+def largest_share(payload: torch.nn.Module, batch: PrivateBatch) -> float:
+    """Return SEER's disaggregation signal-to-noise ratio, by which a client may tell an attack.
+
+    The largest, over weights, of the largest norm of a sample's gradient over the sum of all
+    others' norms (the paper's public code).
+    """
+    weights = [part for part in payload.parameters() if part.ndim > 1]
+    norms = []
+    for image, label in zip(batch.images, batch.labels, strict=True):
+        with torch.enable_grad():
+            for part in weights:
+                part.requires_grad_()
+            loss = torch.nn.functional.cross_entropy(payload(image[None]), label[None])
+            parts = torch.autograd.grad(loss, weights)
+        norms.append(torch.stack([part.norm() for part in parts]))
+    for part in weights:
+        part.requires_grad_(False)
+    of_all = torch.stack(norms)
+    most = of_all.amax(0)
+    return float((most / (of_all.sum(0) - most).clamp_min(1e-6 * most.clamp_min(1e-30))).max())
+
+
 def matched(found: Tensor, images: Tensor, mean: Tensor) -> Tensor:
     """Return the PSNR of every image, the mean image standing for what was not found."""
     if not len(found):
@@ -354,6 +445,11 @@ def report(case: Case, found: list[Record]) -> None:
     if "share" in total:
         shares = torch.tensor([one["share"] for one in found])
         middle = f"{middle} (median share {float(shares.median()):.3f})"
+    if "alone" in total:
+        hits = sum(one["exact"] for one in found if one["alone"])
+        middle = f"{middle} ({hits:.0f} of {total['alone']:.0f} rounds with one)"
+    if "dsnr" in total:
+        middle = f"{middle}, D-SNR {max(one['dsnr'] for one in found):.2g}"
     seconds = f"{total['seconds'] / len(found):.1f}"
     cells = (mean("noise"), mean("other"), mean("psnr"), mean("best"), mean("mean"), seconds)
     line((case.name, str(len(found)), f"{number:.0f}", middle, *cells))
@@ -363,7 +459,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", required=True, help=".npz file of CIFAR-10")
-    parts = ("loki", "inconsistency", "scale_mia", "fishing")
+    parts = ("loki", "inconsistency", "scale_mia", "seer", "fishing")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--only", default="", help="lines whose name holds this")
     parser.add_argument("--rounds", type=int, help="of a line, at the most")
@@ -372,14 +468,16 @@ def main() -> None:
     arguments = parser.parse_args()
     root = Path(arguments.root)
     images, labels = read_npz(root, "test")
-    public = torch.from_numpy(read_npz(root, "train")[0][-NUM_PUBLIC:]).permute(0, 3, 1, 2)
+    train = torch.from_numpy(read_npz(root, "train")[0][-SEER_PUBLIC:]).permute(0, 3, 1, 2)
+    public = train.float() / 255
     data = Images(
-        torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), public.float() / 255
+        torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), public[-NUM_PUBLIC:]
     )
     tables = {
         "loki": loki(data),
         "inconsistency": inconsistency(data),
         "scale_mia": scale_mia(data),
+        "seer": seer(data, public),
         "fishing": fishing(data, arguments.iterations),
     }
     done: dict[str, Record] = {}
