@@ -71,8 +71,12 @@ class Images(NamedTuple):
         order = torch.randperm(len(self.images), generator=make_generator(seed, "malicious table"))
         return self.at(order[:size]), self.images[order[size:]][:size].float() / 255
 
-    def fished(self, seed: int, size: int, *, one_class: bool) -> tuple[PrivateBatch, int]:
+    def fished(
+        self, seed: int, size: int, *, one_class: bool
+    ) -> tuple[PrivateBatch, int, PrivateBatch]:
         """Return a batch whose first image alone is of a class, or that is of one, and the class.
+
+        The third is one more image of the class, which the batch does not hold.
 
         The class goes round with the seed.
         """
@@ -80,9 +84,8 @@ class Images(NamedTuple):
         order = torch.randperm(len(self.images), generator=make_generator(seed, "fished"))
         is_of = self.labels[order] == wanted
         own, others = order[is_of], order[~is_of]
-        return self.at(
-            own[:size] if one_class else torch.cat([own[:1], others[: size - 1]])
-        ), wanted
+        held = own[:size] if one_class else torch.cat([own[:1], others[: size - 1]])
+        return self.at(held), wanted, self.at(own[-1:])
 
 
 class Case(NamedTuple):
@@ -248,6 +251,15 @@ def scale_mia(data: Images) -> Iterator[Case]:
         yield Case(f"ScaleMIA, {clients} clients of {SHARE}", rounds, line(clients, SHARE))
 
 
+def alike(attack: Fishing, one: Observation, other: Observation) -> float:
+    """Return the cosine between two updates below the last layer."""
+    parts = [
+        torch.cat([part.flatten() for name, part in seen.update.items() if name not in attack.last])
+        for seen in (one, other)
+    ]
+    return float(torch.nn.functional.cosine_similarity(*parts, dim=0))
+
+
 def seer(data: Images, public: Tensor) -> Iterator[Case]:
     """Return the lines of SEER, and of Robbing the Fed's one bin on the same images."""
     learned: dict[tuple[int, int], Seer] = {}
@@ -349,7 +361,7 @@ def fishing(data: Images, iterations: int) -> Iterator[Case]:
 
     def line(fish: Any, size: int, *, inverts: bool) -> Callable[[int], Record]:
         def measure(seed: int) -> Record:
-            batch, wanted = data.fished(seed, size, one_class=fish == "feature")
+            batch, wanted, other = data.fished(seed, size, one_class=fish == "feature")
             attack = Fishing(
                 LeNet(10, seed=seed), fish=fish, target_class=wanted, iterations=iterations
             )
@@ -366,22 +378,33 @@ def fishing(data: Images, iterations: int) -> Iterator[Case]:
                 "share": float(weight.max() / weight.sum()),
                 "exact": int(weight.max() / weight.sum() > 0.9),
             }
-            if inverts:
-                one = batch.images[weight.argmax()][None]
-                record |= {
-                    "psnr": float(psnr(attack.reconstruct(seen).images, one)),
-                    "mean": float(psnr(data.public.mean(0)[None], one)),
+            place = int(weight.argmax())
+            if not inverts:
+                single = PrivateBatch(*(part[place : place + 1] for part in batch))
+                alone, stranger = (attack.federation.play(held, seed) for held in (single, other))
+                return record | {
+                    "alike": alike(attack, seen, alone),
+                    "noise": alike(attack, noisy(seen, seed), alone),
+                    "other": alike(attack, seen, stranger),
+                    "seconds": time.perf_counter() - started,
                 }
-                if seed < NUM_NULLS:
-                    noise = attack.reconstruct(noisy(seen, seed)).images
-                    record["noise"] = float(psnr(noise, one))
+            one = batch.images[place][None]
+            found = attack.reconstruct(seen).images
+            record |= {
+                "psnr": float(psnr(found, one)),
+                "other": float(psnr(found, other.images)),
+                "mean": float(psnr(data.public.mean(0)[None], one)),
+            }
+            if seed < NUM_NULLS:
+                noise = attack.reconstruct(noisy(seen, seed)).images
+                record["noise"] = float(psnr(noise, one))
             return record | {"seconds": time.perf_counter() - started}
 
         return measure
 
     def honest(size: int) -> Callable[[int], Record]:
         def measure(seed: int) -> Record:
-            batch, _ = data.fished(seed, size, one_class=False)
+            batch, _, _ = data.fished(seed, size, one_class=False)
             attack = InvertingGradients(LeNet(10, seed=seed), iterations=iterations)
             bound(attack, size, data.public)
             started = time.perf_counter()
@@ -403,8 +426,9 @@ def fishing(data: Images, iterations: int) -> Iterator[Case]:
         yield Case(f"class, {size} images", 50, line("class", size, inverts=False))
         yield Case(f"feature, {size} images of one class", 50, line("feature", size, inverts=False))
     steps = f"{iterations} iterations"
-    yield Case(f"class, of 64, {steps}", 10, line("class", 64, inverts=True))
-    yield Case(f"InvertingGradients, of 16, {steps}", 3, honest(16))
+    for size in (16, 64):
+        yield Case(f"class, of {size}, {steps}", 50, line("class", size, inverts=True))
+    yield Case(f"InvertingGradients, of 16, {steps}", 10, honest(16))
 
 
 HEADS = (
@@ -437,7 +461,7 @@ def report(case: Case, found: list[Record]) -> None:
     def mean(key: str) -> str:
         if key not in total:
             return ""
-        if key in COUNTED and "psnr" not in total:
+        if key in COUNTED and not total.keys() & {"psnr", "share"}:
             return f"{total[key]:.0f}"
         return f"{total[key] / sum(one['images'] for one in found if key in one):.2f}"
 
@@ -445,6 +469,9 @@ def report(case: Case, found: list[Record]) -> None:
     if "share" in total:
         shares = torch.tensor([one["share"] for one in found])
         middle = f"{middle} (median share {float(shares.median()):.3f})"
+    if "alike" in total:
+        cosines = torch.tensor([one["alike"] for one in found])
+        middle = f"{middle}, median cosine {float(cosines.median()):.3f}"
     if "alone" in total:
         hits = sum(one["exact"] for one in found if one["alone"])
         middle = f"{middle} ({hits:.0f} of {total['alone']:.0f} rounds with one)"
