@@ -97,7 +97,7 @@ class Seer(AnalyticAttack):
         client: Client | None = None,
         defenses: Sequence[Defense] = (),
         num_samples: int | None = None,
-        steps: int = 1500,
+        steps: int = 1000,
         learning_rate: float = 5e-4,
         kernel_size: int = 5,
         decoder_steps: int = 960,
