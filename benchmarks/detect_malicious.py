@@ -82,7 +82,7 @@ ATTACKS: dict[str, Callable[..., attacks.Attack]] = {
         host, num_bins=rows, gain=1e4 * gain, shrinkage_steps=0, **PROTECTED
     ),
     "Loki": lambda host, rows, gain: attacks.Loki(
-        host, num_bins=rows // 4, gain=gain, scaling=max(gain, 0.1), **TOGETHER
+        host, num_bins=rows // 4, gain=gain, scaling=max(gain, 0.1), apart=False, **TOGETHER
     ),
 }
 BATCHES = 4, 8, 16, 32, 64

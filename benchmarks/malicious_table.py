@@ -28,6 +28,7 @@ from lightning_recon.attacks import (
     ModelInconsistency,
     RobbingTheFed,
     ScaleMIA,
+    Seer,
 )
 from lightning_recon.attacks.base import Attack
 from lightning_recon.attacks.features.linear_stack import run_features
@@ -44,6 +45,8 @@ from lightning_recon.updates import DataSpec, PrivateBatch, Update
 SHAPE = (3, 32, 32)
 SHARE = 8  # images of a client
 NUM_PUBLIC = 1000
+SEER_PUBLIC = 4000
+SEER_FOUND = 0.1  # as FOUND, beside the distance from the mean public vector
 NUM_NULLS = 2  # rounds of each line that are played with noise as well, where that is dear
 FOUND = 1e-2  # relative error of a latent vector that counts as found
 Record = dict[str, float]
@@ -68,8 +71,12 @@ class Images(NamedTuple):
         order = torch.randperm(len(self.images), generator=make_generator(seed, "malicious table"))
         return self.at(order[:size]), self.images[order[size:]][:size].float() / 255
 
-    def fished(self, seed: int, size: int, *, one_class: bool) -> tuple[PrivateBatch, int]:
+    def fished(
+        self, seed: int, size: int, *, one_class: bool
+    ) -> tuple[PrivateBatch, int, PrivateBatch]:
         """Return a batch whose first image alone is of a class, or that is of one, and the class.
+
+        The third is one more image of the class, which the batch does not hold.
 
         The class goes round with the seed.
         """
@@ -77,9 +84,8 @@ class Images(NamedTuple):
         order = torch.randperm(len(self.images), generator=make_generator(seed, "fished"))
         is_of = self.labels[order] == wanted
         own, others = order[is_of], order[~is_of]
-        return self.at(
-            own[:size] if one_class else torch.cat([own[:1], others[: size - 1]])
-        ), wanted
+        held = own[:size] if one_class else torch.cat([own[:1], others[: size - 1]])
+        return self.at(held), wanted, self.at(own[-1:])
 
 
 class Case(NamedTuple):
@@ -155,6 +161,13 @@ def loki(data: Images) -> Iterator[Case]:
         for clients, rounds in ((2, 50), (10, 10), (100, 1)):
             name, rows = f"{protocol}, {clients} clients", 4 * SHARE
             yield Case(f"Loki, {rows} rows; {name}", rounds, line(Loki, client, clients))
+            for scaling, gain in () if protocol == "one step" else ((1.0, 1.0), (10.0, 0.01)):
+                make = partial(Loki, apart=False, scaling=scaling, gain=gain)
+                yield Case(
+                    f"Loki as published, scaling {scaling:.0f}; {name}",
+                    rounds,
+                    line(make, client, clients),
+                )
             for wide in (rows, rows * clients):
                 make = partial(RobbingTheFed, num_bins=wide, bins="empirical", **best)
                 yield Case(
@@ -238,6 +251,103 @@ def scale_mia(data: Images) -> Iterator[Case]:
         yield Case(f"ScaleMIA, {clients} clients of {SHARE}", rounds, line(clients, SHARE))
 
 
+def alike(attack: Fishing, one: Observation, other: Observation) -> float:
+    """Return the cosine between two updates below the last layer."""
+    parts = [
+        torch.cat([part.flatten() for name, part in seen.update.items() if name not in attack.last])
+        for seen in (one, other)
+    ]
+    return float(torch.nn.functional.cosine_similarity(*parts, dim=0))
+
+
+def seer(data: Images, public: Tensor) -> Iterator[Case]:
+    """Return the lines of SEER, and of Robbing the Fed's one bin on the same images."""
+    learned: dict[tuple[int, int], Seer] = {}
+
+    def trained(clients: int, share: int) -> Seer:
+        if (clients, share) not in learned:
+            target = ROGLeNet(10, 32, num_features=512, bias=True)
+            attack = Seer(target, Aggregate(FedSGD(), clients))
+            learned[clients, share] = bound(attack, clients * share, public)
+        return learned[clients, share]
+
+    def line(clients: int, share: int) -> Callable[[int], Record]:
+        def measure(seed: int) -> Record:
+            batch, other = data.drawn(seed, clients * share)
+            attack = trained(clients, share)
+            brightness = batch.images.mean((1, 2, 3))
+            one = batch.images[brightness.argmax()][None]
+            stranger = other[other.mean((1, 2, 3)).argmax()][None]
+            seen = attack.federation.play(batch, seed)
+            started = time.perf_counter()
+            found = attack.reconstruct(seen).images
+            seconds = time.perf_counter() - started
+            with torch.no_grad():
+                true, usual = (
+                    run_features(attack.target, attack.stack, some)
+                    for some in (one, public[:NUM_PUBLIC])
+                )
+            error = (attack.read_latent(seen) - true).norm() / (true - usual.mean(0)).norm()
+            mean = public.mean(0)[None]
+            noise = attack.reconstruct(noisy(seen, seed)).images
+            return {
+                "images": 1,
+                "alone": int((brightness > attack.threshold).sum() == 1),
+                "exact": int(len(found) > 0 and error < SEER_FOUND),
+                "psnr": float(matched(found, one, mean)),
+                "best": float(psnr(attack.decode(true), one)),
+                "mean": float(psnr(mean, one)),
+                "noise": float(matched(noise, one, mean)),
+                "other": float(matched(found, stranger, mean)),
+                "dsnr": largest_share(seen.payload, batch) if seed < NUM_NULLS else 0.0,
+                "seconds": seconds,
+            }
+
+        return measure
+
+    def bin_of_one(clients: int, share: int) -> Callable[[int], Record]:
+        def measure(seed: int) -> Record:
+            size = clients * share
+            batch, other = data.drawn(seed, size)
+            target = ROGLeNet(10, 32, num_features=512, bias=True)
+            attack: Attack = RobbingTheFed(
+                target, Aggregate(FedSGD(), clients), bins="empirical", one_shot=True
+            )
+            attack = bound(attack, size, public)
+            record = exact_record(attack, batch, other, seed)
+            dsnr = largest_share(attack.federation.payload, batch) if seed < NUM_NULLS else 0.0
+            return record | {"images": 1, "dsnr": dsnr}
+
+        return measure
+
+    for clients, share in ((1, 8), (1, 32), (2, 8), (10, 8)):
+        name = f"{clients} client{'s' * (clients > 1)} of {share}"
+        yield Case(f"Seer, {name}", 50, line(clients, share))
+        yield Case(f"RobbingTheFed, one bin, {name}", 50, bin_of_one(clients, share))
+
+
+def largest_share(payload: torch.nn.Module, batch: PrivateBatch) -> float:
+    """Return SEER's disaggregation signal-to-noise ratio, by which a client may tell an attack.
+
+    The largest, over weights, of the largest norm of a sample's gradient over the sum of all
+    others' norms (the paper's public code).
+    """
+    weights = [part for part in payload.parameters() if part.ndim > 1]
+    norms = []
+    for image, label in zip(batch.images, batch.labels, strict=True):
+        with torch.enable_grad():
+            for part in weights:
+                part.requires_grad_()
+            loss = torch.nn.functional.cross_entropy(payload(image[None]), label[None])
+            parts = torch.autograd.grad(loss, weights)
+        norms.append(torch.stack([part.norm() for part in parts]))
+    for part in weights:
+        part.requires_grad_(False)
+    of_all = torch.stack(norms)
+    most = of_all.amax(0)
+    return float((most / (of_all.sum(0) - most).clamp_min(1e-6 * most.clamp_min(1e-30))).max())
+
+
 def matched(found: Tensor, images: Tensor, mean: Tensor) -> Tensor:
     """Return the PSNR of every image, the mean image standing for what was not found."""
     if not len(found):
@@ -251,7 +361,7 @@ def fishing(data: Images, iterations: int) -> Iterator[Case]:
 
     def line(fish: Any, size: int, *, inverts: bool) -> Callable[[int], Record]:
         def measure(seed: int) -> Record:
-            batch, wanted = data.fished(seed, size, one_class=fish == "feature")
+            batch, wanted, other = data.fished(seed, size, one_class=fish == "feature")
             attack = Fishing(
                 LeNet(10, seed=seed), fish=fish, target_class=wanted, iterations=iterations
             )
@@ -268,22 +378,33 @@ def fishing(data: Images, iterations: int) -> Iterator[Case]:
                 "share": float(weight.max() / weight.sum()),
                 "exact": int(weight.max() / weight.sum() > 0.9),
             }
-            if inverts:
-                one = batch.images[weight.argmax()][None]
-                record |= {
-                    "psnr": float(psnr(attack.reconstruct(seen).images, one)),
-                    "mean": float(psnr(data.public.mean(0)[None], one)),
+            place = int(weight.argmax())
+            if not inverts:
+                single = PrivateBatch(*(part[place : place + 1] for part in batch))
+                alone, stranger = (attack.federation.play(held, seed) for held in (single, other))
+                return record | {
+                    "alike": alike(attack, seen, alone),
+                    "noise": alike(attack, noisy(seen, seed), alone),
+                    "other": alike(attack, seen, stranger),
+                    "seconds": time.perf_counter() - started,
                 }
-                if seed < NUM_NULLS:
-                    noise = attack.reconstruct(noisy(seen, seed)).images
-                    record["noise"] = float(psnr(noise, one))
+            one = batch.images[place][None]
+            found = attack.reconstruct(seen).images
+            record |= {
+                "psnr": float(psnr(found, one)),
+                "other": float(psnr(found, other.images)),
+                "mean": float(psnr(data.public.mean(0)[None], one)),
+            }
+            if seed < NUM_NULLS:
+                noise = attack.reconstruct(noisy(seen, seed)).images
+                record["noise"] = float(psnr(noise, one))
             return record | {"seconds": time.perf_counter() - started}
 
         return measure
 
     def honest(size: int) -> Callable[[int], Record]:
         def measure(seed: int) -> Record:
-            batch, _ = data.fished(seed, size, one_class=False)
+            batch, _, _ = data.fished(seed, size, one_class=False)
             attack = InvertingGradients(LeNet(10, seed=seed), iterations=iterations)
             bound(attack, size, data.public)
             started = time.perf_counter()
@@ -305,8 +426,9 @@ def fishing(data: Images, iterations: int) -> Iterator[Case]:
         yield Case(f"class, {size} images", 50, line("class", size, inverts=False))
         yield Case(f"feature, {size} images of one class", 50, line("feature", size, inverts=False))
     steps = f"{iterations} iterations"
-    yield Case(f"class, of 64, {steps}", 10, line("class", 64, inverts=True))
-    yield Case(f"InvertingGradients, of 16, {steps}", 3, honest(16))
+    for size in (16, 64):
+        yield Case(f"class, of {size}, {steps}", 50, line("class", size, inverts=True))
+    yield Case(f"InvertingGradients, of 16, {steps}", 10, honest(16))
 
 
 HEADS = (
@@ -339,7 +461,7 @@ def report(case: Case, found: list[Record]) -> None:
     def mean(key: str) -> str:
         if key not in total:
             return ""
-        if key in COUNTED and "psnr" not in total:
+        if key in COUNTED and not total.keys() & {"psnr", "share"}:
             return f"{total[key]:.0f}"
         return f"{total[key] / sum(one['images'] for one in found if key in one):.2f}"
 
@@ -347,6 +469,14 @@ def report(case: Case, found: list[Record]) -> None:
     if "share" in total:
         shares = torch.tensor([one["share"] for one in found])
         middle = f"{middle} (median share {float(shares.median()):.3f})"
+    if "alike" in total:
+        cosines = torch.tensor([one["alike"] for one in found])
+        middle = f"{middle}, median cosine {float(cosines.median()):.3f}"
+    if "alone" in total:
+        hits = sum(one["exact"] for one in found if one["alone"])
+        middle = f"{middle} ({hits:.0f} of {total['alone']:.0f} rounds with one)"
+    if "dsnr" in total:
+        middle = f"{middle}, D-SNR {max(one['dsnr'] for one in found):.2g}"
     seconds = f"{total['seconds'] / len(found):.1f}"
     cells = (mean("noise"), mean("other"), mean("psnr"), mean("best"), mean("mean"), seconds)
     line((case.name, str(len(found)), f"{number:.0f}", middle, *cells))
@@ -356,7 +486,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", required=True, help=".npz file of CIFAR-10")
-    parts = ("loki", "inconsistency", "scale_mia", "fishing")
+    parts = ("loki", "inconsistency", "scale_mia", "seer", "fishing")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--only", default="", help="lines whose name holds this")
     parser.add_argument("--rounds", type=int, help="of a line, at the most")
@@ -365,14 +495,16 @@ def main() -> None:
     arguments = parser.parse_args()
     root = Path(arguments.root)
     images, labels = read_npz(root, "test")
-    public = torch.from_numpy(read_npz(root, "train")[0][-NUM_PUBLIC:]).permute(0, 3, 1, 2)
+    train = torch.from_numpy(read_npz(root, "train")[0][-SEER_PUBLIC:]).permute(0, 3, 1, 2)
+    public = train.float() / 255
     data = Images(
-        torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), public.float() / 255
+        torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), public[-NUM_PUBLIC:]
     )
     tables = {
         "loki": loki(data),
         "inconsistency": inconsistency(data),
         "scale_mia": scale_mia(data),
+        "seer": seer(data, public),
         "fishing": fishing(data, arguments.iterations),
     }
     done: dict[str, Record] = {}

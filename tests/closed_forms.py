@@ -165,7 +165,9 @@ def loki(name):
     slopes = torch.autograd.grad(loss, images)[0].sum((1, 2, 3)).numpy()
     inside = (above > 0) & (above < width)
     passed = inside * slopes[:, None] * attack.gain / len(width)
-    seen = np.concatenate([flat_images, np.full((len(flat_images), SIZE * SIZE), 0.05)], 1)
+    constant = np.full((len(flat_images), SIZE * SIZE), 0.05)
+    grey = batch.images.mean(1).flatten(1).numpy()
+    seen = np.concatenate([flat_images, constant, grey], 1)
     expected = passed.T @ (attack.scaling * seen), passed.sum(0)
     assert_gradient(observation.update, expected, ("rows.weight", "rows.bias"))
     alone = inside[:, inside.sum(0) == 1].any(1)
@@ -203,6 +205,34 @@ def scale_mia(name):
     assert left.min(1).max() < 1e-6
     assert not score.any()
     torch.testing.assert_close(attack.reconstruct(observation).images, attack.decode(found))
+
+
+def seer(name):
+    """A direction of the rows keeps a sum of features, each times what the head makes of it."""
+    attack, batch = bound(ATTACKS[name]())
+    observation = attack.play(0)
+    payload, rows = observation.payload, attack._secret[0].rows.double().numpy()
+    with torch.no_grad():
+        maps = payload.pool(F.relu(payload.conv1((batch.images - 0.5) / 0.5)))
+        seen = payload.pool(F.relu(payload.conv2(maps))).flatten(1).numpy()
+    layers = [(layer.weight, layer.bias) for layer in (payload.fc1, payload.fc2, payload.fc3)]
+    (first, offset), (second, second_bias), (last, end) = [
+        [part.detach().numpy() for part in layer] for layer in layers
+    ]
+    slopes = np.zeros((len(seen), len(rows)))
+    for place, (latent, label) in enumerate(zip(seen, batch.labels.tolist(), strict=True)):
+        below = first @ latent + offset
+        hidden = second @ np.maximum(below, 0) + second_bias
+        back = softmax_error(last @ np.maximum(hidden, 0) + end, label) @ last * (hidden > 0)
+        slopes[place] = back @ second * (below > 0) / len(seen)
+    assert_gradient(
+        observation.update, (slopes.T @ seen, slopes.sum(0)), ("fc1.weight", "fc1.bias")
+    )
+    left = slopes @ rows
+    found = attack.read_latent(observation).double()
+    torch.testing.assert_close(
+        found, torch.from_numpy(left @ seen / left.sum())[None], rtol=1e-5, atol=1e-6
+    )
 
 
 def windows(image, kernel, stride, padding):

@@ -11,8 +11,10 @@ from lightning_recon.attacks import (
     ModelInconsistency,
     RobbingTheFed,
     ScaleMIA,
+    Seer,
 )
 from lightning_recon.attacks.features.linear_stack import run_features
+from lightning_recon.attacks.seer import shifted_bright, slopes
 from lightning_recon.audit.scores import exact_pairs
 from lightning_recon.clients import Aggregate, FedAvg, FedSGD
 from lightning_recon.errors import InputError
@@ -83,7 +85,7 @@ class TestLoki:
         sent = [seen.payload.for_client(place) for place in range(3)]
         images = pictures(2)
         for place, version in enumerate(sent):
-            maps = version.kernels(images).view(2, 3, 4, SIZE, SIZE)
+            maps = version.kernels(images).view(2, 3, 5, SIZE, SIZE)
             torch.testing.assert_close(maps[:, place, :3], images)
             assert not maps[:, [other for other in range(3) if other != place]].any()
             assert [name for name, _ in version.named_parameters()] == list(seen.update)
@@ -174,6 +176,91 @@ class TestScaleMIA:
             ScaleMIA(rog_lenet(), kernel_size=4)
         with pytest.raises(InputError, match="num_public"):
             ScaleMIA(rog_lenet()).bind(DataSpec(SHAPE, CLASSES, 4), pictures(3))
+
+
+def seer(client=None, **settings):
+    """Trained for rounds of eight, on a small network."""
+    settings = {"num_samples": 8, "steps": 400, "learning_rate": 5e-3, **settings}
+    return Seer(rog_lenet(num_features=64), client, kernel_size=1, decoder_steps=0, **settings)
+
+
+def rounds_of_one_bright(threshold, number):
+    """Batches of eight, one of whose images is brighter than a threshold by some margin."""
+    light = pictures(400, 5)
+    brightness = light.mean((1, 2, 3))
+    bright = light[brightness > threshold + 0.02][:number]
+    dark = light[brightness < threshold - 0.02]
+    for place, one in enumerate(bright):
+        images = torch.cat([dark[7 * place : 7 * place + 7], one[None]])
+        yield PrivateBatch(images, torch.arange(8), torch.ones(8), torch.arange(8))
+
+
+class TestSeer:
+    @pytest.mark.parametrize("clients", [1, 4])
+    def test_the_bright_sample_of_a_sum_comes_back(self, clients):
+        attack = seer(Aggregate(FedSGD(), clients))
+        attack.bind(DataSpec(SHAPE, CLASSES, 8), pictures(400, 1))
+        hits = 0
+        for batch in rounds_of_one_bright(attack.threshold, 10):
+            seen = attack.federation.play(batch, 0)
+            with torch.no_grad():
+                true = run_features(attack.target, attack.stack, batch.images)
+            apart = (attack.read_latent(seen) - true).norm(dim=1)
+            hits += int(apart.argmin()) == 7 and bool(apart[7] < 0.3 * apart[:7].min())
+        assert hits >= 6  # of 10; by chance 1 / 8 is nearest
+
+    def test_a_direction_of_an_untrained_head_mixes_them(self):
+        attack = seer(steps=1)
+        attack.bind(DataSpec(SHAPE, CLASSES, 8), pictures(400, 1))
+        hits = 0
+        for batch in rounds_of_one_bright(attack.threshold, 10):
+            with torch.no_grad():
+                true = run_features(attack.target, attack.stack, batch.images)
+            apart = (attack.read_latent(attack.federation.play(batch, 0)) - true).norm(dim=1)
+            hits += int(apart.argmin()) == 7 and bool(apart[7] < 0.3 * apart[:7].min())
+        assert hits <= 1
+
+    def test_nothing_sent_is_nothing_found_and_noise_is_no_image(self):
+        attack = seer(steps=50)
+        seen, _ = attacked(attack, batch_of(8))
+        noise = attack.federation.play_noise(torch.zeros(8, dtype=torch.int64), 0)
+        assert len(attack.reconstruct(noise).images) == 0
+        generator = torch.Generator().manual_seed(0)
+        update = {name: torch.randn(part.shape, generator=generator)
+                  for name, part in seen.update.items()}  # fmt: skip
+        assert len(attack.reconstruct(seen._replace(update=update)).images) == 0
+
+    @pytest.mark.parametrize("sharpness", [3.0, float("inf")])
+    def test_slopes_are_the_gradient_by_the_first_outputs(self, sharpness):
+        attack = seer(steps=1)
+        attack.bind(DataSpec(SHAPE, CLASSES, 8), pictures(40, 1))
+        stack, head = attack.stack, attack._secret[0].head
+        with torch.no_grad():
+            features = run_features(attack.target, stack, pictures(5))
+        labels = torch.arange(5)
+        first = F.linear(features, head[stack.weights[0]], head[stack.biases[0]])
+        first.requires_grad_()
+        passed = first.relu() if sharpness == float("inf") else F.softplus(first, sharpness)
+        logits = F.linear(passed, head[stack.weights[1]], head[stack.biases[1]])
+        wanted = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), first)[0]
+        torch.testing.assert_close(slopes(stack, head, features, labels, sharpness), wanted)
+
+    def test_shifted_images_are_bright_and_images(self):
+        images = pictures(50)
+        threshold = float(images.mean((1, 2, 3)).quantile(0.9))
+        bright = shifted_bright(images, threshold, 0)
+        assert float(bright.min()) >= 0
+        assert float(bright.max()) <= 1
+        assert (bright.mean((1, 2, 3)) > threshold - 1e-3).all()
+
+    def test_settings_targets_and_public_images(self):
+        for settings in ({"steps": 0}, {"learning_rate": 0.0}, {"num_samples": 1}):
+            with pytest.raises(InputError, match=next(iter(settings))):
+                seer(**settings)
+        with pytest.raises(InputError, match="num_public"):
+            seer().bind(DataSpec(SHAPE, CLASSES, 8), pictures(7))
+        with pytest.raises(InputError, match="one linear layer"):
+            attacked(Seer(lenet()), batch_of(8))
 
 
 def below(attack, seen):

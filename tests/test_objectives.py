@@ -22,6 +22,7 @@ ORACLES = {
     "Loki": closed_forms.loki,
     "ModelInconsistency": closed_forms.exact,
     "ScaleMIA": closed_forms.scale_mia,
+    "Seer": closed_forms.seer,
     "LinearLayerInversion": closed_forms.linear_layer,
     "RGAP": closed_forms.r_gap,
     "RobbingTheFed": closed_forms.robbing,

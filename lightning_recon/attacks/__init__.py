@@ -27,6 +27,7 @@ from lightning_recon.attacks.r_gap import RGAP
 from lightning_recon.attacks.robbing_the_fed import RobbingTheFed
 from lightning_recon.attacks.rog import ROGAttack
 from lightning_recon.attacks.scale_mia import ScaleMIA
+from lightning_recon.attacks.seer import Seer
 from lightning_recon.attacks.soliton_biases import SolitonBiases
 from lightning_recon.attacks.spectral import SpectralLDPAttack
 from lightning_recon.attacks.tab_leak import TabLeak
@@ -59,6 +60,7 @@ __all__ = [
     "ROGAttack",
     "RobbingTheFed",
     "ScaleMIA",
+    "Seer",
     "SolitonBiases",
     "SpectralLDPAttack",
     "TabLeak",

@@ -16,6 +16,12 @@ What differs: the gradients of the rows' biases are sums over all clients, and t
 scale.  One more kernel in each set, without weights and of a constant bias, is the client's own in
 their place, so that images have their scale, and mixtures show by their grey levels.  Rows go on to
 the model as their mean, added to the image, as in :mod:`.robbing_the_fed`.
+
+``apart`` is ours.  Columns that measure the image have weights, which cost local steps twice: the
+other clients' kernels are moved through them and leave a little of every client's image in all
+sets, and the change of a weight is rounded to its digits, so that the gain cannot be small.  Each
+set has one more kernel, the image's grey value; the rows measure it alone, and the columns that
+record the image begin at 0.
 """
 
 import copy
@@ -35,6 +41,7 @@ from lightning_recon.errors import InputError
 from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.targets import Target
 
+EXTRA = 2  # kernels of a set beside the image's: the constant, then grey
 CONSTANT = 0.05  # what the kernel without weights gives, in units of white
 LEAST_WIDTH = 1e-9  # of a bin
 
@@ -44,8 +51,8 @@ class LokiPayload(ClientPayload):
 
     Args:
         model: the target.
-        kernels: of num_clients (C + 1) channels: C that are the image, and a constant.
-        rows: of num_clients (C + 1) H W columns.
+        kernels: of num_clients (C + 2) channels: C that are the image, a constant and grey.
+        rows: of num_clients (C + 2) H W columns.
         limit: K, the most that each row passes.
         gain: of the rows' mean on the image.
     """
@@ -65,7 +72,7 @@ class LokiPayload(ClientPayload):
     def for_client(self, place: int) -> "LokiPayload":
         """Return the version in which one client's kernels alone are not zero."""
         kernels = copy.deepcopy(self.kernels)
-        size = self.kernels.in_channels + 1
+        size = self.kernels.in_channels + EXTRA
         is_other = torch.arange(kernels.out_channels, device=self.limit.device) // size != place
         with torch.no_grad():
             kernels.weight[is_other] = 0
@@ -94,7 +101,9 @@ class Loki(AnalyticAttack):
         num_bins: rows K, at least 2; null: four times the samples of a client, as in the paper.
         scaling: the convolutional scaling factor, above 0.
         gain: of the rows on the pixels, above 0; the smaller, the less do local steps move rows
-            past their bins, and the more is lost in rounding the change of weights.
+            past their bins.
+        apart: whether the image is recorded in other columns than those that measure it; if not,
+            as published, a small gain loses the image in rounding the change of weights.
         seed: of all randomness.
 
     Raises:
@@ -115,7 +124,8 @@ class Loki(AnalyticAttack):
         defenses: Sequence[Defense] = (),
         num_bins: int | None = None,
         scaling: float = 1.0,
-        gain: float = 1.0,
+        gain: float = 0.01,
+        apart: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(target, client, defenses, seed)
@@ -126,6 +136,7 @@ class Loki(AnalyticAttack):
         self.num_bins = num_bins
         self.scaling = scaling
         self.gain = gain
+        self.apart = apart
         self.edges: tuple[Tensor, ...] = ()  # a tuple hides it from Lightning
 
     def learn_public(self, images: Tensor) -> None:
@@ -154,10 +165,10 @@ class Loki(AnalyticAttack):
     def server_payload(self, model: Target) -> LokiPayload:
         """Return the model behind the kernels of all clients."""
         channels, height, width = self.known_shape
-        num_clients, size = self.num_clients, channels * height * width
+        num_clients = self.num_clients
         (edges,) = self.edges
         parameter = next(model.parameters())
-        outputs = num_clients * (channels + 1)
+        outputs = num_clients * (channels + EXTRA)
         with torch.device("meta"):  # no random weights are drawn
             kernels = nn.Conv2d(channels, outputs, 3, padding=1, dtype=parameter.dtype)
             rows = nn.Linear(outputs * height * width, len(edges) - 1, dtype=parameter.dtype)
@@ -166,14 +177,16 @@ class Loki(AnalyticAttack):
         assert kernels.bias is not None
         with torch.no_grad():
             kernels.weight.zero_()
-            sets = kernels.weight.view(num_clients, channels + 1, channels, 3, 3)
+            sets = kernels.weight.view(num_clients, channels + EXTRA, channels, 3, 3)
             one = torch.arange(channels)
             sets[:, one, one, 1, 1] = self.scaling
+            sets[:, -1, :, 1, 1] = self.scaling / channels
             kernels.bias.zero_()
-            kernels.bias.view(num_clients, -1)[:, -1] = self.scaling * CONSTANT
+            kernels.bias.view(num_clients, -1)[:, channels] = self.scaling * CONSTANT
             rows.weight.zero_()
-            parts = rows.weight.view(-1, num_clients, channels + 1, height * width)
-            parts[:, :, :-1] = 1 / (size * self.scaling)
+            parts = rows.weight.view(-1, num_clients, channels + EXTRA, height * width)
+            measuring = parts[:, :, -1:] if self.apart else parts[:, :, :channels]
+            measuring[:] = 1 / (measuring[0, 0].numel() * self.scaling)
             rows.bias.copy_(-edges[:-1])
         limit = edges.diff().to(parameter)
         return LokiPayload(model, kernels.to(parameter), rows.to(parameter), limit, self.gain)
@@ -186,11 +199,11 @@ class Loki(AnalyticAttack):
             place: of the client in it, from 0 on.
         """
         channels, height, width = self.known_shape
-        columns = (channels + 1) * height * width
+        columns = (channels + EXTRA) * height * width
         part = observation.update["rows.weight"][:, place * columns : (place + 1) * columns]
-        part = part.view(len(part), channels + 1, height * width)
-        slopes = part[:, -1].mean(1) / CONSTANT
-        return read_candidates(part[:, :-1].flatten(1), slopes, self.known_shape), slopes
+        part = part.view(len(part), channels + EXTRA, height * width)
+        slopes = part[:, channels].mean(1) / CONSTANT
+        return read_candidates(part[:, :channels].flatten(1), slopes, self.known_shape), slopes
 
     def reconstruct(self, observation: Observation) -> Reconstruction:
         """Return the images of one client after the other."""
