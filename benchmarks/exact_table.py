@@ -137,7 +137,7 @@ def cases(sample: Sample) -> dict[str, list[Case]]:
         "sparsity": [
             Case("rows alone", 24, partial(ExactInversion, sparsity=False), centred),
             *(Case("gates", size, target=centred)
-              for size in (16, 20, 24, 25, 65, 100, 128, 150, 200, 256)),
+              for size in (16, 20, 24, 25, 65, 100, 128, 150, 200, 250)),
             *(Case("gates, trained", size, target=lambda seed: trained(seed, sample, centred))
               for size in (24, 65, 128)),
             *(Case("sparsity, two hidden layers", size, target=deep)
@@ -240,6 +240,11 @@ def noise_client(attack: Attack, batch: PrivateBatch, seed: int) -> int:
     return sum(mark == Mark.CERTIFIED for mark in found.marks or ())
 
 
+def wanted(lines: list[Case], sizes: list[int] | None, name: str) -> list[Case]:
+    """Return the lines of some sizes whose name holds what was asked for."""
+    return [case for case in lines if name in case.name and (not sizes or case.size in sizes)]
+
+
 def line(cells: Sequence[str]) -> None:
     """Print a line of the table at once."""
     print("| " + " | ".join(cells) + " |", flush=True)
@@ -315,11 +320,7 @@ def main() -> None:
             report(case, found)
             everything += found
             continue
-        for case in tables[part]:
-            if arguments.sizes and case.size not in arguments.sizes:
-                continue
-            if arguments.only not in case.name:
-                continue
+        for case in wanted(tables[part], arguments.sizes, arguments.only):
             found = [once(part, case, number) for number in range(arguments.clients)]
             report(case, found)
             everything += found

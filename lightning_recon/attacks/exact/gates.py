@@ -27,7 +27,8 @@ from torch import Tensor
 from lightning_recon.attacks.exact.sparsity import refined
 
 _STARTS_A_SAMPLE, _LEAST_STARTS, _MOST_STARTS = 8, 64, 512  # at a time
-_ROUNDS, _PATIENCE = 60, 2  # at the most, and without a new sample
+_ROUNDS, _PATIENCE = 30, 2  # at the most, and without a new sample
+_LEAST_FOUND = 0.15  # of the samples after two rounds, that more are made
 _MOST_ROWS = 1000  # that are descended on, or ten a sample
 _SUREST = 3.0  # standard deviation of the logits from which chances are drawn
 _STEPS = 300
@@ -55,7 +56,7 @@ def gated_directions(
 ) -> Tensor:
     """Return the vectors q of which U q is open or shut at every row, at most r, of length 1: R r.
 
-    Rounds of descents are made until all are found, or three in a row bring none.
+    Rounds of descents are made until all are found, three in a row bring none, or two too few.
 
     Args:
         columns: U, K r, orthonormal.
@@ -82,8 +83,8 @@ def gated_directions(
                 found = torch.cat([found, sharp[None]])
         has_news = len(found) > before
         idle = 0 if has_news or guessed else idle + 1
-        # where the first starts lead nowhere, the gates are not seen
-        if len(found) >= rank or idle > _PATIENCE or (idle and not len(found)):
+        is_hopeless = turn > 0 and len(found) < _LEAST_FOUND * rank  # all will be needed
+        if len(found) >= rank or idle > _PATIENCE or is_hopeless:
             break
     return found[:rank]
 

@@ -44,7 +44,7 @@ LIKELY = 0.05
 """p-value up to which an image is likely."""
 _NEAR_GRID = 0.15  # mean distance from a grey level, in levels, of what is set to the levels
 _NULL_SIZE = 300  # mixtures
-_ROWS_A_SAMPLE = 3  # below, neither low rank nor sparsity is tried
+_ROWS_A_SAMPLE = 4  # below, neither low rank nor sparsity is tried
 _SAME = (3 / 255) ** 2  # mean square between two looks at one image whose pixels have no levels
 _NEIGHBOURS = 24  # images towards which one without levels is moved by half a level
 
