@@ -71,7 +71,8 @@ def main() -> None:
             cells.append(cell(found) if found else "-")
         print(f"| {network} | {' | '.join(cells)} |", flush=True)
     if options.explain:
-        explain(data, [one for one in done.values() if abs(above(one)) > 1])
+        chosen = [one for one in done.values() if one["row"].split()[0] in options.networks]
+        explain(data, [one for one in chosen if abs(above(one)) > 1])
 
 
 def above(one: dict[str, Any]) -> float:
