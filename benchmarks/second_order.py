@@ -55,6 +55,7 @@ from lightning_recon.defenses import (
     TopK,
 )
 from lightning_recon.errors import InputError
+from lightning_recon.observation import Observation
 from lightning_recon.targets import ConvNet, Target, TinyViT
 from lightning_recon.updates import DataSpec, PrivateBatch
 
@@ -136,6 +137,26 @@ def scale_noise(attack: Attack, batch: PrivateBatch) -> None:
             defense.scale *= unit / math.sqrt(len(numbers))
 
 
+def played(
+    name: str, row: Row, client: int, data: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Attack, PrivateBatch, Observation]:
+    """Return an attack that knows its public images, a client's batch, and what it sends."""
+    test, labels, public = data
+    here = slice(row.batch_size * client, row.batch_size * (client + 1))
+    images = test[here]
+    attack = ATTACKS[name](
+        row.target(test.shape[-1]),
+        client=FedSGD(mode=row.mode),
+        defenses=DEFENSES[row.defense](),
+        adaptive=bool(row.defense),
+    )
+    attack.bind(DataSpec((3, *test.shape[2:]), 10, row.batch_size), public[:NUM_PUBLIC])
+    masks = torch.ones_like(images[:, :1], dtype=torch.bool)
+    batch = PrivateBatch(images, labels[here], masks, torch.arange(len(images)))
+    scale_noise(attack, batch)
+    return attack, batch, attack.federation.play(batch, client)
+
+
 def attacked(
     name: str,
     row: Row,
@@ -143,28 +164,16 @@ def attacked(
     data: tuple[Tensor, Tensor, Tensor],
 ) -> dict[str, Any]:
     """Return what an attack finds of a client, and where there is a defense the local estimate."""
-    test, labels, public = data
-    here = slice(row.batch_size * client, row.batch_size * (client + 1))
-    images, mean = test[here], public.mean(0)
-    public = public[:NUM_PUBLIC]
-    attack = ATTACKS[name](
-        row.target(test.shape[-1]),
-        client=FedSGD(mode=row.mode),
-        defenses=DEFENSES[row.defense](),
-        adaptive=bool(row.defense),
-    )
-    attack.bind(DataSpec((3, *test.shape[2:]), 10, row.batch_size), public)
-    masks = torch.ones_like(images[:, :1], dtype=torch.bool)
-    batch = PrivateBatch(images, labels[here], masks, torch.arange(len(images)))
-    scale_noise(attack, batch)
-    observation = attack.federation.play(batch, client)
+    attack, batch, observation = played(name, row, client, data)
+    images, mean = batch.images, data[2].mean(0)
     started = time.process_time()
     with attack.computing():
         found = attack.reconstruct(observation)
     seconds = time.process_time() - started
     estimate = None
     if name == "second" and row.defense not in EXACT and images.numel() <= MAX_UNKNOWNS:
-        estimate = local_estimate(observation, batch, Spectrum(public.double())).mse.tolist()
+        spectrum = Spectrum(data[2][:NUM_PUBLIC].double())
+        estimate = local_estimate(observation, batch, spectrum).mse.tolist()
     return {
         "psnr": list(map(float, matched_psnr(found.images, images, mean))),
         "mean_image": list(map(float, matched_psnr(found.images[:0], images, mean))),

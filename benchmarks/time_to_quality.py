@@ -2,10 +2,10 @@
 
 The same CIFAR-10 image, model and gradient, labels known to both; ours has 1,000 training images as
 the server's own besides.  The peer's configuration is the better of two, "invertinggradients" and
-"modern", on an image that is not among those reported, at a tenth of the budget.  Both put their
-images aside as they go, and these are scored after the run, since no attack sees the truth.  What
-counts is the first of ours that is better than the peer's result, in processor seconds.  With the
-figures goes time_to_quality.svg.
+"modern", on an image that is not among those reported, at a twentieth of the budget.  Both put
+their images aside as they go, and these are scored after the run, since no attack sees the truth.
+What counts is the first of ours that is better than the peer's result, in processor seconds.  The
+curves are drawn in time_to_quality.svg.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace, records: Records) -> Iterator[Row]:
                 peer: records.get(
                     f"{place}, choice {peer}",
                     lambda peer=peer, target=target: peer_curve(
-                        target, _data(options, CHOSEN_ON), peer, budget // 10
+                        target, _data(options, CHOSEN_ON), peer, budget // 20
                     )["psnr"][-1],
                 )
                 for peer in PEERS

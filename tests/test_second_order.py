@@ -290,6 +290,15 @@ class TestLocalEstimate:
         assert float(found.prior_mse) == pytest.approx(float(offset.square().mean()), rel=1e-6)
         assert 0 < found.num_told < pixels
 
+    def test_its_error_with_the_noise_that_was_drawn_is_the_attack(self):
+        channel = Linear(0.1)
+        batch, observation = channel.play(natural(1, 100), 0)
+        found = local_estimate(observation, batch, channel.attack.spectrum)
+        images = channel.attack.reconstruct(observation).images
+        attack = float((images - batch.images).square().mean())
+        assert float(found.drawn_mse) == pytest.approx(attack, rel=0.05)
+        assert float(found.mse) < 0.8 * attack
+
     def test_the_attack_on_a_linear_channel_agrees(self):
         errors, estimates = [], []
         channel = Linear(0.1)
@@ -327,7 +336,7 @@ class TestLocalEstimate:
         torch.testing.assert_close(found.mse, whole.mse, rtol=0.15, atol=0)
         torch.testing.assert_close(found.prior_mse, whole.prior_mse)
         assert found.num_told == pytest.approx(whole.num_told, rel=0.1)
-        assert found.information is None
+        assert found.information is found.drawn_mse is None
         assert van_trees_mse([whole, found], attack.spectrum) is None
 
     def test_an_exact_update_leaves_nothing_open(self):

@@ -66,6 +66,9 @@ class LocalEstimate(NamedTuple):
     """B: the expected mean squared error of each image."""
     prior_mse: Tensor
     """B: that of the prior's mean alone."""
+    drawn_mse: Tensor | None
+    """B: the squared error of the same estimate with the noise that was drawn, in whose mean it is
+    ``mse``; None where no matrix is made."""
     num_equations: int
     num_unknowns: int
     num_told: float
@@ -151,14 +154,18 @@ def local_estimate(
         equations.weigh(images.double())
         offset = spectrum.along(images.double() - spectrum.mean)
         prior = offset.square()
-        information = None
+        information = drawn = None
         fits = num_directions is not None or num_unknowns * equations.number <= _MAX_NUMBERS
         is_explicit = num_unknowns <= max_unknowns and fits
         if is_explicit:
             variances = spectrum.variances[:kept].double().repeat(len(images))
             information = _information(equations, images, spectrum, kept)
-            errors, told = _errors(information, variances, offset[:, :kept].flatten())
-            errors = torch.cat([errors.view(len(images), -1), prior[:, kept:]], dim=1)
+            heard = _heard(equations, images, spectrum)[:, :kept].flatten()
+            errors, told, drawn = _errors(information, variances, offset[:, :kept].flatten(), heard)
+            errors, drawn = (
+                torch.cat([one.view(len(images), -1), prior[:, kept:]], dim=1)
+                for one in (errors, drawn)
+            )
         else:
             errors, told = _errors_by_products(
                 equations, images, spectrum, offset.flatten(), num_products
@@ -166,6 +173,7 @@ def local_estimate(
     return LocalEstimate(
         mse=errors.view(len(images), -1).sum(1) / size,
         prior_mse=prior.sum(1) / size,
+        drawn_mse=None if drawn is None else drawn.sum(1) / size,
         num_equations=equations.number,
         num_unknowns=num_unknowns if is_explicit else images.numel(),
         num_told=told,
@@ -207,19 +215,32 @@ def _information(equations: Equations, images: Tensor, spectrum: Spectrum, kept:
     return gram(rows).double() / equations.variance
 
 
-def _errors(information: Tensor, variances: Tensor, offset: Tensor) -> tuple[Tensor, float]:
+def _heard(equations: Equations, images: Tensor, spectrum: Spectrum) -> Tensor:
+    """Return J' S^-1 of the noise that was drawn, along the cosines of each image, B K, float64."""
+    point = images if equations.is_noisy else images.double()
+    noise, back = torch.func.vjp(equations.residual, point)[:2]
+    return spectrum.along(back(noise)[0].double()) / equations.variance
+
+
+def _errors(
+    information: Tensor, variances: Tensor, offset: Tensor, heard: Tensor
+) -> tuple[Tensor, float, Tensor]:
     """Return the expected squared error along every cosine, N, and how many directions are told.
+
+    Behind them the squared error with the noise that was drawn, N.
 
     Args:
         information: N N, G = J' S^-1 J.
         variances: N, of the prior.
         offset: N, of the truth from the prior's mean.
+        heard: N, J' S^-1 of the noise that was drawn.
     """
     covariance = _covariance(information, variances)  # P = (G + Q)^-1; K J = I - P Q
     bias = covariance @ (offset / variances)
     spread = covariance.diagonal() - (covariance.square() / variances).sum(1)  # of P G P
     told = (1 - covariance.diagonal() / variances).sum()
-    return bias.square() + spread.clamp_min(0), float(told)
+    drawn = bias + covariance @ heard
+    return bias.square() + spread.clamp_min(0), float(told), drawn.square()
 
 
 def _covariance(information: Tensor, variances: Tensor) -> Tensor:
@@ -237,7 +258,7 @@ def _errors_by_products(
     offset: Tensor,
     num_products: int,
 ) -> tuple[Tensor, float]:
-    """Return the same as :func:`_errors`, of an attacker who takes so many products.
+    """Return the first two of :func:`_errors`, of an attacker who takes so many products.
 
     All is in standard deviations of the prior: A = J' S^-1 J, and x^ = (A + 1)^-1 J' S^-1 u.
     """
