@@ -57,6 +57,7 @@ _HOT, _COLD = 0.6, 0.03  # first and last temperature of kinks, in standard devi
 _SHARES = (1 / 16, 1 / 4, 1 / 2, 1.0)  # of an image's cosines, stage by stage
 _STAGE_STEPS = 3  # linear models at most, but in the last
 _START = 0.3  # standard deviations of images about their mean, to begin with
+_FEW = 768  # unknowns of a soft linear model, above which its products cost less than a Jacobian
 _UNEXPLAINED = 1e-3  # of the update, squared and relative: it is no exact one
 
 
@@ -280,9 +281,10 @@ class GaussNewtonInversion(OptimizationAttack):
         last = max(1, self.soft_iterations - 1)
         is_soft = done < self.soft_iterations
         with equations.inexact(_HOT * (_COLD / _HOT) ** (done / last) if is_soft else 0.0, images):
-            found = self._where_memory_suffices(
-                partial(probable_step, images, equations, self.spectrum, number),
-                len(images) * number,
+            take = partial(probable_step, images, equations, self.spectrum, number)
+            unknowns = len(images) * number
+            found = (
+                self._where_memory_suffices(take, unknowns) if unknowns <= _FEW else take(False)
             )
         equations.weigh(images if found is None else found)
         is_done = found is None and not is_soft
