@@ -112,6 +112,9 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "annealed": lambda target, client, defenses, adaptive: AnnealedInversion(
         target, client, defenses
     ),
+    "annealed-400": lambda target, adaptive, **more: AnnealedInversion(
+        target, iterations=400, **more
+    ),
     "rgap": lambda target, adaptive, **more: RGAP(target, **more),
     "april": lambda target, client, defenses, adaptive: APRIL(
         target, client, defenses, "embedding"
