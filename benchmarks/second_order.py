@@ -110,8 +110,9 @@ ROWS = {
 }
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "second": lambda target, **more: GaussNewtonInversion(target, **more),
-    "annealed": lambda target, client, defenses, adaptive: AnnealedInversion(
-        target, client, defenses
+    "annealed": lambda target, adaptive, **more: AnnealedInversion(target, **more),
+    "annealed-400": lambda target, adaptive, **more: AnnealedInversion(
+        target, iterations=400, **more
     ),
     "rgap": lambda target, adaptive, **more: RGAP(target, **more),
     "april": lambda target, client, defenses, adaptive: APRIL(

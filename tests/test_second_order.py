@@ -142,27 +142,35 @@ class TestExact:
         assert psnr(found.images, mean.clamp(0, 1)).min() > 30
 
 
+def kinked():
+    """Return a small network of ReLUs and a max-pool."""
+    torch.manual_seed(0)
+    return ModuleTarget(
+        nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(256, 10),
+        ),
+        10,
+    )
+
+
 class TestKinks:
     def test_soft_kinks_at_first_bring_nearer(self):
-        def net():
-            torch.manual_seed(0)
-            return ModuleTarget(
-                nn.Sequential(
-                    nn.Conv2d(3, 16, 3, padding=1),
-                    nn.ReLU(),
-                    nn.MaxPool2d(2),
-                    nn.Conv2d(16, 16, 3, padding=1),
-                    nn.ReLU(),
-                    nn.Flatten(),
-                    nn.Linear(256, 10),
-                ),
-                10,
-            )
-
-        hard, images = attacked(target=net(), soft_iterations=0, iterations=12)
-        soft, _ = attacked(target=net(), iterations=14)
+        hard, images = attacked(target=kinked(), soft_iterations=0, iterations=12)
+        soft, _ = attacked(target=kinked(), iterations=14)
         assert psnr(soft.images, images).mean() > psnr(hard.images, images).mean() + 3
         assert psnr(soft.images, images).mean() > 25
+
+    def test_many_unknowns_need_no_jacobian(self, monkeypatch):
+        monkeypatch.setattr("lightning_recon.attacks.gauss_newton_inversion._FEW", 0)
+        monkeypatch.setattr("lightning_recon.attacks.matching.probable.jacobian", None)
+        found, images = attacked(target=kinked(), iterations=14)
+        assert psnr(found.images, images).mean() > 25
 
     def test_a_step_by_products_is_that_of_the_jacobian(self):
         attack = bind(GaussNewtonInversion(lenet()), natural(40))

@@ -284,9 +284,7 @@ class GaussNewtonInversion(OptimizationAttack):
         with equations.inexact(_HOT * (_COLD / _HOT) ** (done / last) if is_soft else 0.0, images):
             take = partial(probable_step, images, equations, self.spectrum, number)
             unknowns = len(images) * number
-            found = (
-                self._where_memory_suffices(take, unknowns) if unknowns <= _FEW else take(False)
-            )
+            found = self._where_memory_suffices(take, unknowns) if unknowns <= _FEW else take(False)
         equations.weigh(images if found is None else found)
         is_done = found is None and not is_soft
         after = LinearModel(equations, self.spectrum, size, self.seed)
