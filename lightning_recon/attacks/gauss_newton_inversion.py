@@ -57,6 +57,11 @@ _T = TypeVar("_T")
 _HOT, _COLD = 0.6, 0.03  # first and last temperature of kinks, in standard deviations
 _SHARES = (1 / 16, 1 / 4, 1 / 2, 1.0)  # of an image's cosines, stage by stage
 _STAGE_STEPS = 3  # linear models at most, but in the last
+_STAGED = 3072  # unknowns of which Jacobians are taken from the first step on, at most
+_NEAR, _NEAR_DAMPING = 1e-8, 1e-6  # variance below which a Jacobian is worth its time
+_STALLED = 0.75  # of the misfit that is left where products tell no more of weak directions
+_FADED = 4  # steps by products alone that are taken together
+_FADING = 0.3  # of the equations' variance that is left after a step which does not halve what is
 _START = 0.3  # standard deviations of images about their mean, to begin with
 _UNEXPLAINED = 1e-3  # of the update, squared and relative: it is no exact one
 
@@ -194,7 +199,12 @@ class GaussNewtonInversion(OptimizationAttack):
             ) from error
         unknowns = images.numel()
         evidence.notes.update(equations=float(equations.number), unknowns=float(unknowns))
-        if equations.number < unknowns:
+        if equations.number == 0:
+            rank_zero_warn(
+                f"{type(self).__name__}: all numbers of the update are 0, and tell nothing of "
+                f"{unknowns} unknowns; the mean of public images comes back"
+            )
+        elif equations.number < unknowns:
             rank_zero_warn(
                 f"{type(self).__name__}: {unknowns} unknowns in {equations.number} equations; the "
                 "mean and the spectrum of public images decide the rest"
@@ -234,19 +244,23 @@ class GaussNewtonInversion(OptimizationAttack):
         """Take one Jacobian, and go on to the next stage where it did not help much."""
         if equations.has_kinks and not progress.is_done:
             return self._soften(images, equations, progress)
-        equations.weigh(images)
         size = math.prod(self.spec.image_shape)
+        least = _STAGED if progress.variance > _NEAR else self.max_unknowns
+        if len(images) * size > min(least, self.max_unknowns):
+            return self._fade(images, equations, progress)
+        equations.weigh(images)
         number = max(1, math.ceil(_SHARES[progress.stage] * size))
         model = LinearModel(equations, self.spectrum, number, self.seed)
         before = model.at(images)
         if progress.is_done:
             return progress, before
 
-        def step(is_explicit: bool) -> Taken:
-            take = model.explicit if is_explicit else model.matrix_free
-            return take(before, progress.damping)
+        def step(is_explicit: bool) -> Taken | None:
+            return model.explicit(before, progress.damping) if is_explicit else None
 
         after = self._where_memory_suffices(step, len(images) * number)
+        if after is None:
+            return self._fade(images, equations, progress)
         found = after.found
         progress = progress._replace(damping=after.damping, steps=progress.steps + 1)
         if number < size:
@@ -256,6 +270,35 @@ class GaussNewtonInversion(OptimizationAttack):
         is_done = found.objective >= before.objective * (1 - 1e-3)
         is_done |= model.is_rounded(found)
         return progress._replace(is_done=is_done, rank=after.rank), found
+
+    def _fade(
+        self, images: Tensor, equations: Equations, progress: Progress
+    ) -> tuple[Progress, Found]:
+        """Take steps by products alone, to the most probable images while the prior fades."""
+        size = math.prod(self.spec.image_shape)
+        equations.weigh(images)
+        last = LinearModel(equations, self.spectrum, size, self.seed)
+        found = last.at(images)
+        least, variance, damping = last.variance, progress.variance, progress.damping
+        if math.isinf(variance):
+            variance, damping = found.misfit / images.numel(), 0.0
+        is_explicit = images.numel() <= self.max_unknowns
+        for _ in range(0 if progress.is_done else _FADED):
+            variance = max(variance, least)
+            model = LinearModel(equations, self.spectrum, size, self.seed, variance)
+            before = model.at(found.images)
+            found, damping, is_slow, _ = model.matrix_free(before, damping)
+            is_done = variance == least and found.objective >= before.objective * (1 - 1e-3)
+            is_done |= variance <= _NEAR and found.misfit > _STALLED * before.misfit
+            progress = progress._replace(is_done=is_done or model.is_rounded(found))
+            if progress.is_done:
+                break
+            if is_slow:
+                variance *= _FADING
+            if is_explicit and variance <= _NEAR:
+                progress, damping = progress._replace(stage=len(_SHARES) - 1), _NEAR_DAMPING
+                break
+        return progress._replace(variance=variance, damping=damping), last.at(found.images)
 
     def _where_memory_suffices(self, step: Callable[[bool], _T], unknowns: int) -> _T:
         """Take a step with an explicit Jacobian, or by products where it would be too large."""
