@@ -9,8 +9,12 @@ u the observed update, J = dg/dx, W one over the variance of every number
 (:mod:`~lightning_recon.attacks.matching.equations`), mu and Q the mean and the precision of images
 with the spectrum of public ones (:mod:`~lightning_recon.attacks.features.spectrum`), q 1 where
 noise is known and next to nothing where the update is exact, D the damping of Levenberg and
-Marquardt.  Images move along their cosines, first along the few of largest variance, then along
-all; a Jacobian serves for as many steps as it brings nearer.
+Marquardt.  Where the update is exact and the unknowns are few, J is made: images move along their
+cosines, first along the few of largest variance, then along all, and one J serves for as many steps
+as it brings nearer.  Elsewhere a step is conjugate gradients on products with J, and q falls from
+what the first images lack to its value: one finds the most probable images as if there were much
+noise, then less and less (the iteratively regularised Gauss-Newton method: Bakushinskii,
+Computational Mathematics and Mathematical Physics 32, 1992).
 
 Where ReLUs and max-pools are, the update jumps as one flips, and a linear model does not foresee
 it.  There the network is soft at first (:mod:`~lightning_recon.attacks.matching.softened`), less
@@ -97,12 +101,13 @@ class GaussNewtonInversion(OptimizationAttack):
             exact.
         label_inference: how labels are found that are not known.
         num_restarts: independent starts, at least 1; the one of least objective is returned.
-        max_unknowns: of an explicit Jacobian, at least 0; with more, as where the memory does not
-            suffice, a step takes products alone, by conjugate gradients.
+        max_unknowns: of an explicit Jacobian, at least 0; with more, where there is noise, and
+            where the memory does not suffice, steps take products alone, by conjugate gradients.
+            Above 3,072 the Jacobian is made at the end, when the images are near.
         soft_iterations: linear models at first in which ReLUs and max-pools are soft, less and
             less, where there are any; at least 0.
-        iterations: linear models of one client, at least 1; a restart that comes no nearer is
-            done.
+        iterations: linear models of one client, at least 1, or four steps by products each; a
+            restart that comes no nearer is done.
         seed: of all randomness: the clients', the defenses' and the attack's own.
 
     Raises:
@@ -245,8 +250,8 @@ class GaussNewtonInversion(OptimizationAttack):
         if equations.has_kinks and not progress.is_done:
             return self._soften(images, equations, progress)
         size = math.prod(self.spec.image_shape)
-        least = _STAGED if progress.variance > _NEAR else self.max_unknowns
-        if len(images) * size > min(least, self.max_unknowns):
+        most = _STAGED if progress.variance > _NEAR else self.max_unknowns
+        if equations.is_noisy or len(images) * size > min(most, self.max_unknowns):
             return self._fade(images, equations, progress)
         equations.weigh(images)
         number = max(1, math.ceil(_SHARES[progress.stage] * size))
@@ -283,15 +288,16 @@ class GaussNewtonInversion(OptimizationAttack):
         if math.isinf(variance):
             variance, damping = found.misfit / images.numel(), 0.0
         is_explicit = images.numel() <= self.max_unknowns
-        for _ in range(0 if progress.is_done else _FADED):
+        for step in range(0 if progress.is_done else _FADED):
             variance = max(variance, least)
             model = LinearModel(equations, self.spectrum, size, self.seed, variance)
             before = model.at(found.images)
             found, damping, is_slow, _ = model.matrix_free(before, damping)
-            is_done = variance == least and found.objective >= before.objective * (1 - 1e-3)
+            is_still = variance == least and found.objective >= before.objective * (1 - 1e-3)
+            is_done = is_still and step == 0  # with weights of the images as they are
             is_done |= variance <= _NEAR and found.misfit > _STALLED * before.misfit
             progress = progress._replace(is_done=is_done or model.is_rounded(found))
-            if progress.is_done:
+            if progress.is_done or is_still:
                 break
             if is_slow:
                 variance *= _FADING

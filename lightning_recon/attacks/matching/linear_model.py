@@ -50,7 +50,7 @@ _SMALL = 1e-8  # misfit above which none of it is rounding
 _LEFT = 0.1  # of rounding, where unknowns take up most of it
 _PRODUCTS = 1000  # of a step without a factor, at most
 _TOLERANCE = 1e-2  # of its equations, relative
-_PROBES = 48  # that the diagonal is estimated by
+_PROBES = 24  # that the diagonal is estimated by
 _REFINING = 60  # of a step with one
 _REFINED = 4  # such steps, at most
 
@@ -129,13 +129,12 @@ class LinearModel:
         return found.misfit <= _LEFT * self.equations.rounding(found.images)
 
     def explicit(self, before: Found, damping: float) -> Taken:
-        """Take a Jacobian, and steps as long as it serves.
+        """Take a Jacobian of exact equations, and steps as long as it serves.
 
         Args:
             before: where the images are.
             damping: of the mean diagonal, to begin with.
         """
-        is_noisy = self.equations.is_noisy
         images, unknowns = before.images, len(before.images) * self.number
         basis = self.spectrum.moved(torch.eye(self.number).to(images))
         number = max(math.ceil(_SUMS * unknowns), _LEAST_SUMS)
@@ -145,8 +144,7 @@ class LinearModel:
             sums = Sums.draw(len(before.residual), number, generator).__call__
         point = images.to(self._reference)
         rows = jacobian(self.equations.residual, point, basis.to(point), len(before.residual), sums)
-        hessian = gram(rows if is_noisy else rows.double()).double()
-        damped = Damped(hessian, self._precision.repeat(len(images)))
+        damped = Damped(gram(rows.double()), self._precision.repeat(len(images)))
         factors = Factors(damped)
 
         def by_rows(found: Found) -> _Solve:
@@ -161,8 +159,6 @@ class LinearModel:
         def by_products(found: Found) -> _Solve:
             return self._by_products(found, factors)
 
-        if is_noisy:
-            return self._descend(before, damping, by_products, _REUSED)
         taken = self._descend(before, damping, by_rows, _REUSED)
         if self.number < self.spectrum.mean.numel():
             return taken
@@ -235,7 +231,7 @@ class LinearModel:
                 lambda numbers: backward(forward(numbers)).double() + added * numbers,
                 -slope,
                 precondition,
-                _REFINING if factors else _PRODUCTS,
+                _REFINING if factors else min(_PRODUCTS, len(slope)),
                 *(() if factors else (_TOLERANCE,)),
             )
 
