@@ -9,8 +9,12 @@ u the observed update, J = dg/dx, W one over the variance of every number
 (:mod:`~lightning_recon.attacks.matching.equations`), mu and Q the mean and the precision of images
 with the spectrum of public ones (:mod:`~lightning_recon.attacks.features.spectrum`), q 1 where
 noise is known and next to nothing where the update is exact, D the damping of Levenberg and
-Marquardt.  Images move along their cosines, first along the few of largest variance, then along
-all; a Jacobian serves for as many steps as it brings nearer.
+Marquardt.  Where the update is exact and the unknowns are few, J is made: images move along their
+cosines, first along the few of largest variance, then along all, and one J serves for as many steps
+as it brings nearer.  Elsewhere a step is conjugate gradients on products with J, and q falls from
+what the first images lack to its value: one finds the most probable images as if there were much
+noise, then less and less (the iteratively regularised Gauss-Newton method: Bakushinskii,
+Computational Mathematics and Mathematical Physics 32, 1992).
 
 Where ReLUs and max-pools are, the update jumps as one flips, and a linear model does not foresee
 it.  There the network is soft at first (:mod:`~lightning_recon.attacks.matching.softened`), less
@@ -57,6 +61,11 @@ _T = TypeVar("_T")
 _HOT, _COLD = 0.6, 0.03  # first and last temperature of kinks, in standard deviations
 _SHARES = (1 / 16, 1 / 4, 1 / 2, 1.0)  # of an image's cosines, stage by stage
 _STAGE_STEPS = 3  # linear models at most, but in the last
+_STAGED = 3072  # unknowns of which Jacobians are taken from the first step on, at most
+_NEAR, _NEAR_DAMPING = 1e-8, 1e-6  # variance below which a Jacobian is worth its time
+_STALLED = 0.75  # of the misfit that is left where products tell no more of weak directions
+_FADED = 4  # steps by products alone that are taken together
+_FADING = 0.3  # of the equations' variance that is left after a step which does not halve what is
 _START = 0.3  # standard deviations of images about their mean, to begin with
 _FEW = 768  # unknowns of a soft linear model, above which its products cost less than a Jacobian
 _UNEXPLAINED = 1e-3  # of the update, squared and relative: it is no exact one
@@ -93,12 +102,13 @@ class GaussNewtonInversion(OptimizationAttack):
             exact.
         label_inference: how labels are found that are not known.
         num_restarts: independent starts, at least 1; the one of least objective is returned.
-        max_unknowns: of an explicit Jacobian, at least 0; with more, as where the memory does not
-            suffice, a step takes products alone, by conjugate gradients.
+        max_unknowns: of an explicit Jacobian, at least 0; with more, where there is noise, and
+            where the memory does not suffice, steps take products alone, by conjugate gradients.
+            Above 3,072 the Jacobian is made at the end, when the images are near.
         soft_iterations: linear models at first in which ReLUs and max-pools are soft, less and
             less, where there are any; at least 0.
-        iterations: linear models of one client, at least 1; a restart that comes no nearer is
-            done.
+        iterations: linear models of one client, at least 1, or four steps by products each; a
+            restart that comes no nearer is done.
         seed: of all randomness: the clients', the defenses' and the attack's own.
 
     Raises:
@@ -195,7 +205,12 @@ class GaussNewtonInversion(OptimizationAttack):
             ) from error
         unknowns = images.numel()
         evidence.notes.update(equations=float(equations.number), unknowns=float(unknowns))
-        if equations.number < unknowns:
+        if equations.number == 0:
+            rank_zero_warn(
+                f"{type(self).__name__}: all numbers of the update are 0, and tell nothing of "
+                f"{unknowns} unknowns; the mean of public images comes back"
+            )
+        elif equations.number < unknowns:
             rank_zero_warn(
                 f"{type(self).__name__}: {unknowns} unknowns in {equations.number} equations; the "
                 "mean and the spectrum of public images decide the rest"
@@ -235,19 +250,23 @@ class GaussNewtonInversion(OptimizationAttack):
         """Take one Jacobian, and go on to the next stage where it did not help much."""
         if equations.has_kinks and not progress.is_done:
             return self._soften(images, equations, progress)
-        equations.weigh(images)
         size = math.prod(self.spec.image_shape)
+        most = _STAGED if progress.variance > _NEAR else self.max_unknowns
+        if equations.is_noisy or len(images) * size > min(most, self.max_unknowns):
+            return self._fade(images, equations, progress)
+        equations.weigh(images)
         number = max(1, math.ceil(_SHARES[progress.stage] * size))
         model = LinearModel(equations, self.spectrum, number, self.seed)
         before = model.at(images)
         if progress.is_done:
             return progress, before
 
-        def step(is_explicit: bool) -> Taken:
-            take = model.explicit if is_explicit else model.matrix_free
-            return take(before, progress.damping)
+        def step(is_explicit: bool) -> Taken | None:
+            return model.explicit(before, progress.damping) if is_explicit else None
 
         after = self._where_memory_suffices(step, len(images) * number)
+        if after is None:
+            return self._fade(images, equations, progress)
         found = after.found
         progress = progress._replace(damping=after.damping, steps=progress.steps + 1)
         if number < size:
@@ -257,6 +276,36 @@ class GaussNewtonInversion(OptimizationAttack):
         is_done = found.objective >= before.objective * (1 - 1e-3)
         is_done |= model.is_rounded(found)
         return progress._replace(is_done=is_done, rank=after.rank), found
+
+    def _fade(
+        self, images: Tensor, equations: Equations, progress: Progress
+    ) -> tuple[Progress, Found]:
+        """Take steps by products alone, to the most probable images while the prior fades."""
+        size = math.prod(self.spec.image_shape)
+        equations.weigh(images)
+        last = LinearModel(equations, self.spectrum, size, self.seed)
+        found = last.at(images)
+        least, variance, damping = last.variance, progress.variance, progress.damping
+        if math.isinf(variance):
+            variance, damping = found.misfit / images.numel(), 0.0
+        is_explicit = images.numel() <= self.max_unknowns
+        for step in range(0 if progress.is_done else _FADED):
+            variance = max(variance, least)
+            model = LinearModel(equations, self.spectrum, size, self.seed, variance)
+            before = model.at(found.images)
+            found, damping, is_slow, _ = model.matrix_free(before, damping)
+            is_still = variance == least and found.objective >= before.objective * (1 - 1e-3)
+            is_done = is_still and step == 0  # with weights of the images as they are
+            is_done |= variance <= _NEAR and found.misfit > _STALLED * before.misfit
+            progress = progress._replace(is_done=is_done or model.is_rounded(found))
+            if progress.is_done or is_still:
+                break
+            if is_slow:
+                variance *= _FADING
+            if is_explicit and variance <= _NEAR:
+                progress, damping = progress._replace(stage=len(_SHARES) - 1), _NEAR_DAMPING
+                break
+        return progress._replace(variance=variance, damping=damping), last.at(found.images)
 
     def _where_memory_suffices(self, step: Callable[[bool], _T], unknowns: int) -> _T:
         """Take a step with an explicit Jacobian, or by products where it would be too large."""

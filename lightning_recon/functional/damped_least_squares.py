@@ -83,7 +83,6 @@ def jacobian(
         num_equations: M.
         change: applied to the rows of some directions at a time, n M, where they are computed.
     """
-
     forward, _ = _transposed(residual, images)
     at_once = max(1, min(_CHUNK, _AT_ONCE // max(1, num_equations)))
     rows = vmap(forward, randomness="same")

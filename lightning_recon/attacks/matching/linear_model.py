@@ -48,7 +48,9 @@ _SUMS = 2.0  # for each unknown
 _LEAST_SUMS = 512
 _SMALL = 1e-8  # misfit above which none of it is rounding
 _LEFT = 0.1  # of rounding, where unknowns take up most of it
-_PRODUCTS = 200  # of a step without a factor, at most
+_PRODUCTS = 1000  # of a step without a factor, at most
+_TOLERANCE = 1e-2  # of its equations, relative
+_PROBES = 24  # that the diagonal is estimated by
 _REFINING = 60  # of a step with one
 _REFINED = 4  # such steps, at most
 
@@ -94,21 +96,30 @@ class LinearModel:
         spectrum: of public images, float64.
         number: of cosines of each image that may change, those of the largest variance.
         seed: of the sums.
+        variance: that every equation is taken to have; null: what it has.
     """
 
-    def __init__(self, equations: Equations, spectrum: Spectrum, number: int, seed: int) -> None:
+    def __init__(
+        self,
+        equations: Equations,
+        spectrum: Spectrum,
+        number: int,
+        seed: int,
+        variance: float | None = None,
+    ) -> None:
         self.equations = equations
         self.spectrum = spectrum
         self.number = number
         self.seed = seed
+        self.variance = equations.variance if variance is None else variance
         self._reference = next(iter(equations.evidence.observed.values()))
-        self._precision = equations.variance / spectrum.variances[:number]
+        self._precision = self.variance / spectrum.variances[:number]
 
     def at(self, images: Tensor) -> Found:
         """Return the objective of images, B C H W, float64."""
         residual = self.equations.residual(images)
         offset = self.spectrum.along(images - self.spectrum.mean)
-        prior = self.equations.variance * (offset.square() / self.spectrum.variances).sum()
+        prior = self.variance * (offset.square() / self.spectrum.variances).sum()
         return Found(images, residual, float(prior))
 
     def is_rounded(self, found: Found) -> bool:
@@ -118,13 +129,12 @@ class LinearModel:
         return found.misfit <= _LEFT * self.equations.rounding(found.images)
 
     def explicit(self, before: Found, damping: float) -> Taken:
-        """Take a Jacobian, and steps as long as it serves.
+        """Take a Jacobian of exact equations, and steps as long as it serves.
 
         Args:
             before: where the images are.
             damping: of the mean diagonal, to begin with.
         """
-        is_noisy = self.equations.is_noisy
         images, unknowns = before.images, len(before.images) * self.number
         basis = self.spectrum.moved(torch.eye(self.number).to(images))
         number = max(math.ceil(_SUMS * unknowns), _LEAST_SUMS)
@@ -134,8 +144,7 @@ class LinearModel:
             sums = Sums.draw(len(before.residual), number, generator).__call__
         point = images.to(self._reference)
         rows = jacobian(self.equations.residual, point, basis.to(point), len(before.residual), sums)
-        hessian = gram(rows if is_noisy else rows.double()).double()
-        damped = Damped(hessian, self._precision.repeat(len(images)))
+        damped = Damped(gram(rows.double()), self._precision.repeat(len(images)))
         factors = Factors(damped)
 
         def by_rows(found: Found) -> _Solve:
@@ -150,8 +159,6 @@ class LinearModel:
         def by_products(found: Found) -> _Solve:
             return self._by_products(found, factors)
 
-        if is_noisy:
-            return self._descend(before, damping, by_products, _REUSED)
         taken = self._descend(before, damping, by_rows, _REUSED)
         if self.number < self.spectrum.mean.numel():
             return taken
@@ -160,7 +167,12 @@ class LinearModel:
         return taken._replace(rank=damped.rank())
 
     def matrix_free(self, before: Found, damping: float) -> Taken:
-        """Take one step by products with the Jacobian alone; for the arguments see above."""
+        """Take one step by products with the Jacobian alone, damped in the prior's units.
+
+        Args:
+            before: where the images are.
+            damping: of the prior's precision, to begin with.
+        """
         return self._descend(before, damping, self._by_products, 1)
 
     def _descend(
@@ -190,7 +202,8 @@ class LinearModel:
 
         Args:
             found: where the images are.
-            factors: that are a preconditioner; None: the diagonal, about.
+            factors: that are a preconditioner; None: the diagonal, about, and the damping is of the
+                prior's precision and not of the mean diagonal.
         """
         is_noisy = self.equations.is_noisy
         point = found.images.to(self._reference) if is_noisy else found.images
@@ -202,32 +215,36 @@ class LinearModel:
         )
         slope = backward(found.residual.to(point)) + self._pull(found)
         precision = self._precision.repeat(len(found.images))
-        scale = factors.damped.scale if factors else 0.0
-        if factors is None:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "probe"))
-            probe = torch.randn(len(slope), generator=generator).to(slope)
-            scale = float(forward(probe).square().sum() / len(probe))
+        diagonal = None if factors else self._diagonal(found.residual.to(point), backward)
 
         def solve(damping: float) -> Tensor | None:
-            added = precision + damping * scale
-
-            def precondition(numbers: Tensor) -> Tensor:
-                divided: Tensor = numbers / (added + scale)
-                return divided
-
             if factors is not None:
+                added = precision + damping * factors.damped.scale
                 factor = factors.at(damping)
                 if factor is None:
                     return None
-                precondition = partial(backsubstituted, factor)
+                precondition: Map = partial(backsubstituted, factor)
+            else:
+                added = (1 + damping) * precision
+                precondition = partial(torch.mul, 1 / (diagonal + added))
             return conjugate_gradients(
                 lambda numbers: backward(forward(numbers)).double() + added * numbers,
                 -slope,
                 precondition,
-                _REFINING if factors else _PRODUCTS,
+                _REFINING if factors else min(_PRODUCTS, len(slope)),
+                *(() if factors else (_TOLERANCE,)),
             )
 
         return solve
+
+    def _diagonal(self, equations: Tensor, backward: Map) -> Tensor:
+        """Return about the diagonal of J' J, by products with random signs (Hutchinson)."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "probe"))
+        squares = []
+        for _ in range(_PROBES):
+            signs = 2 * torch.randint(2, equations.shape, generator=generator) - 1
+            squares.append(backward(signs.to(equations)).double().square())
+        return torch.stack(squares).mean(0)
 
     def _moved(self, found: Found, step: Tensor) -> Found:
         """Return what becomes of images that move along their cosines."""

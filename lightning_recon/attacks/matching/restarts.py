@@ -1,5 +1,6 @@
 """How far the restarts of a second-order attack are, where a checkpoint keeps it."""
 
+import math
 from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
@@ -20,6 +21,8 @@ class Progress(NamedTuple):
     """Of the last Jacobian by all cosines, where the update counts as exact; -1: not known."""
     soft: int = 0
     """Linear models so far, where there are kinks."""
+    variance: float = math.inf
+    """That the equations are taken to have, while the prior fades; infinite: what they lack."""
 
 
 class Restarts(Optimizer):
