@@ -291,6 +291,9 @@ class TestAttack:
         batch = data.client(0)
         found = attack.reconstruct(attack.federation.play(batch, 0))
         assert found.notes["bits_an_image"] < 0.7 * found.notes["bits_capacity"]
+        # rows are found by their first columns: there stands what has most energy a column
+        sent = attack.digital.encode(batch.images)[0].square()
+        assert (sent[:, :50].mean(1) > 2 * sent.mean(1)).all()
         linear = SpectralLDPAttack(
             ConvNet(num_classes=20, width=8),
             defenses=[ClipL2(CLIP), GaussianNoise(0.13)],

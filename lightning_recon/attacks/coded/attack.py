@@ -191,9 +191,14 @@ class CodedLDPAttack(AnalyticAttack):
         elif not len(few):
             return digital.rate >= MIN_RATE
         else:
-            if teaches and isinstance(digital, HybridCode):
-                digital.learn(images, self.shrinkage_steps)
-            elif teaches and isinstance(digital, DigitalCode) and digital.rate <= MAX_AVIF_RATE:
+            if isinstance(digital, HybridCode):  # compared before they learn, which helps both
+                is_better = _mean_psnr(digital.rehearsed(few)) > self._rehearsed_psnr(few)
+                if teaches and is_better:
+                    digital.learn(images, self.shrinkage_steps)
+                elif teaches:
+                    linear.decoder.fit(images, self.shrinkage_steps)
+                return is_better
+            if teaches and digital.rate <= MAX_AVIF_RATE:
                 seed = derive_seed(self.seed, "compression")
                 shrinkage = LocalShrinkage(linear.code.opponent, seed=seed)
                 digital.learn(images, self.shrinkage_steps, shrinkage)

@@ -72,7 +72,7 @@ class HybridCode(ChannelCode):
 
     @property
     def num_columns(self) -> int:
-        """Symbols of the picture, and coefficients of the difference."""
+        """Coefficients of the difference, and symbols of the picture."""
         return self.block.num_symbols + self.decoder.code.num_columns
 
     def learn(self, images: Tensor, steps: int) -> None:
@@ -100,7 +100,8 @@ class HybridCode(ChannelCode):
             for place, body in zip(number.tolist(), bodies, strict=True)
         ]
         symbols = SHARE**0.5 * self.block.encode(words, images)
-        return torch.cat([symbols, (1 - SHARE) ** 0.5 * code], dim=1), torch.zeros_like(log_norm)
+        # the code's first columns have most energy, by which rows are found
+        return torch.cat([(1 - SHARE) ** 0.5 * code, symbols], dim=1), torch.zeros_like(log_norm)
 
     def decode(
         self, received: Tensor, amplitude: Tensor, noise_variance: float
@@ -109,13 +110,13 @@ class HybridCode(ChannelCode):
 
         See :meth:`DigitalCode.decode`.
         """
-        size = self.block.num_symbols
+        size = self.decoder.code.num_columns
         words, left = self.block.decode(
-            received[:, :size], SHARE**0.5 * amplitude, noise_variance, _read
+            received[:, size:], SHARE**0.5 * amplitude, noise_variance, _read
         )
         rest = (1 - SHARE) ** 0.5 * amplitude
         found: list[Tensor | None] = []
-        for word, sent, size_sent in zip(words, received[:, size:], rest, strict=True):
+        for word, sent, size_sent in zip(words, received[:, :size], rest, strict=True):
             image = None
             if word is not None:
                 log_norm = self.decoder.code.log_norm_mean + NORM_STEP * (word[0] - 128)
