@@ -149,6 +149,19 @@ def test_a_sample_without_its_other_copy_is_kept():
     assert 2 not in unmix(rows[1:], is_first[1:], 1e-6, 1e-6).first.tolist()
 
 
+def test_a_sample_like_one_that_lost_a_copy_is_kept_apart():
+    one, other, third = unit_samples(3)
+    like = 0.6 * one + 0.8 * other
+    samples = torch.stack([one, like, third])
+    table = torch.tensor([[0, 3], [1, 4], [2, 5]])
+    rows, is_first = rows_of(samples, table, 0.001, 0)
+    keeps = torch.arange(len(rows)) != 1  # that row was closed before
+    found = unmix(rows[keeps], is_first[keeps], 1e-6, 1e-6, keeps_alone=True)
+    assert len(found.received) == 3
+    unit = found.received / found.received.norm(dim=1, keepdim=True)
+    assert (unit @ samples.T).amax(0).min() > 0.99
+
+
 def test_a_rare_norm_is_told_by_its_number_and_a_usual_one_by_its_row(public):
     payload = make_attack(public, client=SHUFFLED).federation.payload
     amplitude, spread = torch.tensor(3.0), payload.code.log_norm_std

@@ -67,12 +67,15 @@ def unmix(
     num_columns = received.shape[1]
     one = double.square().sum(1) - num_columns * noise_variance
     one = one.median() if len(one) else one.sum()  # most rows hold one sample
+    product = double @ double.T
     if keeps_alone:
         own = (double.square().sum(1) - num_columns * noise_variance).clamp_min(noise_variance)
         pair = (own[:, None] * own).sqrt()
-        is_common, faint = double @ double.T > ALIKE * pair, FAINT * pair
+        is_common, faint = product > ALIKE * pair, FAINT * pair
     else:
-        is_common, faint = double @ double.T > SAME * one, (SAME * one).expand(2 * double.shape[:1])
+        pair = (SAME * one).expand(2 * double.shape[:1])
+        is_common, faint = product > pair, pair
+    noise = noise_variance * float(chi2.isf(test_rate, num_columns))
     first, second = (is_common & is_first[:, None] & ~is_first).nonzero().unbind(1)
     while True:
         number = torch.arange(len(first), device=received.device)
@@ -84,20 +87,25 @@ def unmix(
         variance = (solve @ solve.T).diagonal()
         energy = samples.square().sum(1) - num_columns * variance * noise_variance
         above = energy / faint[first, second]
-        if not len(first) or above.min() > 1:
-            break
-        is_kept = number != above.argmin()  # the two rows are alike by chance
-        first, second = first[is_kept], second[is_kept]
+        if len(first) and above.min() <= 1:
+            is_kept = number != above.argmin()  # the two rows are alike by chance
+            first, second = first[is_kept], second[is_kept]
+            continue
 
-    # what is left of a row, and the share of its noise that stays in it
-    left = (double - holds @ samples).square().sum(1)
-    share = 1 - (holds @ solve).diagonal()
-    noise = noise_variance * float(chi2.isf(test_rate, num_columns))
-    is_bad = left > noise * share + ROUNDING * one
-    if keeps_alone:
-        is_bad &= holds.sum(1) > 0
-    part = torch.from_numpy(connected_components((holds @ holds.T).cpu().numpy())[1]).to(first)
-    is_spoilt = torch.isin(part, part[is_bad])
+        left = (double - holds @ samples).square().sum(1)
+        share = 1 - (holds @ solve).diagonal()  # of its noise, that stays in what is left of a row
+        is_bad = left > noise * share + ROUNDING * one
+        if keeps_alone:
+            is_bad &= holds.sum(1) > 0
+        part = torch.from_numpy(connected_components((holds @ holds.T).cpu().numpy())[1]).to(first)
+        is_spoilt = torch.isin(part, part[is_bad])
+        is_doubtful = is_spoilt[first] & (part[first].bincount()[part[first]] > 1)
+        if not keeps_alone or not is_doubtful.any():
+            break
+        # of two samples that are like each other one has lost a copy: the least alike are not one
+        likeness = (product / pair)[first, second].where(is_doubtful, torch.inf)
+        is_kept = number != likeness.argmin()
+        first, second = first[is_kept], second[is_kept]
     # one of several samples may have been too faint to be seen in what it shares
     is_alone = ((holds.sum(1) == 0) | is_spoilt) & keeps_alone
     is_kept = ((solve @ holds).diagonal() > 1 - _TINY) & ~is_spoilt[first]
