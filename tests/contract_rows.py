@@ -80,7 +80,7 @@ SINGLE = {"APRIL", "IDLG", "RGAP"}
 UNCOUNTED = {
     *("AnnealedInversion", "FeatureInversionAttack", "GradInversion", "IDLG"),
     *("Fishing", "GaussNewtonInversion", "InvertingGradients"),
-    *("ModernInvertingGradients", "MultiScale", "ROGAttack", "Seer", "TabLeak"),
+    *("ModernInvertingGradients", "MultiScale", "ROGAttack", "TabLeak"),
 }
 """Those to which the number of samples need not be granted."""
 DEFENSES = {

@@ -88,6 +88,7 @@ class Seer(AnalyticAttack):
         "a malicious server trains the linear layers behind the convolutions on public images, and "
         "sees one update"
     )
+    oracles = ("num_samples",)
     protocols = ("fedsgd",)
     citation = "Garov et al., ICLR 2024, arXiv 2306.03013"
 
