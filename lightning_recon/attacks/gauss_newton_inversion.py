@@ -289,13 +289,14 @@ class GaussNewtonInversion(OptimizationAttack):
         if math.isinf(variance):
             variance, damping = found.misfit / images.numel(), 0.0
         is_explicit = images.numel() <= self.max_unknowns
-        for step in range(0 if progress.is_done else _FADED):
+        is_last = variance <= least  # and the weights are of images that were near already
+        for _ in range(0 if progress.is_done else _FADED):
             variance = max(variance, least)
             model = LinearModel(equations, self.spectrum, size, self.seed, variance)
             before = model.at(found.images)
             found, damping, is_slow, _ = model.matrix_free(before, damping)
             is_still = variance == least and found.objective >= before.objective * (1 - 1e-3)
-            is_done = is_still and step == 0  # with weights of the images as they are
+            is_done = is_still and is_last
             is_done |= variance <= _NEAR and found.misfit > _STALLED * before.misfit
             progress = progress._replace(is_done=is_done or model.is_rounded(found))
             if progress.is_done or is_still:

@@ -21,7 +21,7 @@ Residual = Callable[[Tensor], Tensor]
 Map = Callable[[Tensor], Tensor]
 
 _AT_ONCE = 2**26  # numbers of a Jacobian that are computed together
-_CHUNK = 16  # directions that are computed together at most: more fall out of a cache
+_CHUNK, _ON_CPU = 256, 16  # directions that are computed together at most; its cache holds fewer
 _BLOCKS = 8  # of a symmetric product
 _SHARED = 100.0  # by so much a factor's damping may be too large
 _FAINT = 1e-12  # damping, of the mean diagonal, under which dependent directions are told
@@ -84,7 +84,8 @@ def jacobian(
         change: applied to the rows of some directions at a time, n M, where they are computed.
     """
     forward, _ = _transposed(residual, images)
-    at_once = max(1, min(_CHUNK, _AT_ONCE // max(1, num_equations)))
+    chunk = _ON_CPU if images.device.type == "cpu" else _CHUNK
+    at_once = max(1, min(chunk, _AT_ONCE // max(1, num_equations)))
     rows = vmap(forward, randomness="same")
     parts = (rows(some) for some in directions(basis, images.shape, at_once))
     return torch.cat([part if change is None else change(part) for part in parts])
