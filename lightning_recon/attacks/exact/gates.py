@@ -80,7 +80,7 @@ def gated_directions(
             if ((found @ vector).abs() > _SAME).any():
                 continue
             sharp = refined(columns, vector)
-            if sharp is None or not _is_gated(columns, jacobian, sharp):
+            if sharp is None or not is_gated(columns, jacobian, sharp):
                 continue
             if not ((found @ sharp).abs() > _SAME).any():
                 found = torch.cat([found, sharp[None]])
@@ -92,10 +92,15 @@ def gated_directions(
     return found[:rank]
 
 
-def _is_gated(columns: Tensor, jacobian: Tensor, vector: Tensor) -> bool:
+def is_gated(columns: Tensor, jacobian: Tensor, vector: Tensor) -> bool:
     """Return whether the slopes of a vector, r, are open ones where they are not 0.
 
     The difference of two samples of one label has zeros where both are open, too, but either sign.
+
+    Args:
+        columns: K r, orthonormal.
+        jacobian: of the logits by the outputs of open gates, C K.
+        vector: r.
     """
     slopes = (columns @ vector)[None]
     passes = slopes.abs() > _SHUT * slopes.square().mean().sqrt()
