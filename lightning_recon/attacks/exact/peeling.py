@@ -264,7 +264,8 @@ class Peeling:
         spread = _SPREAD * torch.rand(copies, len(images), 1, generator=self.generator)
         share = spread * drawn / len(images) ** 0.5
         share = share - share.mean(2, keepdim=True)  # all parts of an image remain 1 together
-        return images.repeat(copies, 1) + share.flatten(0, 1).to(images) @ images
+        beside: Tensor = images.repeat(copies, 1) + share.flatten(0, 1).to(images) @ images
+        return beside
 
     def _cleaned(self, images: Tensor) -> Tensor:
         """Return images, N D, moved into the span of the rows, and set to levels."""
