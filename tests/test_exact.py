@@ -16,7 +16,7 @@ from lightning_recon.attacks import (
 )
 from lightning_recon.attacks.exact.certificate import examine_all, how_often, read_spans
 from lightning_recon.attacks.exact.features import are_certified
-from lightning_recon.attacks.exact.gates import gated_directions
+from lightning_recon.attacks.exact.gates import gated_directions, is_gated
 from lightning_recon.attacks.exact.independence import independent_images
 from lightning_recon.attacks.exact.recovery import as_gradient
 from lightning_recon.attacks.exact.slopes import SlopeModel
@@ -392,6 +392,20 @@ def test_gates_are_found_where_there_are_more_samples_than_sparsity_bears():
     wanted = nn.functional.normalize(slopes @ basis)
     assert len(found) == 45
     torch.testing.assert_close((found @ wanted.T).abs().amax(0), torch.ones(45).double())
+
+
+def test_the_difference_of_two_samples_of_one_label_is_no_sample():
+    generator = torch.Generator().manual_seed(0)
+    jacobian = torch.randn(CLASSES, 300, generator=generator, dtype=torch.float64)
+    residual = torch.full((CLASSES,), 0.1, dtype=torch.float64)
+    residual[3] = -0.9
+    is_open = torch.rand(1, 300, generator=generator) < 0.5
+    slopes = residual @ jacobian * (is_open ^ (torch.rand(4, 300, generator=generator) < 0.1))
+    basis = torch.linalg.qr(slopes.T).Q
+    assert all(is_gated(basis, jacobian, slope @ basis) for slope in slopes)
+    difference = slopes[0] - slopes[1]
+    assert (difference == 0).double().mean() > (slopes[0] == 0).double().mean()
+    assert not is_gated(basis, jacobian, difference @ basis)
 
 
 def test_one_missing_direction_is_shown_by_the_others():

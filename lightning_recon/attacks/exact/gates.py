@@ -27,8 +27,8 @@ from torch import Tensor
 from lightning_recon.attacks.exact.sparsity import refined
 
 _STARTS_A_SAMPLE, _LEAST_STARTS, _MOST_STARTS = 8, 64, 512  # at a time
-_ROUNDS, _PATIENCE = 30, 2  # at the most, and without a new sample
-_LEAST_FOUND = 0.15  # of the samples after two rounds, that more are made
+_ROUNDS, _PATIENCE = 100, 2  # at the most, and without a new sample
+_LEAST_FOUND = 0.1  # of the samples after two rounds, that more are made
 _MOST_ROWS = 1000  # that are descended on, or ten a sample
 _SUREST = 3.0  # standard deviation of the logits from which chances are drawn
 _STEPS = 300
@@ -36,6 +36,7 @@ _FIRST_STEP, _FIRST_WIDTH, _LAST_WIDTH = 0.1, 1.0, 0.01  # of the slopes' root m
 _FIT_EVERY = 10  # steps between two fits of r
 _FIT_FROM = 0.3  # share of the steps before the first
 _SAME = 0.99  # cosine of two looks at one sample's slopes
+_SHUT = 1e-3  # of the slopes' root mean square
 _LOOSE = 0.1  # relative distance from open and shut, above which a start led nowhere
 
 
@@ -79,7 +80,9 @@ def gated_directions(
             if ((found @ vector).abs() > _SAME).any():
                 continue
             sharp = refined(columns, vector)
-            if sharp is not None and not ((found @ sharp).abs() > _SAME).any():
+            if sharp is None or not is_gated(columns, jacobian, sharp):
+                continue
+            if not ((found @ sharp).abs() > _SAME).any():
                 found = torch.cat([found, sharp[None]])
         has_news = len(found) > before
         idle = 0 if has_news or guessed else idle + 1
@@ -87,6 +90,22 @@ def gated_directions(
         if len(found) >= rank or idle > _PATIENCE or is_hopeless:
             break
     return found[:rank]
+
+
+def is_gated(columns: Tensor, jacobian: Tensor, vector: Tensor) -> bool:
+    """Return whether the slopes of a vector, r, are open ones where they are not 0.
+
+    The difference of two samples of one label has zeros where both are open, too, but either sign.
+
+    Args:
+        columns: K r, orthonormal.
+        jacobian: of the logits by the outputs of open gates, C K.
+        vector: r.
+    """
+    slopes = (columns @ vector)[None]
+    passes = slopes.abs() > _SHUT * slopes.square().mean().sqrt()
+    is_open = (fitted(slopes, passes, jacobian) @ jacobian) * passes
+    return bool((slopes - is_open).norm() <= _LOOSE * slopes.norm())
 
 
 def _elsewhere(starts: Starts, found: Tensor) -> Starts:

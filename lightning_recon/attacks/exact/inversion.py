@@ -40,7 +40,7 @@ class ExactInversion(AnalyticAttack):
         snap: whether pixels near 8-bit levels are set to them: for pictures of 8 bits; rows of a
             table are left as they are.
         sparsity: whether low rank and sparsity, or a table's categories, are tried where rows show
-            no new images: of up to a quarter as many samples as rows, seconds to minutes.
+            no new images: of up to a third as many samples as rows, seconds to minutes.
         independence: whether independent components are looked for where images are missing: they
             are guesses, and help sparsity to begin; seconds.
         seed: of all randomness.

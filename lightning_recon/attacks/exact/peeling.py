@@ -44,7 +44,9 @@ LIKELY = 0.05
 """p-value up to which an image is likely."""
 _NEAR_GRID = 0.15  # mean distance from a grey level, in levels, of what is set to the levels
 _NULL_SIZE = 300  # mixtures
-_ROWS_A_SAMPLE = 4  # below, neither low rank nor sparsity is tried
+_ROWS_A_SAMPLE = 3  # below, neither low rank nor sparsity is tried
+_STARTS = 256  # of gates, at and beside the components of what is left
+_SPREAD = 1.0  # root of the squares of all parts by which those beside are off, at the most
 _SAME = (3 / 255) ** 2  # mean square between two looks at one image whose pixels have no levels
 _NEIGHBOURS = 24  # images towards which one without levels is moved by half a level
 
@@ -245,12 +247,25 @@ class Peeling:
         return independent_images(self.spans.rows, self.image_shape, self.generator).clamp(0, 1)
 
     def _guess(self, found: Tensor, jacobian: Tensor) -> Starts:
-        """Return starts at the components of what is left without found directions, R r."""
+        """Return starts at and beside the components of what is left without the found, R r."""
         left = torch.linalg.qr(found.T, mode="complete").Q[:, len(found) :]
         rows = left.T @ (self.spans.strengths[:, None] * self.spans.rows)
-        images = independent_images(rows, self.image_shape, self.generator).clamp(0, 1)
+        images = independent_images(rows, self.image_shape, self.generator)
+        images = torch.cat([images, self._beside(images)]).clamp(0, 1)
         slopes = examine_all(self.spans, self.model, images).slopes
         return Starts(slopes @ self.spans.columns, fitted(slopes, slopes != 0, jacobian))
+
+    def _beside(self, images: Tensor) -> Tensor:
+        """Return images with a little of others, so that there are enough of few, M D."""
+        copies = _STARTS // max(len(images), 1) - 1
+        if copies <= 0:
+            return images[:0]
+        drawn = torch.randn(copies, len(images), len(images), generator=self.generator)
+        spread = _SPREAD * torch.rand(copies, len(images), 1, generator=self.generator)
+        share = spread * drawn / len(images) ** 0.5
+        share = share - share.mean(2, keepdim=True)  # all parts of an image remain 1 together
+        beside: Tensor = images.repeat(copies, 1) + share.flatten(0, 1).to(images) @ images
+        return beside
 
     def _cleaned(self, images: Tensor) -> Tensor:
         """Return images, N D, moved into the span of the rows, and set to levels."""
