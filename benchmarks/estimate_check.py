@@ -77,7 +77,8 @@ def main() -> None:
 
 def above(one: dict[str, Any]) -> float:
     """Return by how many dB an attack is above the estimate."""
-    return one["psnr"][0] - decibels(one["estimate_mse"][0])
+    estimate: float = min(100.0, decibels(one["estimate_mse"][0]))
+    return one["psnr"][0] - estimate
 
 
 def explain(data: tuple[Tensor, Tensor, Tensor], clients: list[dict[str, Any]]) -> None:

@@ -81,7 +81,8 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", choices=[*RUNS, "peer"], default=["first", "second"])
     parser.add_argument("--output", type=Path, default=Path("start_spread.jsonl"))
     options = parser.parse_args()
-    data = cifar(options, batch_size=1, indices=list(range(options.images)))
+    places = [[image] for image in range(options.images)]
+    data = cifar(options, batch_size=1, num_clients=len(places), indices=places)
     lines = options.output.read_text().splitlines() if options.output.exists() else []
     done = {(one["run"], one["image"]): one["psnr"] for one in map(json.loads, lines)}
     found = {}
