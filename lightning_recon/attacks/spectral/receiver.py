@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from scipy.stats import chi2
-from torch import Tensor, arange, cat
+from torch import Tensor, arange, cat, split
 
 from lightning_recon.attacks.spectral.local_payload import LocalPayload
 from lightning_recon.attacks.spectral.payload import RowsPayload
@@ -84,7 +84,7 @@ def find_rows(
     assert isinstance(payload, RowsPayload)
     head = payload.head_of(observation.update)
     num_head = head.shape[1]
-    energy = cat([part.double().square().sum(1) for part in head.split(NUM_TOGETHER)])
+    energy = cat([part.double().square().sum(1) for part in split(head, NUM_TOGETHER)])
     # most rows hold noise and nothing else
     noise_std = float(energy.median() / chi2.median(num_head)) ** 0.5
     rate = false_positive_rate / payload.num_bins
