@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_spectral import CLIP, make_attack, mean_psnr
 
+from lightning_recon.attacks.spectral import local_payload
 from lightning_recon.attacks.spectral.feedback import reach_of
 from lightning_recon.attacks.spectral.local_payload import LocalPayload
 from lightning_recon.audit.auditor import Auditor
@@ -64,6 +65,15 @@ def test_an_image_that_one_round_lost_is_found_in_another(public, batch):
     assert evidence.notes["rows_of_new"] >= 3
     alone = found_by(make_attack(public, std=STD), batch)[0]
     assert mean_psnr(images, batch.images) > mean_psnr(alone, batch.images) + 3
+
+
+def test_rows_are_found_by_as_many_columns_as_pay(public, batch, monkeypatch):
+    monkeypatch.setattr(local_payload, "NUM_HEAD_COLUMNS", 8)
+    attack = make_attack(public, std=STD, num_rounds=6, num_bins=1024)
+    first = attack.federation.payload
+    last = attack.federation.play(batch, 0).payload
+    assert first.num_head < 0.2 * first.num_used, "photographs are in the coarse columns"
+    assert last.num_head > 0.5 * last.num_used, "what is left of them after five rounds is in all"
 
 
 def test_noise_alone_gives_nothing(public, batch):

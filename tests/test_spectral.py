@@ -62,6 +62,14 @@ def make_code(public, noise=1e-3, energy=4.0):
     return SpectralCode(images, tuple(images.shape[1:]), noise, energy)
 
 
+def test_columns_that_tell_a_code_from_noise(public):
+    code = make_code(public)
+    code.power.flatten()[code.order] = 1 / code.filter.square()
+    assert code.num_telling == code.num_columns, "all alike: every one tells as much"
+    code.power.flatten()[code.order[3:]] = 0
+    assert code.num_telling == 3
+
+
 class TestCode:
     def test_transform_is_the_dct(self, public):
         code = make_code(public)

@@ -190,6 +190,13 @@ class SpectralCode(ChannelCode):
         """How many coefficients are sent."""
         return len(self.order)
 
+    @property
+    def num_telling(self) -> int:
+        """How many columns, from the first one on, tell a code best from noise by their energy."""
+        energy = (self.filter.square() * self.power.flatten()[self.order]).double().cumsum(0)
+        count = torch.arange(1, len(energy) + 1, dtype=torch.float64, device=energy.device)
+        return int((energy / count.sqrt()).argmax()) + 1
+
     def transform(self, images: Tensor) -> Tensor:
         """Return the DCT coefficients of the opponent colours; orthonormal.  B C H W."""
         colours = torch.einsum("oc,bchw->bohw", self.opponent, images)

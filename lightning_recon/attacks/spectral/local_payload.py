@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_recon.attacks.spectral.code import ChannelCode, SpectralCode
+from lightning_recon.attacks.spectral.code import SpectralCode
 from lightning_recon.attacks.spectral.local_steps import LocalSteps
 from lightning_recon.attacks.spectral.payload import NUM_HEAD_COLUMNS, Budget, RowsPayload
 from lightning_recon.errors import InputError
@@ -100,7 +100,7 @@ class LocalPayload(RowsPayload):
     def __init__(
         self,
         model: Target,
-        code: ChannelCode,
+        code: SpectralCode,
         logit_scale: float,
         budget: Budget,
         payload_class: PayloadClass,
@@ -129,7 +129,9 @@ class LocalPayload(RowsPayload):
         self.norm_reach = NORM_REACH * max(code.log_norm_std, 1e-3)
         self.num_used = self.num_side + code.num_columns
         num_columns = num_spread or self.num_used
-        self.num_head = num_spread or min(num_columns, NUM_HEAD_COLUMNS)
+        # what several rounds leave open is in all columns alike
+        num_telling = max(NUM_HEAD_COLUMNS, self.num_side + code.num_telling)
+        self.num_head = num_spread or min(num_columns, num_telling)
         like = self.class_sign
         self.register_buffer("signs", _random_signs(code.num_columns, seed, "rows").to(like))
         self.register_buffer("mixing", _random_signs(num_spread, seed, "mixing").to(like))

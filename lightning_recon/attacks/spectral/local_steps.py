@@ -10,7 +10,7 @@ from lightning_recon.errors import InputError
 ADAM_SIZE = 4.0  # of a gradient's coordinate in units of Adam's eps, about where it saturates
 MAX_NUMBERS = 2**25  # of all rows under Adam: 130 MB
 MIN_RATE = 1e-30  # of the local steps: the rows' gain is over the learning rate
-MAX_RATE = 1e5  # the target's own steps are larger, and take the clip
+MAX_RATE = 1e3  # from about ten times that the target explodes, and takes the clip
 
 
 class LocalSteps(NamedTuple):

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from scipy.stats import chi2
-from torch import Tensor, arange
+from torch import Tensor, arange, cat, split
 
 from lightning_recon.attacks.spectral.local_payload import LocalPayload
 from lightning_recon.attacks.spectral.payload import RowsPayload
@@ -13,6 +13,7 @@ from lightning_recon.observation import Observation
 
 MISFIT_STDS = 3.5  # of the noise, between a row's sign number and its energy, and
 MISFIT = 0.05  # of the number itself: what one sample may show
+NUM_TOGETHER = 64  # rows whose energy is taken at a time
 
 Channel = tuple[Tensor, Tensor, Tensor, float]
 """What was received, B N, amplitudes, B, logarithms of norms, B, and the noise's variance."""
@@ -83,7 +84,7 @@ def find_rows(
     assert isinstance(payload, RowsPayload)
     head = payload.head_of(observation.update)
     num_head = head.shape[1]
-    energy = head.double().square().sum(1)
+    energy = cat([part.double().square().sum(1) for part in split(head, NUM_TOGETHER)])
     # most rows hold noise and nothing else
     noise_std = float(energy.median() / chi2.median(num_head)) ** 0.5
     rate = false_positive_rate / payload.num_bins
