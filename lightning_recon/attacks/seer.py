@@ -11,8 +11,8 @@ in the paper, positive examples are public images whose brightness is shifted be
 in the model or in the update shows what the server looks for: gradients of all samples stay there,
 and neither rows nor biases are repeated.
 
-What differs: a ResNet-18 and a dense disaggregator are trained for days in the paper.  Here the
-linear layers at the end of a model are trained, for a minute, and the disaggregator is one number
+What differs: the paper trains a ResNet-18 and a dense disaggregator for a million steps.  Here the
+linear layers at the end of a model are trained for a thousand, and the disaggregator is one number
 for every row of the first of them: r_k, with sum_k r_k dL/dz_k = 0 for a sample without the
 property and +1 or -1 with it, z being the layer's output.  The labels decide about the sign, for
 no model is wrong in the same direction for all of them; it falls out of the quotient
