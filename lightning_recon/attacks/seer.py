@@ -66,8 +66,8 @@ class Seer(AnalyticAttack):
     """A malicious server's trained head and secret direction, which show a batch's bright sample.
 
     A round shows something if one of its samples has the property: by brightness and threshold
-    about 37 % of rounds do.  Other rounds give a mixture; the score tells how far what came back lies
-    from public features, 1 on average.
+    about 37 % of rounds do.  Other rounds give a mixture; the score tells how far what came back
+    lies from public features, 1 on average.
 
     Args:
         target: a model that ends in at least two linear layers with biases, ReLUs between them.
