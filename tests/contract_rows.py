@@ -70,7 +70,7 @@ ATTACKS = {
     "ROGAttack": on(attacks.ROGAttack, iterations=2),
     "RobbingTheFed": on(attacks.RobbingTheFed, num_bins=64),
     "ScaleMIA": on(attacks.ScaleMIA, READABLE["pools"], decoder_steps=2),
-    "Seer": on(attacks.Seer, READABLE["pools"], steps=2, decoder_steps=2),
+    "Seer": on(attacks.Seer, READABLE["pools"], steps=20, decoder_steps=2),
     "SolitonBiases": on(attacks.SolitonBiases, READABLE["linear"]),
     "SpectralLDPAttack": on(attacks.SpectralLDPAttack, num_bins=64, shrinkage_steps=2),
     "TabLeak": on(attacks.TabLeak, num_restarts=2, iterations=2),

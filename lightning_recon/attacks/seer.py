@@ -11,8 +11,8 @@ in the paper, positive examples are public images whose brightness is shifted be
 in the model or in the update shows what the server looks for: gradients of all samples stay there,
 and neither rows nor biases are repeated.
 
-What differs: a ResNet-18 and a dense disaggregator are trained for days in the paper.  Here the
-linear layers at the end of a model are trained, for a minute, and the disaggregator is one number
+What differs: the paper trains a ResNet-18 and a dense disaggregator for a million steps.  Here the
+linear layers at the end of a model are trained for a thousand, and the disaggregator is one number
 for every row of the first of them: r_k, with sum_k r_k dL/dz_k = 0 for a sample without the
 property and +1 or -1 with it, z being the layer's output.  The labels decide about the sign, for
 no model is wrong in the same direction for all of them; it falls out of the quotient
@@ -45,6 +45,7 @@ from lightning_recon.targets import Target
 from lightning_recon.updates import Update
 
 MIN_PUBLIC = 8  # images
+LEAST_STEPS = 20  # two of which the rate rises
 NUM_SHIFTED = 1000  # images that are made bright
 MOST_BEYOND = 0.02  # by which their brightness exceeds that of a bright public image, at most
 SHARPNESS = (1.0, 30.0)  # of the smooth ReLUs, first and last, in units of the features' spread
@@ -65,15 +66,15 @@ class Seer(AnalyticAttack):
     """A malicious server's trained head and secret direction, which show a batch's bright sample.
 
     A round shows something if one of its samples has the property: by brightness and threshold
-    about 37 % of rounds do.  Other rounds give a mixture, or what lies outside of all public
-    features, which is not returned.
+    about 37 % of rounds do.  Other rounds give a mixture; the score tells how far what came back
+    lies from public features, 1 on average.
 
     Args:
         target: a model that ends in at least two linear layers with biases, ReLUs between them.
         client: the clients' protocol; null: FedSGD.
         defenses: the clients' defenses, in order.
         num_samples: of a round, of which one is to have the property; null: the data's.
-        steps: of the training of head and direction, at least 1.
+        steps: of the training of head and direction, at least 20.
         learning_rate: the highest of that training, above 0.
         kernel_size: of the linear decoder's convolution on feature maps; odd.
         decoder_steps: in which a small network is trained to correct the linear decoder; 0: the
@@ -108,7 +109,7 @@ class Seer(AnalyticAttack):
         check_counts(
             "Seer",
             num_samples=(num_samples, 2),
-            steps=(steps, 1),
+            steps=(steps, LEAST_STEPS),
             kernel_size=(kernel_size, 1),
             decoder_steps=(decoder_steps, 0),
         )
@@ -166,7 +167,6 @@ class Seer(AnalyticAttack):
             )
         self._secret = (secret,)
         self._usual = (seen.mean(0), seen.std(0) + 1e-3 * seen.std())
-        self._furthest = float(self._distance(seen).max())
         maps = seen.view(-1, *self.stack.map_shape)
         with torch.no_grad():
             generator = torch.Generator().manual_seed(seed)
@@ -195,11 +195,9 @@ class Seer(AnalyticAttack):
         return payload
 
     def reconstruct(self, observation: Observation) -> Reconstruction:
-        """Return the sample with the property; no image if what is left cannot be one."""
+        """Return the sample with the property; no image of a zero update."""
         latent = self.read_latent(observation)
-        score = self._distance(latent)
-        is_like = score <= self._furthest
-        return Reconstruction(self.decode(latent[is_like]), None, score[is_like], {})
+        return Reconstruction(self.decode(latent), None, self._distance(latent), {})
 
     def read_latent(self, observation: Observation) -> Tensor:
         """Return what the layer saw of the sample, 1 F, whatever it is; 0 F of a zero update."""
