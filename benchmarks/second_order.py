@@ -110,6 +110,10 @@ ROWS = {
 }
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "second": lambda target, **more: GaussNewtonInversion(target, **more),
+    "both": lambda target, **more: GaussNewtonInversion(target, annealed_iterations=1000, **more),
+    "both-2500": lambda target, **more: GaussNewtonInversion(
+        target, annealed_iterations=2500, **more
+    ),
     "annealed": lambda target, adaptive, **more: AnnealedInversion(target, **more),
     "annealed-400": lambda target, adaptive, **more: AnnealedInversion(
         target, iterations=400, **more

@@ -12,7 +12,11 @@ from torch import nn
 import lightning_recon.attacks.gauss_newton_inversion as gauss_newton_inversion
 import lightning_recon.attacks.matching.linear_model as module
 from lightning_recon.__main__ import main
-from lightning_recon.attacks import GaussNewtonInversion, InvertingGradients
+from lightning_recon.attacks import (
+    AnnealedInversion,
+    GaussNewtonInversion,
+    InvertingGradients,
+)
 from lightning_recon.attacks.features.spectrum import Spectrum
 from lightning_recon.attacks.matching.probable import probable_step
 from lightning_recon.audit.auditor import Auditor
@@ -174,6 +178,31 @@ class TestKinks:
         assert psnr(soft.images, images).mean() > psnr(hard.images, images).mean() + 3
         assert psnr(soft.images, images).mean() > 25
 
+    def test_an_annealed_start_is_refined(self):
+        """Of several images the start follows the order of the labels that are assumed."""
+        target, images = kinked(), natural(2, 7)
+        attack = bind(AnnealedInversion(target, iterations=150), natural(40), 2)
+        batch = batch_of(images)._replace(labels=torch.tensor([6, 2]))
+        observation = attack.federation.play(batch, 0)
+        with attack.computing():
+            first = attack.reconstruct(observation)
+        second = bind(
+            GaussNewtonInversion(target, annealed_iterations=150, iterations=14), natural(40), 2
+        )
+        observation = second.federation.play(batch, 0)
+        with second.computing():
+            start, _ = second.initialize(observation)
+            found = second.reconstruct(observation)
+        order = first.labels.argsort()
+        assert start[[1, 0]].equal(first.images[order])  # labels 2 and 6
+        assert found.labels.tolist() == [6, 2]
+        assert psnr(found.images, images).mean() > psnr(start, images).mean() + 1
+
+    def test_without_kinks_nothing_is_annealed(self, monkeypatch):
+        monkeypatch.setattr(AnnealedInversion, "reconstruct", None)
+        found, images = attacked(annealed_iterations=10)
+        assert psnr(found.images, images).min() > 80
+
     def test_many_unknowns_need_no_jacobian(self, monkeypatch):
         monkeypatch.setattr("lightning_recon.attacks.gauss_newton_inversion._FEW", 0)
         monkeypatch.setattr("lightning_recon.attacks.matching.probable.jacobian", None)
@@ -223,7 +252,9 @@ class TestInput:
         with pytest.raises(InputError, match=r"cannot be differentiated by the images.*choose"):
             attacked(target=ModuleTarget(Once(), 20))
 
-    @pytest.mark.parametrize("wrong", [{"num_restarts": 0}, {"max_unknowns": -1}])
+    @pytest.mark.parametrize(
+        "wrong", [{"num_restarts": 0}, {"max_unknowns": -1}, {"annealed_iterations": -1}]
+    )
     def test_numbers_out_of_range_are_refused(self, wrong):
         (name,) = wrong
         with pytest.raises(InputError, match=f"{name} must be at least"):

@@ -39,6 +39,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_recon.attacks.annealed_inversion import AnnealedInversion
 from lightning_recon.attacks.features.decoding import teaching_images
 from lightning_recon.attacks.features.spectrum import Spectrum
 from lightning_recon.attacks.matching.batched import is_out_of_memory
@@ -59,6 +60,7 @@ from lightning_recon.targets import Target
 
 _T = TypeVar("_T")
 _HOT, _COLD = 0.6, 0.03  # first and last temperature of kinks, in standard deviations
+_HOT_NEAR, _COLD_NEAR = 0.1, 0.01  # the same from images that annealing led to
 _SHARES = (1 / 16, 1 / 4, 1 / 2, 1.0)  # of an image's cosines, stage by stage
 _STAGE_STEPS = 3  # linear models at most, but in the last
 _STAGED = 3072  # unknowns of which Jacobians are taken from the first step on, at most
@@ -107,6 +109,8 @@ class GaussNewtonInversion(OptimizationAttack):
             Above 3,072 the Jacobian is made at the end, when the images are near.
         soft_iterations: linear models at first in which ReLUs and max-pools are soft, less and
             less, where there are any; at least 0.
+        annealed_iterations: iterations of :class:`.AnnealedInversion`, whose images the first
+            start is then, where there are ReLUs or max-pools; 0: it is drawn as the others are.
         iterations: linear models of one client, at least 1, or four steps by products each; a
             restart that comes no nearer is done.
         seed: of all randomness: the clients', the defenses' and the attack's own.
@@ -132,6 +136,7 @@ class GaussNewtonInversion(OptimizationAttack):
         num_restarts: int = 1,
         max_unknowns: int = 6144,
         soft_iterations: int = 12,
+        annealed_iterations: int = 0,
         iterations: int = 24,
         seed: int = 0,
     ) -> None:
@@ -140,6 +145,7 @@ class GaussNewtonInversion(OptimizationAttack):
             ("num_restarts", num_restarts, 1),
             ("max_unknowns", max_unknowns, 0),
             ("soft_iterations", soft_iterations, 0),
+            ("annealed_iterations", annealed_iterations, 0),
         ):
             if value < least:
                 raise InputError(f"{name}: {argument} must be at least {least}, not {value}")
@@ -156,6 +162,19 @@ class GaussNewtonInversion(OptimizationAttack):
         self.num_restarts = num_restarts
         self.max_unknowns = max_unknowns
         self.soft_iterations = soft_iterations
+        self.annealed_iterations = annealed_iterations
+        self._first_order: tuple[AnnealedInversion, ...] = ()  # which Lightning does not see
+        if annealed_iterations:
+            start = AnnealedInversion(
+                target,
+                client,
+                defenses,
+                known,
+                label_inference=label_inference,
+                iterations=annealed_iterations,
+                seed=seed,
+            )
+            self._first_order = (start,)
 
     @property
     def num_dummies_held(self) -> int:
@@ -172,6 +191,9 @@ class GaussNewtonInversion(OptimizationAttack):
         seed = derive_seed(self.seed, "synthetic")
         public, _ = teaching_images(images, self.spec.image_shape, seed)
         self.spectrum = Spectrum(public.double())
+        for attack in self._first_order:
+            attack.bind(self.spec)
+            attack.learn_public(images)
 
     # --- reading the update --------------------------------------------------------------------
 
@@ -186,7 +208,19 @@ class GaussNewtonInversion(OptimizationAttack):
             latents = torch.randn(shape, generator=generator, dtype=torch.float64)
             starts.append(self.spectrum.decode(_START * latents.to(reference.device)))
         start = torch.cat(starts).to(reference)
-        return start, self._equations(evidence, start[: len(evidence.labels)])
+        number = len(evidence.labels)
+        equations = self._equations(evidence, start[:number])
+        if self._first_order and equations.has_kinks:
+            start[:number] = self._annealed(observation, evidence.labels)
+        return start, equations
+
+    def _annealed(self, observation: Observation, labels: Tensor) -> Tensor:
+        """Return what annealing finds, B C H W, in the order of the labels that are assumed."""
+        found = self._first_order[0].reconstruct(observation)
+        assert found.labels is not None
+        order = torch.empty_like(labels)
+        order[labels.argsort(stable=True)] = found.labels.argsort(stable=True)
+        return found.images[order]
 
     def _equations(self, evidence: Evidence, images: Tensor) -> Equations:
         """Note what is to be solved; raise InputError if it cannot be differentiated twice."""
@@ -230,7 +264,8 @@ class GaussNewtonInversion(OptimizationAttack):
             progress = optimizer.param_groups[0]["progress"]
             for restart, before in enumerate(progress):
                 share = dummy.data[restart * size : (restart + 1) * size]
-                after, found = self._advance(share.double(), evidence, Progress(*before))
+                is_near = restart == 0 and bool(self._first_order)
+                after, found = self._advance(share.double(), evidence, Progress(*before), is_near)
                 progress[restart] = tuple(after)
                 share.copy_(found.images)
                 sums["matching"] += found.misfit
@@ -245,11 +280,11 @@ class GaussNewtonInversion(OptimizationAttack):
         return {"objective": torch.tensor(sum(sums.values())), **parts}
 
     def _advance(
-        self, images: Tensor, equations: Equations, progress: Progress
+        self, images: Tensor, equations: Equations, progress: Progress, is_near: bool
     ) -> tuple[Progress, Found]:
         """Take one Jacobian, and go on to the next stage where it did not help much."""
         if equations.has_kinks and not progress.is_done:
-            return self._soften(images, equations, progress)
+            return self._soften(images, equations, progress, is_near)
         size = math.prod(self.spec.image_shape)
         most = _STAGED if progress.variance > _NEAR else self.max_unknowns
         if equations.is_noisy or len(images) * size > min(most, self.max_unknowns):
@@ -324,14 +359,17 @@ class GaussNewtonInversion(OptimizationAttack):
         return step(False)
 
     def _soften(
-        self, images: Tensor, equations: Equations, progress: Progress
+        self, images: Tensor, equations: Equations, progress: Progress, is_near: bool
     ) -> tuple[Progress, Found]:
         """Take one linear model of a network whose kinks are soft, and soon no more."""
         size, done = math.prod(self.spec.image_shape), progress.soft
-        number = min(size, math.ceil(size * _SHARES[0] * 2**done))
+        hot, cold, first = _HOT, _COLD, _SHARES[0]
+        if is_near:
+            hot, cold, first = _HOT_NEAR, _COLD_NEAR, 1.0
+        number = min(size, math.ceil(size * first * 2**done))
         last = max(1, self.soft_iterations - 1)
         is_soft = done < self.soft_iterations
-        with equations.inexact(_HOT * (_COLD / _HOT) ** (done / last) if is_soft else 0.0, images):
+        with equations.inexact(hot * (cold / hot) ** (done / last) if is_soft else 0.0, images):
             take = partial(probable_step, images, equations, self.spectrum, number)
             unknowns = len(images) * number
             found = self._where_memory_suffices(take, unknowns) if unknowns <= _FEW else take(False)
