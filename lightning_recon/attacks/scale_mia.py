@@ -25,10 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_recon.attacks.analytic import AnalyticAttack
-from lightning_recon.attacks.base import check_counts
-from lightning_recon.attacks.features.linear_decoder import LinearDecoder, fit_linear_decoder
-from lightning_recon.attacks.features.linear_stack import LinearStack, find_stack, run_features
-from lightning_recon.attacks.features.network_decoder import NetworkDecoder, fit_network_decoder
+from lightning_recon.attacks.features.latent_decoder import LatentDecoder, check_decoder
+from lightning_recon.attacks.features.linear_stack import LinearStack, find_stack, run_all_features
 from lightning_recon.attacks.linear_layer import FAINT
 from lightning_recon.clients import Client
 from lightning_recon.clients.base import randomness
@@ -42,7 +40,6 @@ from lightning_recon.targets import Target
 MIN_PUBLIC = 8  # images; fewer teach no decoder that holds for others
 SMOOTH = 1e-7  # of the spread of latent means: the least width of a bin
 NEAR_EDGE = 0.05  # of a bin's usual width, by which rounding may move a mean past its edge
-_PART = 64  # public images that run through the model together
 
 
 class ScaleMIA(AnalyticAttack):
@@ -79,13 +76,10 @@ class ScaleMIA(AnalyticAttack):
         seed: int = 0,
     ) -> None:
         super().__init__(target, client, defenses, seed)
-        check_counts("ScaleMIA", kernel_size=(kernel_size, 1), decoder_steps=(decoder_steps, 0))
-        if kernel_size % 2 == 0:
-            raise InputError(f"ScaleMIA: kernel_size must be odd, not {kernel_size}")
+        check_decoder("ScaleMIA", kernel_size, decoder_steps)
         self.kernel_size = kernel_size
         self.decoder_steps = decoder_steps
-        self._decoder: tuple[LinearDecoder | NetworkDecoder, ...] = ()  # hidden from Lightning
-        self._edges: tuple[Tensor, ...] = ()
+        self._edges: tuple[Tensor, ...] = ()  # a tuple hides it from Lightning
 
     def learn_public(self, images: Tensor) -> None:
         """Lay the bins' edges, and train the decoder.
@@ -105,10 +99,7 @@ class ScaleMIA(AnalyticAttack):
             left_as_found(self.target, training=self.mode == "train"),
         ):
             self.stack = _stack_of(self.target, images)
-            parts = [
-                run_features(self.target, self.stack, part) for part in torch.split(images, _PART)
-            ]
-        latent = torch.cat(parts)
+            latent = run_all_features(self.target, self.stack, images)
         parameters = dict(self.target.named_parameters())
         num_rows = len(parameters[self.stack.weights[0]])
         means = latent.double().mean(1)
@@ -118,14 +109,9 @@ class ScaleMIA(AnalyticAttack):
         edges = means.quantile(at.to(means)) + least
         edges[0] = min(0.0, float(means.min())) - float(means.std())
         self._edges = (edges,)
-        maps = latent.view(-1, *self.stack.map_shape)
-        with torch.no_grad():
-            generator = torch.Generator().manual_seed(seed)
-            decoder: LinearDecoder | NetworkDecoder
-            decoder = linear = fit_linear_decoder(maps, images, self.kernel_size, generator)
-        if self.decoder_steps:
-            decoder = fit_network_decoder(linear, maps, images, self.decoder_steps, seed)
-        self._decoder = (decoder,)
+        self.decode = LatentDecoder(
+            self.stack.map_shape, latent, images, self.kernel_size, self.decoder_steps, seed
+        )
 
     def server_payload(self, model: Target) -> Target:
         """Return the model with bins in its first linear layer."""
@@ -146,15 +132,6 @@ class ScaleMIA(AnalyticAttack):
         images = self.decode(found)
         notes = {"bins_read": float(len(found)), "in_their_bin": float((score == 0).sum())}
         return Reconstruction(images, None, score, notes)
-
-    def decode(self, latent: Tensor) -> Tensor:
-        """Return images, R C H W in [0, 1], of latent vectors, R F."""
-        if not len(latent):
-            return latent.new_zeros(0, *self.known_shape)
-        (decoder,) = self._decoder
-        maps = latent.view(-1, *self.stack.map_shape)
-        with torch.no_grad():
-            return decoder.decode(maps, *self.known_shape[1:]).clamp(0, 1)
 
     def read_latent(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Return the latent vectors that bins hold, R F, and how far each lies outside its bin, R.

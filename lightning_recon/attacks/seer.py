@@ -31,9 +31,8 @@ from torch import Tensor
 
 from lightning_recon.attacks.analytic import AnalyticAttack
 from lightning_recon.attacks.base import check_counts
-from lightning_recon.attacks.features.linear_decoder import LinearDecoder, fit_linear_decoder
-from lightning_recon.attacks.features.linear_stack import LinearStack, find_stack, run_features
-from lightning_recon.attacks.features.network_decoder import NetworkDecoder, fit_network_decoder
+from lightning_recon.attacks.features.latent_decoder import LatentDecoder, check_decoder
+from lightning_recon.attacks.features.linear_stack import LinearStack, find_stack, run_all_features
 from lightning_recon.clients import Client
 from lightning_recon.clients.base import randomness
 from lightning_recon.defenses import Defense
@@ -50,7 +49,6 @@ NUM_SHIFTED = 1000  # images that are made bright
 MOST_BEYOND = 0.02  # by which their brightness exceeds that of a bright public image, at most
 SHARPNESS = (1.0, 30.0)  # of the smooth ReLUs, first and last, in units of the features' spread
 _BATCH = 128  # samples with the property, and as many without it, of one step
-_PART = 64  # images that run through the model together
 
 
 class Secret(NamedTuple):
@@ -110,11 +108,8 @@ class Seer(AnalyticAttack):
             "Seer",
             num_samples=(num_samples, 2),
             steps=(steps, LEAST_STEPS),
-            kernel_size=(kernel_size, 1),
-            decoder_steps=(decoder_steps, 0),
         )
-        if kernel_size % 2 == 0:
-            raise InputError(f"Seer: kernel_size must be odd, not {kernel_size}")
+        check_decoder("Seer", kernel_size, decoder_steps)
         if not 0 < learning_rate < float("inf"):
             raise InputError(f"Seer: learning_rate must be above 0, not {learning_rate}")
         self.num_samples = num_samples
@@ -122,8 +117,7 @@ class Seer(AnalyticAttack):
         self.learning_rate = learning_rate
         self.kernel_size = kernel_size
         self.decoder_steps = decoder_steps
-        self._secret: tuple[Secret, ...] = ()  # tuples hide what they hold from Lightning
-        self._decoder: tuple[LinearDecoder | NetworkDecoder, ...] = ()
+        self._secret: tuple[Secret, ...] = ()  # a tuple hides it from Lightning
 
     def learn_public(self, images: Tensor) -> None:
         """Train the head, the secret direction and the decoder.
@@ -148,7 +142,9 @@ class Seer(AnalyticAttack):
             brightness = images.mean((1, 2, 3))
             self.threshold = float(brightness.quantile(1 - 1 / size))
             bright = shifted_bright(images, self.threshold, seed)
-            seen, positive = (self._features(some) for some in (images, bright))
+            seen, positive = (
+                run_all_features(self.target, self.stack, some) for some in (images, bright)
+            )
         has_property = brightness > self.threshold
         head = {
             name: dict(self.target.named_parameters())[name].detach().clone()
@@ -167,18 +163,9 @@ class Seer(AnalyticAttack):
             )
         self._secret = (secret,)
         self._usual = (seen.mean(0), seen.std(0) + 1e-3 * seen.std())
-        maps = seen.view(-1, *self.stack.map_shape)
-        with torch.no_grad():
-            generator = torch.Generator().manual_seed(seed)
-            decoder: LinearDecoder | NetworkDecoder
-            decoder = linear = fit_linear_decoder(maps, images, self.kernel_size, generator)
-        if self.decoder_steps:
-            decoder = fit_network_decoder(linear, maps, images, self.decoder_steps, seed)
-        self._decoder = (decoder,)
-
-    def _features(self, images: Tensor) -> Tensor:
-        parts = torch.split(images, _PART)
-        return torch.cat([run_features(self.target, self.stack, part) for part in parts])
+        self.decode = LatentDecoder(
+            self.stack.map_shape, seen, images, self.kernel_size, self.decoder_steps, seed
+        )
 
     def _distance(self, latent: Tensor) -> Tensor:
         """Return how far vectors, R F, lie from public ones: 1 on average, R."""
@@ -206,15 +193,6 @@ class Seer(AnalyticAttack):
         bias = observation.update[self.stack.biases[0] or ""]
         left = rows @ bias
         return ((rows @ weight) / left)[None][: int(bool(left != 0))]
-
-    def decode(self, latent: Tensor) -> Tensor:
-        """Return images, R C H W in [0, 1], of latent vectors, R F."""
-        if not len(latent):
-            return latent.new_zeros(0, *self.known_shape)
-        (decoder,) = self._decoder
-        with torch.no_grad():
-            maps = latent.view(-1, *self.stack.map_shape)
-            return decoder.decode(maps, *self.known_shape[1:]).clamp(0, 1)
 
 
 def shifted_bright(images: Tensor, threshold: float, seed: int) -> Tensor:

@@ -25,6 +25,7 @@ _NUM_TURNS = {"exact": 30, "kept": 2, "rounded": 9}  # of that search, at most
 _NUM_SOFT = {"exact": 0, "kept": 0, "rounded": 6}  # of these, in which ReLUs may be half open
 _UNSEEN = 0.3  # how far a ReLU starts open of which only a 0 was seen, after rounding
 _NUM_STARTS = 5  # where labels repeat
+_TOGETHER = 16  # public images that run through the payload at a time
 _KEPT_SHARE = 0.6  # of the samples of one label, at random, that a ReLU starts open for
 
 Moments = tuple[Tensor, Tensor]
@@ -148,6 +149,14 @@ def run_features(
     finally:
         handle.remove()
     return seen[-1]
+
+
+def run_all_features(
+    payload: nn.Module, stack: LinearStack, images: Tensor, parameters: Update | None = None
+) -> Tensor:
+    """Return the same of many images, N C H W, a few of which run through the payload together."""
+    parts = torch.split(images, _TOGETHER)
+    return torch.cat([run_features(payload, stack, part, parameters) for part in parts])
 
 
 def solve_stack(

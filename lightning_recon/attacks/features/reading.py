@@ -14,7 +14,7 @@ from lightning_recon.attacks.features.linear_stack import (
     Moments,
     Solved,
     find_stack,
-    run_features,
+    run_all_features,
     solve_stack,
 )
 from lightning_recon.attacks.matching.evidence import Evidence
@@ -25,7 +25,6 @@ _SCALE = 2.0  # a size that public features and found ones may differ by
 _LOST = 1e-6  # such a small size, or one below 0, is that of noise
 _NUM_PLAYED = 3  # times that a client's local steps are played
 _OUTPUT = "added to the output"  # among the parameters that a client trains
-_BATCH = 16  # public images that run through the payload together
 
 
 class Sight(NamedTuple):
@@ -49,7 +48,7 @@ class Sight(NamedTuple):
 
     def features_of(self, images: Tensor) -> Tensor:
         """Return what the first layer sees of images, N F."""
-        return _features(self.payload, self.stack, images, self.moved)
+        return run_all_features(self.payload, self.stack, images, self.moved)
 
 
 def read_features(update: Evidence, public: Tensor, *, is_adaptive: bool) -> Sight:
@@ -76,7 +75,7 @@ def read_features(update: Evidence, public: Tensor, *, is_adaptive: bool) -> Sig
             gradient - decay * parameters[name]
             for name, gradient in zip(stack.weights, gradients, strict=True)
         ]
-    seen = _features(payload, stack, public, moved)
+    seen = run_all_features(payload, stack, public, moved)
     inputs, outputs = stack.forward(parameters, seen)
     moments = [_moments(seen, stack.map_shape)]
     moments += [_moments(hidden, (hidden.shape[1], 1, 1)) for hidden in inputs[1:]]
@@ -97,11 +96,6 @@ def read_features(update: Evidence, public: Tensor, *, is_adaptive: bool) -> Sig
     return Sight(
         payload, stack, moved, parameters, gradients, readings, labels, moments, seen, solved
     )
-
-
-def _features(payload: nn.Module, stack: LinearStack, images: Tensor, parameters: Update) -> Tensor:
-    parts = torch.split(images, _BATCH)
-    return torch.cat([run_features(payload, stack, part, parameters) for part in parts])
 
 
 def half_way(update: Evidence) -> Update:
