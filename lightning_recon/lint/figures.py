@@ -20,8 +20,8 @@ MEASURED = {
 }
 """Mean PSNR in dB of whole images of 224x224, by the ratio of noise to one image's share of the
 norm, s sqrt(B) / C: of the strongest attack of this project, a malicious server's, C = 10 and
-B = 16.  All of ``CodedLDPAttack``, 20 clients, or as many as docs/coded.md says where fewer were
-measured; 100 for every pixel right.  The mean image has 11.66."""
+B = 16.  All of ``CodedLDPAttack``, 20 clients, from docs/coded.md; 100 for every pixel right.  The
+mean image has 11.66."""
 
 
 @cache
