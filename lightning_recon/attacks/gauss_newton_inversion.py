@@ -162,7 +162,6 @@ class GaussNewtonInversion(OptimizationAttack):
         self.num_restarts = num_restarts
         self.max_unknowns = max_unknowns
         self.soft_iterations = soft_iterations
-        self.annealed_iterations = annealed_iterations
         self._first_order: tuple[AnnealedInversion, ...] = ()  # which Lightning does not see
         if annealed_iterations:
             start = AnnealedInversion(
