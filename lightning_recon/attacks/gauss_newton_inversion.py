@@ -45,6 +45,7 @@ from lightning_recon.attacks.features.spectrum import Spectrum
 from lightning_recon.attacks.matching.batched import is_out_of_memory
 from lightning_recon.attacks.matching.equations import Equations
 from lightning_recon.attacks.matching.evidence import KNOWN, Evidence, Reader, grants_of
+from lightning_recon.attacks.matching.from_maps import FromMaps, read_maps
 from lightning_recon.attacks.matching.linear_model import Found, LinearModel, Taken
 from lightning_recon.attacks.matching.probable import probable_step
 from lightning_recon.attacks.matching.restarts import Progress, Restarts
@@ -70,6 +71,8 @@ _FADED = 4  # steps by products alone that are taken together
 _FADING = 0.3  # of the equations' variance that is left after a step which does not halve what is
 _START = 0.3  # standard deviations of images about their mean, to begin with
 _FEW = 768  # unknowns of a soft linear model, above which its products cost less than a Jacobian
+_FIRST_ERROR, _LAST_ERROR = 3e-3, 1e-7  # of a layer, relative, where maps are known
+_LESS_ERROR = 1 / math.sqrt(10)  # is left after a step
 _UNEXPLAINED = 1e-3  # of the update, squared and relative: it is no exact one
 
 
@@ -211,6 +214,10 @@ class GaussNewtonInversion(OptimizationAttack):
         equations = self._equations(evidence, start[:number])
         if self._first_order and equations.has_kinks:
             start[:number] = self._annealed(observation, evidence.labels)
+        if not equations.has_kinks and number == 1:
+            with _precisely(start.device):
+                equations.seen = read_maps(equations, start[:1])
+        evidence.notes["maps"] = float(equations.seen is not None)
         return start, equations
 
     def _annealed(self, observation: Observation, labels: Tensor) -> Tensor:
@@ -284,6 +291,8 @@ class GaussNewtonInversion(OptimizationAttack):
         """Take one Jacobian, and go on to the next stage where it did not help much."""
         if equations.has_kinks and not progress.is_done:
             return self._soften(images, equations, progress, is_near)
+        if equations.seen is not None and not progress.is_done:
+            return self._approach(images, equations, progress)
         size = math.prod(self.spec.image_shape)
         most = _STAGED if progress.variance > _NEAR else self.max_unknowns
         if equations.is_noisy or len(images) * size > min(most, self.max_unknowns):
@@ -310,6 +319,22 @@ class GaussNewtonInversion(OptimizationAttack):
         is_done = found.objective >= before.objective * (1 - 1e-3)
         is_done |= model.is_rounded(found)
         return progress._replace(is_done=is_done, rank=after.rank), found
+
+    def _approach(
+        self, images: Tensor, equations: Equations, progress: Progress
+    ) -> tuple[Progress, Found]:
+        """Take one linear model of what the last convolution saw and of the layers below it."""
+        size = math.prod(self.spec.image_shape)
+        error = min(_FIRST_ERROR, math.sqrt(progress.variance))
+        take = partial(probable_step, images, FromMaps(equations, error), self.spectrum, size)
+        found = self._where_memory_suffices(take, images.numel())
+        equations.weigh(images if found is None else found)
+        error *= _LESS_ERROR
+        after = LinearModel(equations, self.spectrum, size, self.seed)
+        return (
+            progress._replace(variance=error**2, is_done=error < _LAST_ERROR),
+            after.at(images if found is None else found),
+        )
 
     def _fade(
         self, images: Tensor, equations: Equations, progress: Progress
