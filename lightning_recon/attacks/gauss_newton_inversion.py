@@ -71,8 +71,8 @@ _FADED = 4  # steps by products alone that are taken together
 _FADING = 0.3  # of the equations' variance that is left after a step which does not halve what is
 _START = 0.3  # standard deviations of images about their mean, to begin with
 _FEW = 768  # unknowns of a soft linear model, above which its products cost less than a Jacobian
-_FIRST_ERROR, _LAST_ERROR = 3e-3, 1e-7  # of a layer, relative, where maps are known
-_LESS_ERROR = 1 / math.sqrt(10)  # is left after a step
+_APPROACHES, _APPROACHING = 12, (1 / 4, 1 / 4, 1 / 2, 1.0)  # steps from maps; of the cosines
+_FIRST_ERROR, _LESS_ERROR = 3e-3, 10**-0.5  # of a layer, relative, there; is left after a step
 _UNEXPLAINED = 1e-3  # of the update, squared and relative: it is no exact one
 
 
@@ -324,15 +324,15 @@ class GaussNewtonInversion(OptimizationAttack):
         self, images: Tensor, equations: Equations, progress: Progress
     ) -> tuple[Progress, Found]:
         """Take one linear model of what the last convolution saw and of the layers below it."""
-        size = math.prod(self.spec.image_shape)
-        error = min(_FIRST_ERROR, math.sqrt(progress.variance))
-        take = partial(probable_step, images, FromMaps(equations, error), self.spectrum, size)
-        found = self._where_memory_suffices(take, images.numel())
+        size, done = math.prod(self.spec.image_shape), progress.steps
+        number = math.ceil(size * _APPROACHING[min(done, len(_APPROACHING) - 1)])
+        guided = FromMaps(equations, _FIRST_ERROR * _LESS_ERROR**done)
+        take = partial(probable_step, images, guided, self.spectrum, number)
+        found = self._where_memory_suffices(take, number)
         equations.weigh(images if found is None else found)
-        error *= _LESS_ERROR
         after = LinearModel(equations, self.spectrum, size, self.seed)
         return (
-            progress._replace(variance=error**2, is_done=error < _LAST_ERROR),
+            progress._replace(steps=done + 1, is_done=done + 1 == _APPROACHES),
             after.at(images if found is None else found),
         )
 

@@ -5,6 +5,8 @@ no valley of small misfit and wrong images lies between.  They count as inexact 
 and less; the images are the most probable ones under the spectrum's prior.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,17 +29,15 @@ def read_maps(equations: Equations, images: Tensor) -> Seen | None:
     convolution = last_convolution(evidence, images)
     if convolution is None:
         return None
-    direction = convolution.direction(evidence.observed[convolution.weight])
     numbers = sum(evidence.observed[name].numel() for name in convolution.above)
-    if numbers * direction.numel() > _NUMBERS:
+    if numbers * math.prod(convolution.shape) > _NUMBERS:
         return None
 
     def residual(maps: Tensor) -> Tensor:
         with convolution.seeing(equations.network(maps), maps):
             return equations.residual(images.to(maps), convolution.above)
 
-    maps = solved_maps(residual, direction)
-    return None if maps is None else Seen(convolution, maps)
+    return solved_maps(convolution, evidence.observed[convolution.weight], residual)
 
 
 class FromMaps:
@@ -47,22 +47,23 @@ class FromMaps:
 
     Args:
         equations: of the update, weighed; their ``seen`` is not None.
-        error: of a number, relative to its layer's norm, or to the maps'.
+        error: of a number, relative to its layer's norm, or to the maps'; what the maps' own errors
+            are is added.
     """
 
     def __init__(self, equations: Equations, error: float) -> None:
-        self.evidence = equations.evidence
-        self._equations, self._error = equations, error
         assert equations.seen is not None
-        self._convolution, self._maps = equations.seen
-        above = self._convolution.above
+        self.evidence = equations.evidence
+        self._equations, self._error, self._seen = equations, error, equations.seen
+        above = self._seen.convolution.above
         self._names = [name for name in self.evidence.observed if name not in above]
+        allowed = (error * self._seen.maps.norm()).square()
+        self._axes = self._seen.axes * (self._seen.errors.square() + allowed).rsqrt()
 
     def residual(self, images: Tensor) -> Tensor:
         """Return what is lacking, in units of the error: M numbers."""
         payload = self._equations.network(images)
         with self.evidence.client.working(payload):
-            seen = self._convolution.seen(payload, images)
-        lacking = (seen - self._maps.to(seen)) / self._maps.norm().to(seen)
-        below = self._equations.residual(images, self._names)
-        return torch.cat([below, lacking.flatten()]) / self._error
+            maps = self._seen.convolution.seen(payload, images)
+        lacking = (maps - self._seen.maps.to(maps)).flatten() @ self._axes.to(maps)
+        return torch.cat([self._equations.residual(images, self._names) / self._error, lacking])

@@ -44,7 +44,7 @@ _TOLERANCE = 1e-6
 _SHIFT = 1e-6  # added to the form
 _SIZES = torch.logspace(-3, 3, 121, dtype=torch.float64)  # factors that are tried
 _STEPS, _TRIES = 20, 8
-_FIRST, _LEAST, _FEWER, _MORE = 1e-3, 1e-16, 10.0, 4.0  # damping, of the mean diagonal
+_FIRST, _LEAST, _FEWER, _MORE = 1e-6, 1e-16, 100.0, 4.0  # damping, of the mean diagonal
 _SLOW = 0.5  # of the misfit that is left: what is left is rounding
 _RIGHT = 1e-9  # of the equations, squared and relative: the maps are found
 
@@ -111,11 +111,15 @@ class Convolution(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a convolution saw."""
+    """What a convolution saw, as far as rounding leaves it."""
 
     convolution: Convolution
     maps: Tensor
     """1 C H W, float64."""
+    axes: Tensor
+    """CHW by as many, a direction a column, along which their errors are independent."""
+    errors: Tensor
+    """CHW: the standard deviation of each."""
 
 
 def last_convolution(evidence: Evidence, images: Tensor) -> Convolution | None:
@@ -166,13 +170,15 @@ def _spans_patches(layer: nn.Conv2d, num_places: int) -> bool:
     return is_plain and layer.out_channels >= num_places
 
 
-def solved_maps(residual: Residual, direction: Tensor) -> Tensor | None:
-    """Return the maps of which equations hold, 1 C H W, float64; None if they do not.
+def solved_maps(convolution: Convolution, gradient: Tensor, residual: Residual) -> Seen | None:
+    """Return the maps of which equations hold; None if they do not.
 
     Args:
+        convolution: that sees them.
+        gradient: of its weights, K C h w.
         residual: of maps, relative to the layers' norms.
-        direction: 1 C H W, float64, of length 1, about theirs.
     """
+    direction = convolution.direction(gradient)
     sizes = math.sqrt(direction.numel()) * torch.cat([_SIZES, -_SIZES]).to(direction)
     misfits = torch.stack([residual(size * direction).square().sum() for size in sizes])
     maps = sizes[misfits.nan_to_num(torch.inf).argmin()] * direction
@@ -194,4 +200,10 @@ def solved_maps(residual: Residual, direction: Tensor) -> Tensor | None:
         damping = max(damping / _FEWER, _LEAST)
         if float(left.square().sum()) > _SLOW * before:
             break
-    return maps if float(left.square().sum()) <= _RIGHT else None
+    misfit = float(left.square().sum())
+    if misfit > _RIGHT:
+        return None
+    lengths, axes = torch.linalg.eigh(damped.hessian)
+    variance = misfit / max(1, len(left) - maps.numel())
+    errors = (variance / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)).sqrt()
+    return Seen(convolution, maps, axes, errors)
