@@ -73,6 +73,7 @@ _START = 0.3  # standard deviations of images about their mean, to begin with
 _FEW = 768  # unknowns of a soft linear model, above which its products cost less than a Jacobian
 _APPROACHES, _APPROACHING = 12, (1 / 4, 1 / 4, 1 / 2, 1.0)  # steps from maps; of the cosines
 _FIRST_ERROR, _LESS_ERROR = 3e-3, 10**-0.5  # of a layer, relative, there; is left after a step
+_LAST_DAMPING = 1e-10  # of the mean diagonal, behind them
 _UNEXPLAINED = 1e-3  # of the update, squared and relative: it is no exact one
 
 
@@ -291,7 +292,7 @@ class GaussNewtonInversion(OptimizationAttack):
         """Take one Jacobian, and go on to the next stage where it did not help much."""
         if equations.has_kinks and not progress.is_done:
             return self._soften(images, equations, progress, is_near)
-        if equations.seen is not None and not progress.is_done:
+        if equations.seen is not None and progress.stage == 0:
             return self._approach(images, equations, progress)
         size = math.prod(self.spec.image_shape)
         most = _STAGED if progress.variance > _NEAR else self.max_unknowns
@@ -329,12 +330,12 @@ class GaussNewtonInversion(OptimizationAttack):
         guided = FromMaps(equations, _FIRST_ERROR * _LESS_ERROR**done)
         take = partial(probable_step, images, guided, self.spectrum, number)
         found = self._where_memory_suffices(take, number)
+        progress = progress._replace(steps=done + 1)
+        if progress.steps == _APPROACHES:
+            progress = Progress(_LAST_DAMPING, stage=len(_SHARES) - 1, variance=_NEAR)
         equations.weigh(images if found is None else found)
         after = LinearModel(equations, self.spectrum, size, self.seed)
-        return (
-            progress._replace(steps=done + 1, is_done=done + 1 == _APPROACHES),
-            after.at(images if found is None else found),
-        )
+        return progress, after.at(images if found is None else found)
 
     def _fade(
         self, images: Tensor, equations: Equations, progress: Progress
