@@ -5,6 +5,7 @@ import torch
 from attack_helpers import bind
 from torch import nn
 
+import lightning_recon.attacks.matching.last_maps as last_maps
 from lightning_recon.attacks import GaussNewtonInversion
 from lightning_recon.attacks.matching.equations import Equations
 from lightning_recon.attacks.matching.from_maps import read_maps
@@ -82,7 +83,7 @@ class TestReadMaps:
     def test_the_span_alone_tells_them_up_to_a_factor(self):
         target = network(48)
         found, truth = seen(target)
-        attack, observation, _ = observed(target)
+        _, observation, _ = observed(target)
         direction = found.convolution.direction(observation.update[found.convolution.weight])
         assert (direction * truth).sum().abs() > 0.98 * truth.norm()
 
@@ -103,6 +104,13 @@ class TestReadMaps:
     def test_what_a_shortcut_passes_by_is_not_cut(self):
         last = [nn.AvgPool2d(2), nn.Conv2d(12, 20, 1), Shortcut(nn.Conv2d(20, 20, 3, padding=1))]
         assert seen(network(last=lambda: [*last, nn.SiLU()])) == (None, None)
+
+    def test_short_memory_is_no_reason_to_end(self, monkeypatch):
+        def short(*_):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+        monkeypatch.setattr(last_maps, "jacobian", short)
+        assert seen(network()) == (None, None)
 
     def test_batches_and_changed_updates_are_not_read(self):
         assert seen(network(), 2) == (None, None)

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_recon.attacks.matching.batched import is_out_of_memory
 from lightning_recon.attacks.matching.equations import Equations
 from lightning_recon.attacks.matching.last_maps import Seen, last_convolution, solved_maps
 
@@ -18,6 +19,8 @@ _NUMBERS = 2**27  # of the maps' Jacobian, at most
 
 def read_maps(equations: Equations, images: Tensor) -> Seen | None:
     """Return what the last convolution saw of one image; None if the update does not tell.
+
+    None as well where the memory does not suffice for the maps' Jacobian.
 
     Args:
         equations: of the update, weighed.
@@ -37,7 +40,12 @@ def read_maps(equations: Equations, images: Tensor) -> Seen | None:
         with convolution.seeing(equations.network(maps), maps):
             return equations.residual(images.to(maps), convolution.above)
 
-    return solved_maps(convolution, evidence.observed[convolution.weight], residual)
+    try:
+        return solved_maps(convolution, evidence.observed[convolution.weight], residual)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 class FromMaps:

@@ -148,7 +148,8 @@ def last_convolution(evidence: Evidence, images: Tensor) -> Convolution | None:
         if not calls:
             return None
         layer, shape, num_places = calls[-1]
-        if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
+        is_once = sum(layer is other for other, _, _ in calls) == 1
+        if not is_once or not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
             return None
         found = Convolution(names[layer], shape, layer.kernel_size, layer.stride, layer.padding, ())
         if not _spans_patches(layer, num_places):
@@ -166,8 +167,8 @@ def last_convolution(evidence: Evidence, images: Tensor) -> Convolution | None:
 
 def _spans_patches(layer: nn.Conv2d, num_places: int) -> bool:
     is_plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
-    is_plain &= layer.stride < layer.kernel_size  # patches overlap
-    return is_plain and layer.out_channels >= num_places
+    overlap = all(step < size for step, size in zip(layer.stride, layer.kernel_size, strict=True))
+    return is_plain and overlap and layer.out_channels >= num_places
 
 
 def solved_maps(convolution: Convolution, gradient: Tensor, residual: Residual) -> Seen | None:
@@ -178,10 +179,7 @@ def solved_maps(convolution: Convolution, gradient: Tensor, residual: Residual) 
         gradient: of its weights, K C h w.
         residual: of maps, relative to the layers' norms.
     """
-    direction = convolution.direction(gradient)
-    sizes = math.sqrt(direction.numel()) * torch.cat([_SIZES, -_SIZES]).to(direction)
-    misfits = torch.stack([residual(size * direction).square().sum() for size in sizes])
-    maps = sizes[misfits.nan_to_num(torch.inf).argmin()] * direction
+    maps = _sized(convolution.direction(gradient), residual)
     left, damping = residual(maps), _FIRST
     basis = torch.eye(maps.numel()).to(maps).view(-1, *maps.shape[1:])
     for _ in range(_STEPS):
@@ -207,3 +205,10 @@ def solved_maps(convolution: Convolution, gradient: Tensor, residual: Residual) 
     variance = misfit / max(1, len(left) - maps.numel())
     errors = (variance / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)).sqrt()
     return Seen(convolution, maps, axes, errors)
+
+
+def _sized(direction: Tensor, residual: Residual) -> Tensor:
+    """Return the multiple of a direction of which equations hold best."""
+    sizes = math.sqrt(direction.numel()) * torch.cat([_SIZES, -_SIZES]).to(direction)
+    misfits = torch.stack([residual(size * direction).square().sum() for size in sizes])
+    return sizes[misfits.nan_to_num(torch.inf).argmin()] * direction
