@@ -16,6 +16,10 @@ what the first images lack to its value: one finds the most probable images as i
 noise, then less and less (the iteratively regularised Gauss-Newton method: Bakushinskii,
 Computational Mathematics and Mathematical Physics 32, 1992).
 
+Where the last convolution of a network without kinks has as many channels as places, its gradient
+tells what it saw (:mod:`~lightning_recon.attacks.matching.last_maps`), without a search; from
+these maps and the layers below the image is found, and no valley of wrong images is met.
+
 Where ReLUs and max-pools are, the update jumps as one flips, and a linear model does not foresee
 it.  There the network is soft at first (:mod:`~lightning_recon.attacks.matching.softened`), less
 and less, and at last itself; the error that this leaves in each layer is fitted along, as its most
@@ -94,7 +98,8 @@ class GaussNewtonInversion(OptimizationAttack):
     Networks without kinks (sigmoid, SiLU, average pools, small vision transformers) are read to
     about the last digit where the update is exact and determines the images.  ReLUs and max-pools
     are soft at first; of their networks the most probable images come back.  Notes tell the number
-    of equations and unknowns, and without kinks the rank.
+    of equations and unknowns, whether the last convolution's maps were read (``maps``), and without
+    kinks the rank.
 
     Args:
         target: the model that the federation trains; it can be differentiated twice.
@@ -318,7 +323,7 @@ class GaussNewtonInversion(OptimizationAttack):
                 progress = progress._replace(stage=progress.stage + 1, steps=0)
             return progress, found
         is_done = found.objective >= before.objective * (1 - 1e-3)
-        is_done |= model.is_rounded(found)
+        is_done |= model.is_rounded(found) or equations.seen is not None
         return progress._replace(is_done=is_done, rank=after.rank), found
 
     def _approach(
