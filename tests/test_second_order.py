@@ -245,7 +245,7 @@ class TestInput:
 
         monkeypatch.setattr(module, "jacobian", short)
         with pytest.warns(UserWarning, match=r"the memory does not suffice .* products alone"):
-            found, images = attacked(iterations=4)
+            found, images = attacked(2, iterations=4)
         assert psnr(found.images, images).min() > 20
 
     def test_a_network_that_cannot_be_differentiated_twice_is_refused(self):

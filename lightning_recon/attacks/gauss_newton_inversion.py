@@ -16,6 +16,10 @@ what the first images lack to its value: one finds the most probable images as i
 noise, then less and less (the iteratively regularised Gauss-Newton method: Bakushinskii,
 Computational Mathematics and Mathematical Physics 32, 1992).
 
+Where the last convolution of a network without kinks has as many channels as places, its gradient
+tells what it saw (:mod:`~lightning_recon.attacks.matching.last_maps`), without a search; from
+these maps and the layers below the image is found, and no valley of wrong images is met.
+
 Where ReLUs and max-pools are, the update jumps as one flips, and a linear model does not foresee
 it.  There the network is soft at first (:mod:`~lightning_recon.attacks.matching.softened`), less
 and less, and at last itself; the error that this leaves in each layer is fitted along, as its most
@@ -45,6 +49,7 @@ from lightning_recon.attacks.features.spectrum import Spectrum
 from lightning_recon.attacks.matching.batched import is_out_of_memory
 from lightning_recon.attacks.matching.equations import Equations
 from lightning_recon.attacks.matching.evidence import KNOWN, Evidence, Reader, grants_of
+from lightning_recon.attacks.matching.from_maps import FromMaps, read_maps
 from lightning_recon.attacks.matching.linear_model import Found, LinearModel, Taken
 from lightning_recon.attacks.matching.probable import probable_step
 from lightning_recon.attacks.matching.restarts import Progress, Restarts
@@ -70,6 +75,9 @@ _FADED = 4  # steps by products alone that are taken together
 _FADING = 0.3  # of the equations' variance that is left after a step which does not halve what is
 _START = 0.3  # standard deviations of images about their mean, to begin with
 _FEW = 768  # unknowns of a soft linear model, above which its products cost less than a Jacobian
+_APPROACHES, _APPROACHING = 12, (1 / 4, 1 / 4, 1 / 2, 1.0)  # steps from maps; of the cosines
+_FIRST_ERROR, _LESS_ERROR = 3e-3, 10**-0.5  # of a layer, relative, there; is left after a step
+_LAST_DAMPING = 1e-10  # of the mean diagonal, behind them
 _UNEXPLAINED = 1e-3  # of the update, squared and relative: it is no exact one
 
 
@@ -90,7 +98,8 @@ class GaussNewtonInversion(OptimizationAttack):
     Networks without kinks (sigmoid, SiLU, average pools, small vision transformers) are read to
     about the last digit where the update is exact and determines the images.  ReLUs and max-pools
     are soft at first; of their networks the most probable images come back.  Notes tell the number
-    of equations and unknowns, and without kinks the rank.
+    of equations and unknowns, whether the last convolution's maps were read (``maps``), and without
+    kinks the rank.
 
     Args:
         target: the model that the federation trains; it can be differentiated twice.
@@ -211,6 +220,10 @@ class GaussNewtonInversion(OptimizationAttack):
         equations = self._equations(evidence, start[:number])
         if self._first_order and equations.has_kinks:
             start[:number] = self._annealed(observation, evidence.labels)
+        if not equations.has_kinks and number == 1:
+            with _precisely(start.device):
+                equations.seen = read_maps(equations, start[:1])
+        evidence.notes["maps"] = float(equations.seen is not None)
         return start, equations
 
     def _annealed(self, observation: Observation, labels: Tensor) -> Tensor:
@@ -284,6 +297,8 @@ class GaussNewtonInversion(OptimizationAttack):
         """Take one Jacobian, and go on to the next stage where it did not help much."""
         if equations.has_kinks and not progress.is_done:
             return self._soften(images, equations, progress, is_near)
+        if equations.seen is not None and progress.stage == 0:
+            return self._approach(images, equations, progress)
         size = math.prod(self.spec.image_shape)
         most = _STAGED if progress.variance > _NEAR else self.max_unknowns
         if equations.is_noisy or len(images) * size > min(most, self.max_unknowns):
@@ -308,8 +323,24 @@ class GaussNewtonInversion(OptimizationAttack):
                 progress = progress._replace(stage=progress.stage + 1, steps=0)
             return progress, found
         is_done = found.objective >= before.objective * (1 - 1e-3)
-        is_done |= model.is_rounded(found)
+        is_done |= model.is_rounded(found) or equations.seen is not None
         return progress._replace(is_done=is_done, rank=after.rank), found
+
+    def _approach(
+        self, images: Tensor, equations: Equations, progress: Progress
+    ) -> tuple[Progress, Found]:
+        """Take one linear model of what the last convolution saw and of the layers below it."""
+        size, done = math.prod(self.spec.image_shape), progress.steps
+        number = math.ceil(size * _APPROACHING[min(done, len(_APPROACHING) - 1)])
+        guided = FromMaps(equations, _FIRST_ERROR * _LESS_ERROR**done)
+        take = partial(probable_step, images, guided, self.spectrum, number)
+        found = self._where_memory_suffices(take, number)
+        progress = progress._replace(steps=done + 1)
+        if progress.steps == _APPROACHES:
+            progress = Progress(_LAST_DAMPING, stage=len(_SHARES) - 1, variance=_NEAR)
+        equations.weigh(images if found is None else found)
+        after = LinearModel(equations, self.spectrum, size, self.seed)
+        return progress, after.at(images if found is None else found)
 
     def _fade(
         self, images: Tensor, equations: Equations, progress: Progress

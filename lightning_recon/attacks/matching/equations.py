@@ -7,13 +7,14 @@ attention has no gradient, and a bias before batch norm in training mode has non
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_recon.attacks.matching.evidence import Evidence
+from lightning_recon.attacks.matching.last_maps import Seen
 from lightning_recon.attacks.matching.softened import Softened
 from lightning_recon.clients.base import functional
 from lightning_recon.defenses import chain_variance, expected_chain
@@ -39,7 +40,10 @@ class Equations:
     Attributes:
         number: of equations.
         has_kinks: whether ReLUs or max-pools make the simulated update jump.
+        seen: by the last convolution, where it has been read.
     """
+
+    seen: Seen | None = None
 
     def __init__(self, evidence: Evidence, images: Tensor) -> None:
         self.evidence = evidence
@@ -107,18 +111,24 @@ class Equations:
         if self._fits_errors:
             self.weights = self._fitted(self._expected(images))
 
-    def residual(self, images: Tensor) -> Tensor:
+    def residual(self, images: Tensor, names: Collection[str] | None = None) -> Tensor:
         """Return what the simulated update lacks, weighted: M numbers.
 
         Args:
             images: B C H W, float32 or float64, which is the precision of all that is computed.
+            names: of the parameters whose numbers are compared; null: all.
         """
         simulated, observed = self._expected(images), self._as(images)
         parts = [
             (self.weights[name].to(images) * (part - observed[name])).flatten()
             for name, part in simulated.items()
+            if names is None or name in names
         ]
         return torch.cat(parts)
+
+    def network(self, images: Tensor) -> nn.Module:
+        """Return the payload in the precision of these images, on which clients are simulated."""
+        return self._precise if images.dtype == torch.float64 else self.evidence.payload
 
     def _expected(self, images: Tensor) -> Update:
         simulated = self._simulate(images)
@@ -152,8 +162,7 @@ class Equations:
 
     def _simulate(self, images: Tensor) -> Update:
         evidence = self.evidence
-        is_precise = images.dtype == torch.float64
-        payload = self._precise if is_precise else evidence.payload
+        payload = self.network(images)
         soft = Softened(self._temperature) if self._temperature else nullcontext()
         with evidence.client.working(payload), soft:
             found = evidence.client.simulate(payload, images, evidence.labels, gradient=functional)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_recon.attacks.features.spectrum import Spectrum
 from lightning_recon.attacks.matching.equations import Equations
+from lightning_recon.attacks.matching.from_maps import FromMaps
 from lightning_recon.functional.damped_least_squares import (
     Damped,
     conjugate_gradients,
@@ -27,7 +28,11 @@ _PRODUCTS = 100  # of a step without a Jacobian, at most
 
 
 def probable_step(
-    images: Tensor, equations: Equations, spectrum: Spectrum, number: int, is_explicit: bool
+    images: Tensor,
+    equations: Equations | FromMaps,
+    spectrum: Spectrum,
+    number: int,
+    is_explicit: bool,
 ) -> Tensor | None:
     """Return the images that a step leads to, B C H W; None if none is more probable.
 
@@ -69,7 +74,7 @@ def _explicit(
     point: Tensor,
     residual: Tensor,
     offset: Tensor,
-    equations: Equations,
+    equations: Equations | FromMaps,
     spectrum: Spectrum,
     roots: Tensor,
 ) -> Callable[[float], Tensor | None]:
@@ -89,7 +94,7 @@ def _by_products(
     point: Tensor,
     residual: Tensor,
     offset: Tensor,
-    equations: Equations,
+    equations: Equations | FromMaps,
     spectrum: Spectrum,
     roots: Tensor,
 ) -> Callable[[float], Tensor | None]:
