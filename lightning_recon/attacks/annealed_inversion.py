@@ -7,15 +7,20 @@ layers, as tutorials of federated learning train them:
   sample, and what came back there, without labels (:mod:`~lightning_recon.attacks.features.
   separation`); else, or under a defense, the gradients of all linear layers are solved for it with
   the labels (:mod:`~lightning_recon.attacks.features.reading`).
+- Convolutions of as many channels as places, or nearly, tell what they saw
+  (:mod:`~lightning_recon.attacks.features.patch_spans`): of one image up to a factor, of a batch up
+  to combinations.  Images are sought whose maps these are.
 - What came back at its inputs is then known, so that the gradient of the convolutions below is that
   of a known linear function of the features: it tells of the images as much again, or more.
 - Images are the latents of a Gaussian with the mean spectrum of public images
   (:mod:`~lightning_recon.attacks.features.spectrum`), and the most probable ones are sought:
 
-      min over u of  |f(x) - f*|^2 / 2 s^2 v  +  n |g(x) - g*|^2 / 2 r^2 |g*|^2  +  |u|^2 / 2,
+      min over u of  |f(x) - f*|^2 / 2 s^2 v  +  n |g(x) - g*|^2 / 2 r^2 |g*|^2
+                     +  sum over convolutions of m d(x) / 2 t^2  +  |u|^2 / 2,
 
   x the images of the latents u, f* and g* the features and the gradient that were found, v the
-  usual variance of a feature, n the numbers in g*, s and r the relative errors that are allowed.
+  usual variance of a feature, n the numbers in g*, m those in the maps and d their squared relative
+  distance to the maps found; s, r and t the relative errors that are allowed.
 - Which place wins a pool, and which ReLU is open, makes many valleys of this.  ReLUs and pools are
   soft at first (:mod:`~lightning_recon.attacks.matching.softened`), and the errors allowed are
   large; all fall together, by the same factor at each iteration.
@@ -26,6 +31,7 @@ et al., IEEE TIFS 13, 2018; Kariyappa et al., "Cocktail Party Attack", ICML 2023
 Leakage", ICLR 2022.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,6 +47,7 @@ from lightning_recon.attacks.exact.features import are_certified
 from lightning_recon.attacks.features.decoding import reading, teaching_images
 from lightning_recon.attacks.features.linear_layers import least_squares, read_entries
 from lightning_recon.attacks.features.linear_stack import LinearStack, find_stack, run_features
+from lightning_recon.attacks.features.patch_spans import SeenMaps, read_maps, unexplained, watched
 from lightning_recon.attacks.features.reading import half_way, read_features
 from lightning_recon.attacks.features.separation import separate_inputs
 from lightning_recon.attacks.features.spectrum import Spectrum
@@ -60,7 +67,10 @@ from lightning_recon.updates import Update
 _LAST_RATE = 0.2  # of the first
 _FIRST_FEATURES_ERROR = 3.0  # times the last
 _FIRST_UPDATE_ERROR = 10.0  # times the last
+_FIRST_MAPS_ERROR, _LAST_MAPS_ERROR = 0.5, 0.01  # relative
 _SHUT = 1e-3  # of the features' root mean square: below, a ReLU was shut
+_COLDER = 0.25  # of the last temperature, where maps were found
+_SUFFICE = 2.0  # numbers in the maps, for each of the image's
 _NUM_SEEN = 256  # public images that tell a feature's usual variance
 
 
@@ -79,6 +89,10 @@ class BodyEvidence(NamedTuple):
     """Of a feature, usually."""
     body: Update
     """The update of all that lies below the first linear layer, by name."""
+    maps: tuple[SeenMaps, ...] = ()
+    """What convolutions saw."""
+    maps_suffice: bool = False
+    """Whether they determine the images, and the body's gradient is not compared."""
 
 
 class AnnealedInversion(OptimizationAttack):
@@ -95,7 +109,7 @@ class AnnealedInversion(OptimizationAttack):
         features_error: allowed at the end, in standard deviations of a feature, above 0.
         update_error: allowed at the end, relative to the update's root mean square, above 0.
         first_temperature: of ReLUs and pools, in standard deviations of what they see, above 0.
-        last_temperature: likewise, at the end.
+        last_temperature: likewise, at the end; a quarter of it where maps were found.
         label_inference: how labels are found that are not known.
         iterations: of the optimisation, steps on the images of one client.
         optimizer: of the latents, which are scaled as pixels are; by default Adam of the rate of
@@ -189,8 +203,20 @@ class AnnealedInversion(OptimizationAttack):
             with reading(update):
                 found = self._solved(update)
         found.update.notes["separated"] = float(is_separated)
+        maps = self._maps(found)
+        numbers, unknowns = sum(one.basis.shape[1] for one in maps), math.prod(self.spec.image_shape)
+        found = found._replace(maps=maps, maps_suffice=numbers >= _SUFFICE * unknowns)
+        found.update.notes["maps"] = float(len(maps))
         start = found.features.new_zeros(len(found.features), *self.spec.image_shape)
         return start, found
+
+    def _maps(self, found: BodyEvidence) -> tuple[SeenMaps, ...]:
+        """Return what convolutions saw, where the update is that of one gradient."""
+        update, number = found.update, len(found.features)
+        if update.client.num_gradients(number) != 1:
+            return ()
+        with reading(update):
+            return tuple(read_maps(update.payload, update.observed, self.public, number))
 
     def _separated(self, update: Evidence, number: int, seed: int) -> BodyEvidence | None:
         """Return the evidence of a batch without its labels; None if it is not found."""
@@ -253,12 +279,14 @@ class AnnealedInversion(OptimizationAttack):
         left = 1 - self.progress  # both errors are large at first
         features_error = self.features_error * _FIRST_FEATURES_ERROR**left
         update_error = self.update_error * _FIRST_UPDATE_ERROR**left
-        ratio = self.first_temperature / self.last_temperature
+        coldest = self.last_temperature * (_COLDER if evidence.maps else 1.0)
         body = {
             name: evidence.parameters[name].detach().clone().requires_grad_()
             for name in evidence.body
         }
-        with Softened(self.last_temperature * ratio**left):
+        temperature = coldest * (self.first_temperature / coldest) ** left
+        seen = watched(evidence.update.payload, evidence.maps)
+        with Softened(temperature), seen as maps:
             features = run_features(
                 evidence.update.payload,
                 evidence.stack,
@@ -267,10 +295,16 @@ class AnnealedInversion(OptimizationAttack):
             )
         error = (features - evidence.features).square().sum(1) / evidence.variance
         parts = {"features": error / (2 * features_error**2)}
-        distance = _relative_distance(features, body, evidence)
-        numbers = sum(part.numel() for part in evidence.body.values())
-        shares = distance.expand(len(dummy)) / len(dummy)
-        parts["matching"] = shares * numbers / (2 * update_error**2)
+        if not evidence.maps_suffice:
+            distance = _relative_distance(features, body, evidence)
+            numbers = sum(part.numel() for part in evidence.body.values())
+            shares = distance.expand(len(dummy)) / len(dummy)
+            parts["matching"] = shares * numbers / (2 * update_error**2)
+        if evidence.maps:
+            maps_error = _LAST_MAPS_ERROR * (_FIRST_MAPS_ERROR / _LAST_MAPS_ERROR) ** left
+            parts["maps"] = torch.stack(
+                [maps[one.name][0].numel() * unexplained(maps[one.name], one) for one in evidence.maps]
+            ).sum(0) / (2 * maps_error**2)
         parts["spectrum"] = latents.flatten(1).square().sum(1) / 2
         return parts
 

@@ -1,0 +1,276 @@
+"""What convolutions saw of a batch, from the spans of their gradients.
+
+The gradient of a convolution's weights is G = D P: a row of P for every place of every sample's
+output, the patch that was seen there, and in D what came back.  The rows of G lie in the span of
+the patches, whatever activations, pools and labels are: no slope is computed, no kink is met.
+
+- With as many channels as places, and D of full rank, the rows of G span all patches.  Patches
+  overlap, and so the maps are the lowest eigenvectors of the quadratic form
+
+      sum over places of |patch - its projection on the span|^2,
+
+  as many as there are samples: each sample's maps are a combination of them.
+- Closed ReLUs and lost pools leave D of lower rank.  Then the span is a part of the patches', and
+  the maps h are those for which
+
+      |V - its projection on the patches of h|^2
+
+  is least, V an orthonormal basis of the span: D is free, and eliminated (Golub & Pereyra, SIAM
+  Journal on Numerical Analysis 10, 1973; steps of Gauss and Newton with Kaufman's approximation of
+  the Jacobian, BIT 15, 1975).  They begin at the lowest eigenvector.
+- Batch norm in training mode takes the mean off what comes back, so that only differences of
+  patches are in the span: all are taken less their mean.
+
+Maps are returned where the span is that of patches up to rounding; what was added to an update
+hides them.  That a gradient's span holds what a layer saw is known of linear layers (Dimitrov et
+al., "SPEAR", NeurIPS 2024; Petrov et al., "DAGER", NeurIPS 2024), overlapping patches within a span
+of blind identification of channels (Moulines et al., IEEE Transactions on Signal Processing 43,
+1995); both together for convolutions are ours, to our knowledge.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.sparse.linalg import LinearOperator, lobpcg
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_recon.functional.damped_least_squares import conjugate_gradients
+from lightning_recon.functional.stateless import left_as_found, run_stateless
+from lightning_recon.updates import Update
+
+_ROUNDING = 1e-6  # of the largest singular value: below, a direction is rounding
+_LOWEST, _NEXT = 1e-8, 1e-4  # eigenvalues, where the span is that of all patches
+_NEAR = 0.5  # of the next eigenvalue: above, the lowest tells nothing
+_HELD = 1e-8  # of the span that patches leave, below which it is theirs
+_SHARE = 0.5  # of the places that the rank is at least, where the search for the maps may begin
+_EIGEN_STEPS, _EIGEN_TOLERANCE = 400, 1e-10
+_STEPS, _TRIES, _PRODUCTS = 40, 8, 300
+_DAMPING, _LEAST, _FEWER, _MORE = 1e-3, 1e-14, 5.0, 4.0  # damping, of the mean diagonal
+_MOST = 2**15  # numbers that a sample's maps may have
+_ENOUGH = 3  # convolutions that are read, the first that can be
+
+
+class Convolution(NamedTuple):
+    """A convolution, and what it sees of an image."""
+
+    name: str
+    """Of the module."""
+    shape: tuple[int, int, int]
+    """C H W of what it sees."""
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    num_places: int
+    """Of its output."""
+
+    def patches(self, maps: Tensor) -> Tensor:
+        """Return what it sees at every place of maps, B CHW -> B D N."""
+        whole = maps.view(-1, *self.shape)
+        return F.unfold(whole, self.kernel, 1, self.padding, self.stride)
+
+    def folded(self, patches: Tensor) -> Tensor:
+        """Return the transpose of :meth:`patches`, B D N -> B CHW."""
+        maps = F.fold(patches, self.shape[1:], self.kernel, 1, self.padding, self.stride)
+        return maps.flatten(1)
+
+
+class SeenMaps(NamedTuple):
+    """What a convolution saw of a batch."""
+
+    name: str
+    """Of the module."""
+    basis: Tensor
+    """B CHW, orthonormal, float64: each sample's maps are a combination of the rows."""
+
+
+def read_maps(
+    payload: nn.Module, update: Update, images: Tensor, number: int
+) -> list[SeenMaps]:
+    """Return what convolutions saw of a batch, of the first few that tell.
+
+    Args:
+        payload: in the mode of the client; it is not changed.
+        update: the batch's gradient, or a multiple, by name.
+        images: N C H W, any.
+        number: of samples.
+    """
+    norms = [layer for layer in payload.modules() if isinstance(layer, _BatchNorm)]
+    is_centred = any(layer.training for layer in norms)
+    found: list[SeenMaps] = []
+    for convolution in _convolutions(payload, images):
+        gradient = update[f"{convolution.name}.weight"].double().flatten(1)
+        basis = _maps_of(convolution, gradient, number, is_centred=is_centred)
+        if basis is not None:
+            found.append(SeenMaps(convolution.name, basis))
+        if len(found) == _ENOUGH:
+            break
+    return found
+
+
+@contextmanager
+def watched(payload: nn.Module, seen: Sequence[SeenMaps]) -> Iterator[dict[str, Tensor]]:
+    """Within this context a forward pass puts aside what convolutions see, by name: B CHW."""
+    maps: dict[str, Tensor] = {}
+    with left_as_found(payload) as hooks:
+        for name in (one.name for one in seen):
+            layer = payload.get_submodule(name)
+
+            def record(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                maps[name] = inputs[0].flatten(1)
+
+            hooks.append(layer.register_forward_pre_hook(record))
+        yield maps
+
+
+def unexplained(maps: Tensor, seen: SeenMaps) -> Tensor:
+    """Return the squared share of maps, B CHW, that no combination of those found explains: B."""
+    explained = (maps @ seen.basis.to(maps).T).square().sum(1)
+    return 1 - explained / maps.square().sum(1)
+
+
+def _convolutions(payload: nn.Module, images: Tensor) -> Iterator[Convolution]:
+    """Yield the convolutions that can be read, in the order in which they are run."""
+    calls: list[tuple[nn.Module, tuple[int, ...], int]] = []
+
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((layer, tuple(inputs[0].shape[1:]), output[0, 0].numel()))
+
+    names = {layer: name for name, layer in payload.named_modules()}
+    with left_as_found(payload) as hooks, torch.no_grad():
+        layers = [layer for layer in names if isinstance(layer, nn.Conv2d)]
+        hooks += [layer.register_forward_hook(record) for layer in layers]
+        run_stateless(payload, {}, images[:2])
+    for layer, (channels, height, width), num_places in calls:
+        assert isinstance(layer, nn.Conv2d)
+        is_once = sum(layer is other for other, _, _ in calls) == 1
+        if is_once and not isinstance(layer.padding, str) and _overlaps(layer):
+            yield Convolution(
+                names[layer],
+                (channels, height, width),
+                layer.kernel_size,
+                layer.stride,
+                layer.padding,
+                num_places,
+            )
+
+
+def _overlaps(layer: nn.Conv2d) -> bool:
+    """Return whether patches are what the layer sees, and share more than half with the next."""
+    is_plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+    pairs = zip(layer.stride, layer.kernel_size, strict=True)
+    return is_plain and all(2 * step < size for step, size in pairs)
+
+
+def _maps_of(
+    convolution: Convolution, gradient: Tensor, number: int, *, is_centred: bool
+) -> Tensor | None:
+    """Return the maps, B CHW, of which a gradient, K D, tells the span; None: it does not."""
+    size = convolution.shape[0] * convolution.shape[1] * convolution.shape[2]
+    places = number * convolution.num_places
+    rows, width = gradient.shape
+    if size > _MOST or size <= 3 * (number + 1) or places >= width or places > rows:
+        return None
+    lengths, directions = torch.linalg.svd(gradient, full_matrices=False)[1:]
+    rank = min(int((lengths > _ROUNDING * lengths[0]).sum()), places - is_centred)
+    if rank < _SHARE * places:
+        return None
+    span = directions[:rank].T
+
+    def outside(maps: Tensor) -> Tensor:
+        patches = convolution.patches(maps)
+        left = _less_mean(patches, is_centred)
+        left = left - span @ (span.T @ left)
+        return convolution.folded(_less_mean(left, is_centred))
+
+    values, basis = _lowest(outside, size, number + 1, gradient)
+    lowest, following = float(values[number - 1]), float(values[number])
+    if lowest < _LOWEST and following > _NEXT:
+        return basis[:number]
+    if lowest > _NEAR * following or number > 1 or is_centred:
+        return None
+    return _refined(convolution, basis[:1], span)
+
+
+def _less_mean(patches: Tensor, is_centred: bool) -> Tensor:
+    return patches - patches.mean(2, keepdim=True) if is_centred else patches
+
+
+def _lowest(outside: object, size: int, number: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lowest eigenvalues of a form on maps, and their vectors as rows."""
+
+    def apply(columns: np.ndarray) -> np.ndarray:
+        maps = torch.from_numpy(np.ascontiguousarray(columns.T)).to(like)
+        with torch.no_grad():
+            result: np.ndarray = outside(maps).cpu().numpy().T  # type: ignore[operator]
+        return result
+
+    start = np.random.default_rng(0).standard_normal((size, number + 1))
+    start[:, 0] = np.abs(start[:, 0])  # behind a ReLU all maps are positive
+    form = LinearOperator((size, size), matvec=apply, matmat=apply, dtype=np.float64)
+    with warnings.catch_warnings():  # of what has not converged, which the eigenvalues tell
+        warnings.simplefilter("ignore")
+        values, vectors = lobpcg(
+            form, start, largest=False, maxiter=_EIGEN_STEPS, tol=_EIGEN_TOLERANCE
+        )
+    order = np.argsort(values)[:number]
+    rows = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).to(like)
+    return torch.from_numpy(values[order]).clamp_min(np.finfo(np.float64).tiny), rows
+
+
+def _refined(convolution: Convolution, maps: Tensor, span: Tensor) -> Tensor | None:
+    """Return maps, 1 CHW, of length 1, whose patches hold a span, D r; None: there are none.
+
+    Args:
+        convolution: that sees them.
+        maps: 1 CHW, near them.
+        span: orthonormal columns.
+    """
+    damping = _DAMPING
+    left, base, shares = _outside_patches(convolution, maps, span)
+    for _ in range(_STEPS):
+        before = float(left.square().sum())
+
+        def along(columns: Tensor, base: Tensor = base, shares: Tensor = shares) -> Tensor:
+            outside = columns - base @ (base.T @ columns)
+            return convolution.folded((outside @ shares.T)[None]).flatten()
+
+        slope = -along(left)
+        scale = float(shares.square().sum()) / shares.shape[0] * len(span) / convolution.shape[0]
+
+        def product(move: Tensor) -> Tensor:
+            changed = along(convolution.patches(move[None])[0] @ shares)
+            flat = maps.flatten()  # their length is free
+            return changed + scale * (damping * move + (flat @ move) * flat)
+
+        after = before
+        for _ in range(_TRIES):
+            move = conjugate_gradients(product, -slope, torch.clone, _PRODUCTS, 1e-4)
+            moved = maps + move
+            moved = moved / moved.norm()
+            tried = _outside_patches(convolution, moved, span)
+            after = float(tried[0].square().sum())
+            if after < before:
+                maps, (left, base, shares) = moved, tried
+                break
+            damping *= _MORE
+        damping = max(damping / _FEWER, _LEAST)
+        if after > before * (1 - 1e-4):
+            break
+    return maps if float(left.square().sum()) <= _HELD * span.shape[1] else None
+
+
+def _outside_patches(
+    convolution: Convolution, maps: Tensor, span: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what patches do not hold of a span, D r; their basis, D N; and their shares, N r."""
+    patches = convolution.patches(maps)[0]
+    base, upper = torch.linalg.qr(patches)
+    inside = base.T @ span
+    shares = torch.linalg.lstsq(upper, inside).solution
+    return span - base @ inside, base, shares
