@@ -204,7 +204,10 @@ class AnnealedInversion(OptimizationAttack):
                 found = self._solved(update)
         found.update.notes["separated"] = float(is_separated)
         maps = self._maps(found)
-        numbers, unknowns = sum(one.basis.shape[1] for one in maps), math.prod(self.spec.image_shape)
+        numbers, unknowns = (
+            sum(one.basis.shape[1] for one in maps),
+            math.prod(self.spec.image_shape),
+        )
         found = found._replace(maps=maps, maps_suffice=numbers >= _SUFFICE * unknowns)
         found.update.notes["maps"] = float(len(maps))
         start = found.features.new_zeros(len(found.features), *self.spec.image_shape)
@@ -303,7 +306,10 @@ class AnnealedInversion(OptimizationAttack):
         if evidence.maps:
             maps_error = _LAST_MAPS_ERROR * (_FIRST_MAPS_ERROR / _LAST_MAPS_ERROR) ** left
             parts["maps"] = torch.stack(
-                [maps[one.name][0].numel() * unexplained(maps[one.name], one) for one in evidence.maps]
+                [
+                    maps[one.name][0].numel() * unexplained(maps[one.name], one)
+                    for one in evidence.maps
+                ]
             ).sum(0) / (2 * maps_error**2)
         parts["spectrum"] = latents.flatten(1).square().sum(1) / 2
         return parts

@@ -52,6 +52,9 @@ _SHARE = 0.5  # of the places that the rank is at least, where the search for th
 _EIGEN_STEPS, _EIGEN_TOLERANCE = 400, 1e-10
 _STEPS, _TRIES, _PRODUCTS = 40, 8, 300
 _DAMPING, _LEAST, _FEWER, _MORE = 1e-3, 1e-14, 5.0, 4.0  # damping, of the mean diagonal
+_SLOW = (
+    0.95  # of what patches lack that is left by a step: there are no such maps, or they are found
+)
 _MOST = 2**15  # numbers that a sample's maps may have
 _ENOUGH = 3  # convolutions that are read, the first that can be
 
@@ -89,9 +92,7 @@ class SeenMaps(NamedTuple):
     """B CHW, orthonormal, float64: each sample's maps are a combination of the rows."""
 
 
-def read_maps(
-    payload: nn.Module, update: Update, images: Tensor, number: int
-) -> list[SeenMaps]:
+def read_maps(payload: nn.Module, update: Update, images: Tensor, number: int) -> list[SeenMaps]:
     """Return what convolutions saw of a batch, of the first few that tell.
 
     Args:
@@ -260,7 +261,7 @@ def _refined(convolution: Convolution, maps: Tensor, span: Tensor) -> Tensor | N
                 break
             damping *= _MORE
         damping = max(damping / _FEWER, _LEAST)
-        if after > before * (1 - 1e-4):
+        if after > _SLOW * before:
             break
     return maps if float(left.square().sum()) <= _HELD * span.shape[1] else None
 
