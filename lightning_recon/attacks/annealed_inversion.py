@@ -305,12 +305,10 @@ class AnnealedInversion(OptimizationAttack):
             parts["matching"] = shares * numbers / (2 * update_error**2)
         if evidence.maps:
             maps_error = _LAST_MAPS_ERROR * (_FIRST_MAPS_ERROR / _LAST_MAPS_ERROR) ** left
-            parts["maps"] = torch.stack(
-                [
-                    maps[one.name][0].numel() * unexplained(maps[one.name], one)
-                    for one in evidence.maps
-                ]
-            ).sum(0) / (2 * maps_error**2)
+            apart = [
+                maps[one.name].shape[1] * unexplained(maps[one.name], one) for one in evidence.maps
+            ]
+            parts["maps"] = torch.stack(apart).sum(0) / (2 * maps_error**2)
         parts["spectrum"] = latents.flatten(1).square().sum(1) / 2
         return parts
 

@@ -28,6 +28,7 @@ of blind identification of channels (Moulines et al., IEEE Transactions on Signa
 1995); both together for convolutions are ours, to our knowledge.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ _NEAR = 0.5  # of the next eigenvalue: above, the lowest tells nothing
 _HELD = 1e-8  # of the span that patches leave, below which it is theirs
 _SHARE = 0.5  # of the places that the rank is at least, where the search for the maps may begin
 _EIGEN_STEPS, _EIGEN_TOLERANCE = 400, 1e-10
-_STEPS, _TRIES, _PRODUCTS = 40, 8, 300
+_STEPS, _TRIES = 40, 8
+_PRODUCTS, _TOLERANCE = 300, 1e-4  # of a step
 _DAMPING, _LEAST, _FEWER, _MORE = 1e-3, 1e-14, 5.0, 4.0  # damping, of the mean diagonal
 _SLOW = (
     0.95  # of what patches lack that is left by a step: there are no such maps, or they are found
@@ -172,7 +174,7 @@ def _maps_of(
     convolution: Convolution, gradient: Tensor, number: int, *, is_centred: bool
 ) -> Tensor | None:
     """Return the maps, B CHW, of which a gradient, K D, tells the span; None: it does not."""
-    size = convolution.shape[0] * convolution.shape[1] * convolution.shape[2]
+    size = math.prod(convolution.shape)
     places = number * convolution.num_places
     rows, width = gradient.shape
     if size > _MOST or size <= 3 * (number + 1) or places >= width or places > rows:
@@ -224,54 +226,71 @@ def _lowest(outside: object, size: int, number: int, like: Tensor) -> tuple[Tens
     return torch.from_numpy(values[order]).clamp_min(np.finfo(np.float64).tiny), rows
 
 
+class _Point(NamedTuple):
+    """Maps whose patches are to hold a span, and what these lack."""
+
+    convolution: Convolution
+    maps: Tensor
+    """1 CHW, of length 1."""
+    left: Tensor
+    """D r: what the patches do not hold of the span."""
+    base: Tensor
+    """D N: an orthonormal basis of the patches."""
+    shares: Tensor
+    """N r: what the rest is made of."""
+
+    @classmethod
+    def at(cls, convolution: Convolution, maps: Tensor, span: Tensor) -> "_Point":
+        """Return the point of maps, 1 CHW, and a span's orthonormal columns, D r."""
+        maps = maps / maps.norm()
+        base, upper = torch.linalg.qr(convolution.patches(maps)[0])
+        inside = base.T @ span
+        shares = torch.linalg.lstsq(upper, inside).solution
+        return cls(convolution, maps, span - base @ inside, base, shares)
+
+    @property
+    def misfit(self) -> float:
+        """The squared length of what is left."""
+        return float(self.left.square().sum())
+
+    def step(self, damping: float) -> Tensor:
+        """Return a move of the maps, 1 CHW, that leaves less."""
+        flat = self.maps.flatten()
+        mean = float(self.shares.square().sum()) / len(self.shares)  # about, of the diagonal
+        mean *= math.prod(self.convolution.kernel)
+
+        def product(move: Tensor) -> Tensor:
+            changed = self._along(self.convolution.patches(move[None])[0] @ self.shares)
+            return changed + mean * (damping * move + (flat @ move) * flat)  # the length is free
+
+        wanted = self._along(self.left)
+        move = conjugate_gradients(product, wanted, torch.clone, _PRODUCTS, _TOLERANCE)
+        return move[None]
+
+    def _along(self, columns: Tensor) -> Tensor:
+        """Return the transpose of how what is left changes, D r -> CHW, with the sign turned."""
+        outside = columns - self.base @ (self.base.T @ columns)
+        return self.convolution.folded((outside @ self.shares.T)[None]).flatten()
+
+
 def _refined(convolution: Convolution, maps: Tensor, span: Tensor) -> Tensor | None:
-    """Return maps, 1 CHW, of length 1, whose patches hold a span, D r; None: there are none.
+    """Return maps, 1 CHW, of length 1, whose patches hold a span; None: none are found.
 
     Args:
         convolution: that sees them.
         maps: 1 CHW, near them.
-        span: orthonormal columns.
+        span: D r, orthonormal columns.
     """
-    damping = _DAMPING
-    left, base, shares = _outside_patches(convolution, maps, span)
+    point, damping = _Point.at(convolution, maps, span), _DAMPING
     for _ in range(_STEPS):
-        before = float(left.square().sum())
-
-        def along(columns: Tensor, base: Tensor = base, shares: Tensor = shares) -> Tensor:
-            outside = columns - base @ (base.T @ columns)
-            return convolution.folded((outside @ shares.T)[None]).flatten()
-
-        slope = -along(left)
-        scale = float(shares.square().sum()) / shares.shape[0] * len(span) / convolution.shape[0]
-
-        def product(move: Tensor) -> Tensor:
-            changed = along(convolution.patches(move[None])[0] @ shares)
-            flat = maps.flatten()  # their length is free
-            return changed + scale * (damping * move + (flat @ move) * flat)
-
-        after = before
+        before = point.misfit
         for _ in range(_TRIES):
-            move = conjugate_gradients(product, -slope, torch.clone, _PRODUCTS, 1e-4)
-            moved = maps + move
-            moved = moved / moved.norm()
-            tried = _outside_patches(convolution, moved, span)
-            after = float(tried[0].square().sum())
-            if after < before:
-                maps, (left, base, shares) = moved, tried
+            moved = _Point.at(convolution, point.maps + point.step(damping), span)
+            if moved.misfit < before:
+                point = moved
                 break
             damping *= _MORE
         damping = max(damping / _FEWER, _LEAST)
-        if after > _SLOW * before:
+        if point.misfit > _SLOW * before:  # they are found, or there are none near
             break
-    return maps if float(left.square().sum()) <= _HELD * span.shape[1] else None
-
-
-def _outside_patches(
-    convolution: Convolution, maps: Tensor, span: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what patches do not hold of a span, D r; their basis, D N; and their shares, N r."""
-    patches = convolution.patches(maps)[0]
-    base, upper = torch.linalg.qr(patches)
-    inside = base.T @ span
-    shares = torch.linalg.lstsq(upper, inside).solution
-    return span - base @ inside, base, shares
+    return point.maps if point.misfit <= _HELD * span.shape[1] else None
