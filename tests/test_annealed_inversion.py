@@ -181,6 +181,16 @@ def photographs(batch_size=2, num_public=40):
     )
 
 
+def averaged(width):
+    """Return two convolutions, the second of 160 channels and 8x8 places, and their mean."""
+    torch.manual_seed(3)
+    return nn.Sequential(
+        *(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.ReLU(), nn.MaxPool2d(4)),
+        *(nn.Conv2d(width, 160, 3, padding=1, bias=False), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(160, 20)),
+    )
+
+
 class Keep(Callback):
     """Keeps what an attack finds."""
 
@@ -273,6 +283,35 @@ class TestAttack:
         bind(attack, data.public_images(), 2)
         found = attack.reconstruct(attack.federation.play(data.client(0), 0))
         assert found.notes["separated"] == 0
+
+    @pytest.mark.parametrize("width", [100, 24])  # maps of enough numbers, and of fewer
+    def test_what_convolutions_saw_is_found(self, width, monkeypatch):
+        net = averaged(width)
+        data = photographs(1)
+        data.setup()
+        better = []
+        for reads in (True, False):
+            if not reads:
+                monkeypatch.setattr(
+                    "lightning_recon.attacks.annealed_inversion.read_maps", lambda *_: []
+                )
+            attack = AnnealedInversion(ModuleTarget(net, num_classes=20), iterations=80)
+            bind(attack, data.public_images(), 1)
+            _, evidence = attack.initialize(attack.federation.play(data.client(0), 0))
+            assert evidence.maps_suffice == (reads and width == 100)
+            found = attack.reconstruct(attack.federation.play(data.client(0), 0))
+            assert found.notes["maps"] == reads
+            better.append(float(psnr(found.images, data.client(0).images)))
+        assert better[0] > better[1] + 3
+
+    def test_maps_of_several_steps_are_not_read(self):
+        net = averaged(80)
+        data = photographs(1)
+        client = FedAvg(0.01, epochs=3)
+        attack = AnnealedInversion(ModuleTarget(net, num_classes=20), client, iterations=1)
+        bind(attack, data.public_images(), 1)
+        found = attack.reconstruct(attack.federation.play(data.client(0), 0))
+        assert found.notes["maps"] == 0
 
     def test_the_temperature_falls_with_the_iterations(self, monkeypatch):
         seen = []
