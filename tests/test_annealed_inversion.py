@@ -138,6 +138,18 @@ class TestSoftened:
             found.flatten()[0], width * (images / width).exp().sum().log(), atol=1e-5, rtol=1e-5
         )
 
+    def test_values_may_stay_and_slopes_be_soft(self):
+        images = random(2, 3, 8, 8).requires_grad_()
+        for layer in (F.relu, torch.Tensor.relu, partial(F.max_pool2d, kernel_size=2)):
+            slopes = []
+            for soft_values in (True, False):
+                with Softened(0.5, soft_values):
+                    found = layer(images)
+                (slope,) = torch.autograd.grad(found.sum(), [images])
+                slopes.append(slope)
+            torch.testing.assert_close(found, layer(images))  # of the layer itself
+            torch.testing.assert_close(*slopes)
+
     def test_other_pools_stay(self):
         images = random(1, 2, 7, 7)
         for pool in (
@@ -278,7 +290,7 @@ class TestAttack:
         seen = []
         monkeypatch.setattr(
             "lightning_recon.attacks.annealed_inversion.Softened",
-            lambda temperature: seen.append(temperature) or Softened(temperature),
+            lambda temperature, *more: seen.append(temperature) or Softened(temperature, *more),
         )
         data = photographs(1)
         data.setup()

@@ -96,6 +96,8 @@ class AnnealedInversion(OptimizationAttack):
         update_error: allowed at the end, relative to the update's root mean square, above 0.
         first_temperature: of ReLUs and pools, in standard deviations of what they see, above 0.
         last_temperature: likewise, at the end.
+        soft_values: whether the values of ReLUs and pools are soft as well as their slopes.  False
+            is better by 1.4 dB on ``ConvNet`` in eval mode (docs/second_order.md).
         label_inference: how labels are found that are not known.
         iterations: of the optimisation, steps on the images of one client.
         optimizer: of the latents, which are scaled as pixels are; by default Adam of the rate of
@@ -125,6 +127,7 @@ class AnnealedInversion(OptimizationAttack):
         update_error: float = 0.05,
         first_temperature: float = 0.6,
         last_temperature: float = 0.04,
+        soft_values: bool = True,
         label_inference: LabelMethod = "residual_counts",
         iterations: int = 1000,
         optimizer: OptimizerCallable = published_adam,
@@ -157,6 +160,7 @@ class AnnealedInversion(OptimizationAttack):
         self.update_error = update_error
         self.first_temperature = first_temperature
         self.last_temperature = last_temperature
+        self.soft_values = soft_values
         self.progress = 1.0
         """From 0, the first iteration, to 1, the last one."""
 
@@ -258,7 +262,7 @@ class AnnealedInversion(OptimizationAttack):
             name: evidence.parameters[name].detach().clone().requires_grad_()
             for name in evidence.body
         }
-        with Softened(self.last_temperature * ratio**left):
+        with Softened(self.last_temperature * ratio**left, self.soft_values):
             features = run_features(
                 evidence.update.payload,
                 evidence.stack,
