@@ -115,8 +115,10 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
         target, annealed_iterations=2500, **more
     ),
     "annealed": lambda target, adaptive, **more: AnnealedInversion(target, **more),
-    "slopes": lambda target, adaptive, **more: AnnealedInversion(target, soft_values=False, **more),
-    "slopes-cycles": lambda target, adaptive, **more: AnnealedInversion(
+    "annealed-slopes": lambda target, adaptive, **more: AnnealedInversion(
+        target, soft_values=False, **more
+    ),
+    "annealed-cycles": lambda target, adaptive, **more: AnnealedInversion(
         target, iterations=1500, soft_values=False, num_restarts=3, num_cycles=4, **more
     ),
     "annealed-400": lambda target, adaptive, **more: AnnealedInversion(
