@@ -348,10 +348,11 @@ class TestAttack:
         )
         assert seen == pytest.approx([0.4, 0.2, 0.1, 0.1])  # the last is the score's
 
-    def test_fit_anneals_as_test_does(self, tmp_path):
+    @pytest.mark.parametrize("more", [{}, {"num_restarts": 2, "num_cycles": 2}])
+    def test_fit_anneals_as_test_does(self, tmp_path, more):
         found = []
         for stage in ("fit", "test"):
-            attack = AnnealedInversion(TutorialCNN(20), iterations=4)
+            attack = AnnealedInversion(TutorialCNN(20), iterations=4, **more)
             trainer = Trainer(
                 accelerator="cpu",
                 logger=False,
