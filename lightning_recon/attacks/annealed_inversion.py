@@ -18,7 +18,9 @@ layers, as tutorials of federated learning train them:
   usual variance of a feature, n the numbers in g*, s and r the relative errors that are allowed.
 - Which place wins a pool, and which ReLU is open, makes many valleys of this.  ReLUs and pools are
   soft at first (:mod:`~lightning_recon.attacks.matching.softened`), and the errors allowed are
-  large; all fall together, by the same factor at each iteration.
+  large; all fall together, by the same factor at each iteration.  Where they end is luck, and the
+  objective tells which end is the better one: several starts, and cycles that warm up again from
+  the best (population annealing's choice among copies: Hukushima & Iba, AIP Conf. Proc. 690, 2003).
 
 The steps are known, their combination is ours.  Features from the gradient of a linear layer: Phong
 et al., IEEE TIFS 13, 2018; Kariyappa et al., "Cocktail Party Attack", ICML 2023; Dimitrov et al.,
