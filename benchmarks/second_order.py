@@ -7,7 +7,8 @@ float32; labels are known to the attacker, and the server owns 256 images of x_t
 is a line of the output file, and one that is there is not attacked again.  Printed a row: clients,
 the median and the mean over images with a 95 % interval (Student's t, over clients), the worst,
 the images above 90 dB, the mean image, the local estimate (in mean squared error, as the mean that
-stands beside it), and seconds of processor time a client.
+stands beside it), and seconds of processor time a client.  With --denoiser, published weights of
+FFDNet, a second row is of the images that it makes of the same ones.
 """
 
 import argparse
@@ -56,10 +57,14 @@ from lightning_recon.defenses import (
 )
 from lightning_recon.errors import InputError
 from lightning_recon.observation import Observation
+from lightning_recon.priors.denoiser import FFDNet
+from lightning_recon.refiners import DenoisingRefiner, Refiner
 from lightning_recon.targets import ConvNet, Target, TinyViT
 from lightning_recon.updates import DataSpec, PrivateBatch
 
 NUM_PUBLIC = 256
+NOISE = 0.07
+"""That a denoiser takes away, of images in [0, 1]: chosen on clients 801 to 809."""
 
 
 class Row(NamedTuple):
@@ -110,11 +115,11 @@ ROWS = {
 }
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "second": lambda target, **more: GaussNewtonInversion(target, **more),
-    "both": lambda target, **more: GaussNewtonInversion(target, annealed_iterations=1000, **more),
-    "both-2500": lambda target, **more: GaussNewtonInversion(
-        target, annealed_iterations=2500, **more
-    ),
+    "both": lambda target, **more: GaussNewtonInversion(target, annealed_iterations=1500, **more),
     "annealed": lambda target, adaptive, **more: AnnealedInversion(target, **more),
+    "annealed-cycles": lambda target, adaptive, **more: AnnealedInversion(
+        target, iterations=1500, soft_values=False, num_restarts=3, num_cycles=4, **more
+    ),
     "annealed-400": lambda target, adaptive, **more: AnnealedInversion(
         target, iterations=400, **more
     ),
@@ -167,6 +172,7 @@ def attacked(
     row: Row,
     client: int,
     data: tuple[Tensor, Tensor, Tensor],
+    refiner: Refiner | None = None,
 ) -> dict[str, Any]:
     """Return what an attack finds of a client, and where there is a defense the local estimate."""
     attack, batch, observation = played(name, row, client, data)
@@ -179,7 +185,11 @@ def attacked(
     if name == "second" and row.defense not in EXACT and images.numel() <= MAX_UNKNOWNS:
         spectrum = Spectrum(data[2][:NUM_PUBLIC].double())
         estimate = local_estimate(observation, batch, spectrum).mse.tolist()
-    return {
+    more = {}
+    if refiner is not None:
+        with torch.no_grad():
+            more["denoised"] = list(map(float, matched_psnr(refiner(found.images), images, mean)))
+    return more | {
         "psnr": list(map(float, matched_psnr(found.images, images, mean))),
         "mean_image": list(map(float, matched_psnr(found.images[:0], images, mean))),
         "estimate_mse": estimate,
@@ -237,7 +247,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="images are made smaller: pixels")
     parser.add_argument("--output", type=Path, default=Path("second_order.jsonl"))
     parser.add_argument("--resnet20", help="trained weights, for the row resnet20-1")
+    parser.add_argument("--denoiser", help="weights of FFDNet, to denoise what is found")
     options = parser.parse_args()
+    refiner = None
+    if options.denoiser is not None:
+        refiner = DenoisingRefiner(FFDNet(options.denoiser), NOISE, scale=1)
     if "resnet20-1" in options.rows and options.resnet20 is None:
         parser.error("resnet20-1 needs --resnet20, a file of trained weights")
     trained = Row(lambda size: trained_resnet20(options.resnet20))
@@ -251,7 +265,7 @@ def main() -> None:
             for client in range(options.first, options.first + options.clients):
                 if (name, attack, client) not in done:
                     try:
-                        one = attacked(attack, ROWS.get(name, trained), client, data)
+                        one = attacked(attack, ROWS.get(name, trained), client, data, refiner)
                     except InputError as error:
                         print(f"| {name} | {attack} | refused: {error}", flush=True)
                         break
@@ -262,6 +276,9 @@ def main() -> None:
                 found.append(done[name, attack, client])
             if found:
                 print(table(name, attack, found), flush=True)
+            if found and all("denoised" in one for one in found):
+                denoised = [one | {"psnr": one["denoised"], "estimate_mse": None} for one in found]
+                print(table(name, f"{attack}, denoised", denoised), flush=True)
 
 
 if __name__ == "__main__":

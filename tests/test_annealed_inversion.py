@@ -14,6 +14,7 @@ from lightning_recon.attacks import AnnealedInversion
 from lightning_recon.attacks.features.separation import separate_inputs
 from lightning_recon.attacks.features.spectrum import Spectrum
 from lightning_recon.attacks.matching.softened import Softened
+from lightning_recon.attacks.schedules import Reheated
 from lightning_recon.clients import FedAvg
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.defenses import SignSGD
@@ -138,6 +139,18 @@ class TestSoftened:
             found.flatten()[0], width * (images / width).exp().sum().log(), atol=1e-5, rtol=1e-5
         )
 
+    def test_values_may_stay_and_slopes_be_soft(self):
+        images = random(2, 3, 8, 8).requires_grad_()
+        for layer in (F.relu, torch.Tensor.relu, partial(F.max_pool2d, kernel_size=2)):
+            slopes = []
+            for soft_values in (True, False):
+                with Softened(0.5, soft_values):
+                    found = layer(images)
+                (slope,) = torch.autograd.grad(found.sum(), [images])
+                slopes.append(slope)
+            torch.testing.assert_close(found, layer(images))  # of the layer itself
+            torch.testing.assert_close(*slopes)
+
     def test_other_pools_stay(self):
         images = random(1, 2, 7, 7)
         for pool in (
@@ -150,6 +163,21 @@ class TestSoftened:
                 soft = pool(images)
             for one, other in zip(hard, soft, strict=True):
                 assert torch.equal(one, other)
+
+
+class TestCycles:
+    def test_each_falls_to_the_end_and_all_but_the_first_begin_half_way(self):
+        cycles = Reheated(iterations=10, cycles=3, reheated=0.5, last_rate=0.25)
+        progress = [cycles.progress(iteration) for iteration in range(11)]
+        assert progress == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 0.5, 1, 0.5, 1, 1])
+        assert [place for place in range(11) if cycles.begins_again(place)] == [6, 8]
+        assert [cycles(place) for place in (0, 3, 6, 7)] == pytest.approx([1, 0.5, 1, 0.5])
+
+    def test_one_is_the_whole_run_and_few_iterations_are_one(self):
+        for cycles in (Reheated(5, 1, 0.5, 0.2), Reheated(5, 9, 0.5, 0.2)):
+            assert cycles.progress(2) == 0.5
+            assert cycles.progress(4) == 1
+            assert not any(map(cycles.begins_again, range(9)))
 
 
 class TestSpectrum:
@@ -284,25 +312,32 @@ class TestAttack:
         found = attack.reconstruct(attack.federation.play(data.client(0), 0))
         assert found.notes["separated"] == 0
 
-    @pytest.mark.parametrize("width", [100, 24])  # maps of enough numbers, and of fewer
-    def test_what_convolutions_saw_is_found(self, width, monkeypatch):
-        net = averaged(width)
+    def test_what_convolutions_saw_is_found(self, monkeypatch):
         data = photographs(1)
         data.setup()
         better = []
-        for reads in (True, False):
-            if not reads:
+        for num_maps in (1, 0):
+            if not num_maps:
                 monkeypatch.setattr(
                     "lightning_recon.attacks.annealed_inversion.read_maps", lambda *_: []
                 )
-            attack = AnnealedInversion(ModuleTarget(net, num_classes=20), iterations=80)
+            attack = AnnealedInversion(ModuleTarget(averaged(24), num_classes=20), iterations=80)
             bind(attack, data.public_images(), 1)
-            _, evidence = attack.initialize(attack.federation.play(data.client(0), 0))
-            assert evidence.maps_suffice == (reads and width == 100)
             found = attack.reconstruct(attack.federation.play(data.client(0), 0))
-            assert found.notes["maps"] == reads
+            assert found.notes["maps"] == num_maps
             better.append(float(psnr(found.images, data.client(0).images)))
         assert better[0] > better[1] + 3
+
+    @pytest.mark.parametrize("width", [100, 24])
+    def test_where_maps_suffice_no_gradient_is_compared(self, width):
+        data = photographs(1)
+        attack = AnnealedInversion(ModuleTarget(averaged(width), num_classes=20), iterations=1)
+        bind(attack, data.public_images(), 1)
+        start, evidence = attack.initialize(attack.federation.play(data.client(0), 0))
+        assert bool(evidence.body) == (width == 24)
+        parts, _ = attack.differentiate(start, evidence)
+        assert bool(parts["matching"]) == (width == 24)
+        assert parts["maps"] > 0
 
     def test_maps_of_several_steps_are_not_read(self):
         net = averaged(80)
@@ -313,11 +348,40 @@ class TestAttack:
         found = attack.reconstruct(attack.federation.play(data.client(0), 0))
         assert found.notes["maps"] == 0
 
+    def test_restarts_are_computed_together_and_the_best_is_returned(self):
+        data = photographs(2)
+        attack = AnnealedInversion(TutorialCNN(20), num_restarts=3, iterations=4)
+        bind(attack, data.public_images(), 2)
+        start, evidence = attack.initialize(attack.federation.play(data.client(0), 0))
+        assert not start[:2].any()
+        assert start[2:].flatten(1).any(1).all()
+        found, gradient = attack.differentiate(start.clone(), evidence)
+        for place in (0, 2, 4):
+            share = start[place : place + 2].clone()
+            parts, alone = attack.differentiate(share, evidence)
+            assert (gradient[place : place + 2] - alone).norm() < 1e-3 * alone.norm()
+            for name, part in parts.items():
+                torch.testing.assert_close(found[name][place : place + 2], part)
+        score = torch.stack(list(found.values())).sum(0).view(3, 2)
+        result = attack.finish(start, evidence)
+        torch.testing.assert_close(result.score, score[score.sum(1).argmin()])
+
+    def test_a_cycle_begins_at_the_best_restart(self):
+        data = photographs(1)
+        attack = AnnealedInversion(TutorialCNN(20), num_restarts=2, num_cycles=2, iterations=6)
+        bind(attack, data.public_images(), 1)
+        start, evidence = attack.initialize(attack.federation.play(data.client(0), 0))
+        dummy = nn.Parameter(start.flip(0))  # the second is the mean image
+        best, _ = attack._best(dummy.detach(), evidence)
+        attack._begin_again(dummy, evidence, 4)
+        assert torch.equal(dummy[:1], best)
+        assert 0 < (dummy[1] - best[0]).std() < 0.2 * dummy[0].std().clamp_min(1)
+
     def test_the_temperature_falls_with_the_iterations(self, monkeypatch):
         seen = []
         monkeypatch.setattr(
             "lightning_recon.attacks.annealed_inversion.Softened",
-            lambda temperature: seen.append(temperature) or Softened(temperature),
+            lambda temperature, *more: seen.append(temperature) or Softened(temperature, *more),
         )
         data = photographs(1)
         data.setup()
@@ -330,10 +394,11 @@ class TestAttack:
         )
         assert seen == pytest.approx([0.4, 0.2, 0.1, 0.1])  # the last is the score's
 
-    def test_fit_anneals_as_test_does(self, tmp_path):
+    @pytest.mark.parametrize("more", [{}, {"num_restarts": 2, "num_cycles": 2}])
+    def test_fit_anneals_as_test_does(self, tmp_path, more):
         found = []
         for stage in ("fit", "test"):
-            attack = AnnealedInversion(TutorialCNN(20), iterations=4)
+            attack = AnnealedInversion(TutorialCNN(20), iterations=4, **more)
             trainer = Trainer(
                 accelerator="cpu",
                 logger=False,
@@ -351,7 +416,14 @@ class TestAttack:
         assert torch.equal(found[0].score, found[1].score)
 
     @pytest.mark.parametrize(
-        "wrong", [{"features_error": 0}, {"update_error": -1}, {"last_temperature": 0}]
+        "wrong",
+        [
+            {"features_error": 0},
+            {"update_error": -1},
+            {"last_temperature": 0},
+            {"num_restarts": 0},
+            {"num_cycles": 0},
+        ],
     )
     def test_what_is_out_of_range_is_refused(self, wrong):
         with pytest.raises(InputError, match=next(iter(wrong))):

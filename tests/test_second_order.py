@@ -181,7 +181,8 @@ class TestKinks:
     def test_an_annealed_start_is_refined(self):
         """Of several images the start follows the order of the labels that are assumed."""
         target, images = kinked(), natural(2, 7)
-        attack = bind(AnnealedInversion(target, iterations=150), natural(40), 2)
+        cycles = {"soft_values": False, "num_restarts": 3, "num_cycles": 4}
+        attack = bind(AnnealedInversion(target, iterations=150, **cycles), natural(40), 2)
         batch = batch_of(images)._replace(labels=torch.tensor([6, 2]))
         observation = attack.federation.play(batch, 0)
         with attack.computing():

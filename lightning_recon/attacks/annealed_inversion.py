@@ -23,7 +23,9 @@ layers, as tutorials of federated learning train them:
   distance to the maps found; s, r and t the relative errors that are allowed.
 - Which place wins a pool, and which ReLU is open, makes many valleys of this.  ReLUs and pools are
   soft at first (:mod:`~lightning_recon.attacks.matching.softened`), and the errors allowed are
-  large; all fall together, by the same factor at each iteration.
+  large; all fall together, by the same factor at each iteration.  Where they end is luck, and the
+  objective tells which end is the better one: several starts, and cycles that warm up again from
+  the best (population annealing's choice among copies: Hukushima & Iba, AIP Conf. Proc. 690, 2003).
 
 The steps are known, their combination is ours.  Features from the gradient of a linear layer: Phong
 et al., IEEE TIFS 13, 2018; Kariyappa et al., "Cocktail Party Attack", ICML 2023; Dimitrov et al.,
@@ -40,8 +42,9 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.lr_scheduler import ExponentialLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_recon.attacks.exact.features import are_certified
 from lightning_recon.attacks.features.decoding import reading, teaching_images
@@ -55,6 +58,7 @@ from lightning_recon.attacks.inverting_gradients import NORMALISED_STD, publishe
 from lightning_recon.attacks.matching.evidence import KNOWN, Evidence, Reader, grants_of
 from lightning_recon.attacks.matching.softened import Softened
 from lightning_recon.attacks.optimization import OptimizationAttack
+from lightning_recon.attacks.schedules import Reheated
 from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
@@ -65,6 +69,8 @@ from lightning_recon.targets import Target
 from lightning_recon.updates import Update
 
 _LAST_RATE = 0.2  # of the first
+_REHEATED = 0.45  # of the way to the last temperature, where a cycle but the first begins
+_START, _STIRRED = 0.3, 0.15  # standard deviations of restarts about the mean image, and the best
 _FIRST_FEATURES_ERROR = 3.0  # times the last
 _FIRST_UPDATE_ERROR = 10.0  # times the last
 _FIRST_MAPS_ERROR, _LAST_MAPS_ERROR = 0.5, 0.01  # relative
@@ -88,11 +94,9 @@ class BodyEvidence(NamedTuple):
     variance: float
     """Of a feature, usually."""
     body: Update
-    """The update of all that lies below the first linear layer, by name."""
+    """The update of all that lies below the first linear layer, by name; none if maps suffice."""
     maps: tuple[SeenMaps, ...] = ()
     """What convolutions saw."""
-    maps_suffice: bool = False
-    """Whether they determine the images, and the body's gradient is not compared."""
 
 
 class AnnealedInversion(OptimizationAttack):
@@ -110,12 +114,19 @@ class AnnealedInversion(OptimizationAttack):
         update_error: allowed at the end, relative to the update's root mean square, above 0.
         first_temperature: of ReLUs and pools, in standard deviations of what they see, above 0.
         last_temperature: likewise, at the end; a quarter of it where maps were found.
+        soft_values: whether the values of ReLUs and pools are soft as well as their slopes.  False
+            is better by 1.4 dB on ``ConvNet`` in eval mode (docs/second_order.md).
+        num_restarts: starts that are computed together, the first at the mean image; the images of
+            least objective are returned; at least 1.
+        num_cycles: times that the temperature falls, at least 1.  Each but the first is half as
+            long, begins half-way, and in every restart at the images of least objective, moved a
+            little in all but the first.
         label_inference: how labels are found that are not known.
-        iterations: of the optimisation, steps on the images of one client.
+        iterations: of the optimisation, of all cycles together, steps on the images of one client.
         optimizer: of the latents, which are scaled as pixels are; by default Adam of the rate of
             Inverting Gradients.
-        lr_scheduler: makes its schedule; null: the rate falls to a fifth, by a factor at each
-            iteration.
+        lr_scheduler: makes its schedule; null: the rate falls to a fifth in every cycle, by a
+            factor at each iteration.
         seed: of all randomness: the clients', the defenses' and the attack's own.
 
     Raises:
@@ -139,6 +150,9 @@ class AnnealedInversion(OptimizationAttack):
         update_error: float = 0.05,
         first_temperature: float = 0.6,
         last_temperature: float = 0.04,
+        soft_values: bool = True,
+        num_restarts: int = 1,
+        num_cycles: int = 1,
         label_inference: LabelMethod = "residual_counts",
         iterations: int = 1000,
         optimizer: OptimizerCallable = published_adam,
@@ -154,14 +168,19 @@ class AnnealedInversion(OptimizationAttack):
         if not all(number > 0 for number in numbers.values()):
             given = ", ".join(f"{name} {number}" for name, number in numbers.items())
             raise InputError(f"AnnealedInversion: all must be above 0: {given}")
+        if min(num_restarts, num_cycles) < 1:
+            raise InputError(
+                "AnnealedInversion: num_restarts and num_cycles must be at least 1, not "
+                f"{num_restarts} and {num_cycles}"
+            )
+        cycles = Reheated(iterations, num_cycles, _REHEATED, _LAST_RATE)
         super().__init__(
             target,
             client,
             defenses,
             iterations=iterations,
             optimizer=optimizer,
-            lr_scheduler=lr_scheduler
-            or partial(ExponentialLR, gamma=_LAST_RATE ** (1 / max(1, iterations))),
+            lr_scheduler=lr_scheduler or partial(LambdaLR, lr_lambda=cycles),
             seed=seed,
         )
         name = type(self).__name__
@@ -171,8 +190,16 @@ class AnnealedInversion(OptimizationAttack):
         self.update_error = update_error
         self.first_temperature = first_temperature
         self.last_temperature = last_temperature
+        self.soft_values = soft_values
+        self.num_restarts = num_restarts
+        self.cycles = cycles
         self.progress = 1.0
         """From 0, the first iteration, to 1, the last one."""
+
+    @property
+    def num_dummies_held(self) -> int:
+        """The latents of all restarts together."""
+        return self.num_restarts * self.spec.max_batch_size
 
     def server_payload(self, model: Target) -> Target:
         """Send the model as it is."""
@@ -189,7 +216,10 @@ class AnnealedInversion(OptimizationAttack):
     # --- reading the update --------------------------------------------------------------------
 
     def initialize(self, observation: Observation) -> tuple[Tensor, BodyEvidence]:
-        """Find the features of every sample; the latents begin at 0, the mean image."""
+        """Find the features of every sample; the latents begin at 0, the mean image, or about it.
+
+        Restarts follow one another along the first dimension.
+        """
         labels = observation.labels
         number = observation.num_samples if labels is None else len(labels)
         found = None
@@ -204,14 +234,21 @@ class AnnealedInversion(OptimizationAttack):
                 found = self._solved(update)
         found.update.notes["separated"] = float(is_separated)
         maps = self._maps(found)
-        numbers, unknowns = (
-            sum(one.basis.shape[1] for one in maps),
-            math.prod(self.spec.image_shape),
-        )
-        found = found._replace(maps=maps, maps_suffice=numbers >= _SUFFICE * unknowns)
         found.update.notes["maps"] = float(len(maps))
-        start = found.features.new_zeros(len(found.features), *self.spec.image_shape)
-        return start, found
+        found = found._replace(maps=maps)
+        numbers = sum(one.basis.shape[1] for one in maps)
+        if numbers >= _SUFFICE * math.prod(self.spec.image_shape):
+            found = found._replace(body={})
+        generator = make_generator(observation.seed, "restarts")
+        start = self._stirred(found.features, _START, generator)
+        return start.to(found.features), found
+
+    def _stirred(self, features: Tensor, std: float, generator: torch.Generator) -> Tensor:
+        """Return moves of the latents of all restarts, of the first none."""
+        number = len(features)
+        shape = (self.num_restarts - 1) * number, *self.spec.image_shape
+        moves = std * NORMALISED_STD * torch.randn(shape, generator=generator)
+        return torch.cat([moves.new_zeros(number, *self.spec.image_shape), moves])
 
     def _maps(self, found: BodyEvidence) -> tuple[SeenMaps, ...]:
         """Return what convolutions saw, where the update is that of one gradient."""
@@ -283,32 +320,17 @@ class AnnealedInversion(OptimizationAttack):
         features_error = self.features_error * _FIRST_FEATURES_ERROR**left
         update_error = self.update_error * _FIRST_UPDATE_ERROR**left
         coldest = self.last_temperature * (_COLDER if evidence.maps else 1.0)
-        body = {
-            name: evidence.parameters[name].detach().clone().requires_grad_()
-            for name in evidence.body
-        }
         temperature = coldest * (self.first_temperature / coldest) ** left
-        seen = watched(evidence.update.payload, evidence.maps)
-        with Softened(temperature), seen as maps:
-            features = run_features(
-                evidence.update.payload,
-                evidence.stack,
-                self.spectrum.decode(latents),
-                {**evidence.parameters, **body},
-            )
+        with Softened(temperature, self.soft_values):
+            features, maps, gradient = _simulated(self.spectrum.decode(latents), evidence)
         error = (features - evidence.features).square().sum(1) / evidence.variance
         parts = {"features": error / (2 * features_error**2)}
-        if not evidence.maps_suffice:
-            distance = _relative_distance(features, body, evidence)
-            numbers = sum(part.numel() for part in evidence.body.values())
-            shares = distance.expand(len(dummy)) / len(dummy)
-            parts["matching"] = shares * numbers / (2 * update_error**2)
-        if evidence.maps:
-            maps_error = _LAST_MAPS_ERROR * (_FIRST_MAPS_ERROR / _LAST_MAPS_ERROR) ** left
-            apart = [
-                maps[one.name].shape[1] * unexplained(maps[one.name], one) for one in evidence.maps
-            ]
-            parts["maps"] = torch.stack(apart).sum(0) / (2 * maps_error**2)
+        distance = _relative_distance(gradient, evidence.body, features)
+        numbers = sum(part.numel() for part in evidence.body.values())
+        shares = distance.expand(len(dummy)) / len(dummy)
+        parts["matching"] = shares * numbers / (2 * update_error**2)
+        maps_error = _LAST_MAPS_ERROR * (_FIRST_MAPS_ERROR / _LAST_MAPS_ERROR) ** left
+        parts["maps"] = _apart(maps, evidence.maps, features) / (2 * maps_error**2)
         parts["spectrum"] = latents.flatten(1).square().sum(1) / 2
         return parts
 
@@ -316,49 +338,113 @@ class AnnealedInversion(OptimizationAttack):
         self, dummy: Tensor, evidence: BodyEvidence
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the parts of the objective and the gradient of their sum."""
+
+        def total(share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            parts = self.objective(share, evidence)
+            return torch.stack([part.sum() for part in parts.values()]).sum(), parts
+
         update = evidence.update
         with update.client.working(update.payload), sdpa_kernel(SDPBackend.MATH):
-            return super().differentiate(dummy.requires_grad_(), evidence)
+            if len(dummy) == len(evidence.features):
+                return super().differentiate(dummy.requires_grad_(), evidence)
+            shares = torch.stack(self._shares(dummy.detach(), evidence))
+            gradient, parts = vmap(grad(total, has_aux=True), randomness="different")(shares)
+        return {name: part.flatten() for name, part in parts.items()}, gradient.flatten(0, 1)
 
     def iterate(
         self, dummy: nn.Parameter, evidence: Any, optimizer: Any, scheduler: Any
     ) -> dict[str, Tensor]:
         """Do one iteration at its temperature."""
         # the scheduler counts the iterations, and goes on where a checkpoint left
-        self.progress = min(1.0, scheduler.last_epoch / max(1, self.iterations - 1))
+        iteration = scheduler.last_epoch
+        if self.cycles.begins_again(iteration):
+            self._begin_again(dummy, evidence, iteration)
+            optimizer.state.clear()
+        self.progress = self.cycles.progress(iteration)
         try:
             return super().iterate(dummy, evidence, optimizer, scheduler)
         finally:
             self.progress = 1.0
+
+    def _begin_again(self, dummy: nn.Parameter, evidence: BodyEvidence, iteration: int) -> None:
+        """Set every restart to the best one's latents, moved a little in all but the first."""
+        best, _ = self._best(dummy.detach(), evidence)
+        generator = make_generator(self.seed, f"cycle {iteration}")
+        moves = self._stirred(evidence.features, _STIRRED, generator)
+        found = best.repeat(self.num_restarts, 1, 1, 1) + moves.to(best)
+        with torch.no_grad():
+            dummy[: len(found)] = found
+
+    def _shares(self, dummy: Tensor, evidence: BodyEvidence) -> tuple[Tensor, ...]:
+        return torch.split(dummy, len(evidence.features))
+
+    def _best(self, dummy: Tensor, evidence: BodyEvidence) -> tuple[Tensor, Tensor]:
+        """Return the latents of the best restart, and the score of each of its images."""
+        with torch.enable_grad():
+            parts, _ = self.differentiate(dummy.clone(), evidence)
+        score = torch.stack([part.detach() for part in parts.values()]).sum(0)
+        scores = self._shares(score, evidence)
+        best = int(torch.stack([one.sum() for one in scores]).nan_to_num(torch.inf).argmin())
+        return self._shares(dummy, evidence)[best], scores[best]
 
     def project(self, dummy: Tensor) -> None:
         """Leave the latents: no box holds them."""
 
     def finish(self, dummy: Tensor, evidence: BodyEvidence) -> Reconstruction:
         """Return the images; an image's score is its own part, and its share of the update's."""
-        with torch.enable_grad():
-            parts, _ = self.differentiate(dummy.detach().clone(), evidence)
+        best, score = self._best(dummy.detach(), evidence)
         with torch.no_grad():
-            images = self.spectrum.decode(dummy.detach() / NORMALISED_STD).clamp(0, 1)
+            images = self.spectrum.decode(best / NORMALISED_STD).clamp(0, 1)
         return Reconstruction(
             images=images,
             labels=evidence.update.labels,
-            score=torch.stack([part.detach() for part in parts.values()]).sum(0),
+            score=score,
             notes=evidence.update.notes,
         )
 
 
-def _relative_distance(features: Tensor, body: Update, evidence: BodyEvidence) -> Tensor:
-    """Return the squared distance of the body's gradient to the observed one, over its length."""
-    size = sum(float(part.square().sum()) for part in evidence.body.values())
+def _simulated(images: Tensor, evidence: BodyEvidence) -> tuple[Tensor, dict[str, Tensor], Update]:
+    """Return the features of images, what convolutions see, and the gradient of the body."""
+    payload = evidence.update.payload
+
+    def passed(body: Update) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
+        parameters = {**evidence.parameters, **body}
+        with watched(payload, evidence.maps) as maps:
+            features = run_features(payload, evidence.stack, images, parameters)
+        return (features * evidence.upstream).sum(), (features, maps)
+
+    body = {name: evidence.parameters[name].detach() for name in evidence.body}
+    if not body:
+        return *passed(body)[1], body
+    gradient, seen = grad(passed, has_aux=True)(body)
+    return *seen, gradient
+
+
+def _apart(maps: dict[str, Tensor], seen: Sequence[SeenMaps], like: Tensor) -> Tensor:
+    """Return the squared relative distances of maps to those found, times their numbers: B.
+
+    Args:
+        maps: B CHW, by name.
+        seen: what was found.
+        like: B F, whose type the numbers have.
+    """
+    parts = [maps[one.name].shape[1] * unexplained(maps[one.name], one) for one in seen]
+    return torch.stack(parts).sum(0) if parts else like.new_zeros(len(like))
+
+
+def _relative_distance(simulated: Update, observed: Update, like: Tensor) -> Tensor:
+    """Return the squared distance of two gradients, over the second's length, if it has one.
+
+    Args:
+        simulated: by name.
+        observed: likewise.
+        like: whose type the number has.
+    """
+    size = sum(float(part.square().sum()) for part in observed.values())
     if size == 0:
-        return features.new_zeros(())
-    passed = (features * evidence.upstream).sum()
-    gradients = torch.autograd.grad(
-        passed, list(body.values()), create_graph=True, materialize_grads=True
-    )
-    pairs = zip(gradients, evidence.body.values(), strict=True)
-    return torch.stack([(one - other).square().sum() for one, other in pairs]).sum() / size
+        return like.new_zeros(())
+    parts = [(simulated[name] - other).square().sum() for name, other in observed.items()]
+    return torch.stack(parts).sum() / size
 
 
 def _labels_of(

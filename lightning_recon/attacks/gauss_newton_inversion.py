@@ -66,6 +66,7 @@ from lightning_recon.targets import Target
 _T = TypeVar("_T")
 _HOT, _COLD = 0.6, 0.03  # first and last temperature of kinks, in standard deviations
 _HOT_NEAR, _COLD_NEAR = 0.1, 0.01  # the same from images that annealing led to
+_ANNEALED_RESTARTS, _ANNEALED_CYCLES = 3, 4
 _SHARES = (1 / 16, 1 / 4, 1 / 2, 1.0)  # of an image's cosines, stage by stage
 _STAGE_STEPS = 3  # linear models at most, but in the last
 _STAGED = 3072  # unknowns of which Jacobians are taken from the first step on, at most
@@ -118,8 +119,9 @@ class GaussNewtonInversion(OptimizationAttack):
             Above 3,072 the Jacobian is made at the end, when the images are near.
         soft_iterations: linear models at first in which ReLUs and max-pools are soft, less and
             less, where there are any; at least 0.
-        annealed_iterations: iterations of :class:`.AnnealedInversion`, whose images the first
-            start is then, where there are ReLUs or max-pools; 0: it is drawn as the others are.
+        annealed_iterations: iterations of :class:`.AnnealedInversion`, of three restarts and four
+            cycles with exact values, whose images the first start is then, where there are ReLUs
+            or max-pools; 0: it is drawn as the others are.
         iterations: linear models of one client, at least 1, or four steps by products each; a
             restart that comes no nearer is done.
         seed: of all randomness: the clients', the defenses' and the attack's own.
@@ -180,6 +182,9 @@ class GaussNewtonInversion(OptimizationAttack):
                 known,
                 label_inference=label_inference,
                 iterations=annealed_iterations,
+                soft_values=False,
+                num_restarts=_ANNEALED_RESTARTS,
+                num_cycles=_ANNEALED_CYCLES,
                 seed=seed,
             )
             self._first_order = (start,)
