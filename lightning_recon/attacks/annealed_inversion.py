@@ -114,8 +114,8 @@ class AnnealedInversion(OptimizationAttack):
         update_error: allowed at the end, relative to the update's root mean square, above 0.
         first_temperature: of ReLUs and pools, in standard deviations of what they see, above 0.
         last_temperature: likewise, at the end; a quarter of it where maps were found.
-        soft_values: whether the values of ReLUs and pools are soft as well as their slopes.  False
-            is better by 1.4 dB on ``ConvNet`` in eval mode (docs/second_order.md).
+        soft_values: whether the values of ReLUs and pools are soft as well as their slopes, where
+            no maps were found.  False is better by 1.4 dB on ``ConvNet`` without these.
         num_restarts: starts that are computed together, the first at the mean image; the images of
             least objective are returned; at least 1.
         num_cycles: times that the temperature falls, at least 1.  Each but the first is half as
@@ -321,7 +321,7 @@ class AnnealedInversion(OptimizationAttack):
         update_error = self.update_error * _FIRST_UPDATE_ERROR**left
         coldest = self.last_temperature * (_COLDER if evidence.maps else 1.0)
         temperature = coldest * (self.first_temperature / coldest) ** left
-        with Softened(temperature, self.soft_values):
+        with Softened(temperature, self.soft_values and not evidence.maps):
             features, maps, gradient = _simulated(self.spectrum.decode(latents), evidence)
         error = (features - evidence.features).square().sum(1) / evidence.variance
         parts = {"features": error / (2 * features_error**2)}
