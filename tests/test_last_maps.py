@@ -70,7 +70,7 @@ def seen(target, number=1, **settings):
         return None, None
     payload = equations.network(images.double())
     with torch.no_grad():
-        return found, found.convolution.seen(payload, images.double())
+        return found, found.cut.seen(payload, images.double())
 
 
 class TestReadMaps:
@@ -84,7 +84,7 @@ class TestReadMaps:
         target = network(48)
         found, truth = seen(target)
         _, observation, _ = observed(target)
-        direction = found.convolution.direction(observation.update[found.convolution.weight])
+        direction = found.cut.direction(observation.update[found.cut.convolution.weight])
         assert (direction * truth).sum().abs() > 0.98 * truth.norm()
 
     @pytest.mark.parametrize(

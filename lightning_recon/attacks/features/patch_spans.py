@@ -71,8 +71,15 @@ class Convolution(NamedTuple):
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
+    num_channels: int
+    """Of its output, and"""
     num_places: int
-    """Of its output."""
+    """the places in each."""
+
+    @property
+    def weight(self) -> str:
+        """Name of its weights."""
+        return f"{self.name}.weight"
 
     def patches(self, maps: Tensor) -> Tensor:
         """Return what it sees at every place of maps, B CHW -> B D N."""
@@ -94,6 +101,34 @@ class SeenMaps(NamedTuple):
     """B CHW, orthonormal, float64: each sample's maps are a combination of the rows."""
 
 
+def convolutions(payload: nn.Module, images: Tensor) -> list[Convolution]:
+    """Return the convolutions whose patches overlap enough, in the order in which they are run.
+
+    Args:
+        payload: in the mode of the client; it is not changed.
+        images: N C H W, any, of which two at most are run.
+    """
+    calls: list[tuple[nn.Module, tuple[int, ...], int]] = []
+
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((layer, tuple(inputs[0].shape[1:]), output[0, 0].numel()))
+
+    names = {layer: name for name, layer in payload.named_modules()}
+    with left_as_found(payload) as hooks, torch.no_grad():
+        layers = [layer for layer in names if isinstance(layer, nn.Conv2d)]
+        hooks += [layer.register_forward_hook(record) for layer in layers]
+        run_stateless(payload, {}, images[:2])
+    found = []
+    for layer, (channels, height, width), num_places in calls:
+        assert isinstance(layer, nn.Conv2d)
+        is_once = sum(layer is other for other, _, _ in calls) == 1
+        if is_once and not isinstance(layer.padding, str) and _overlaps(layer):
+            sizes = layer.kernel_size, layer.stride, layer.padding
+            shape = channels, height, width
+            found.append(Convolution(names[layer], shape, *sizes, layer.out_channels, num_places))
+    return found
+
+
 def read_maps(payload: nn.Module, update: Update, images: Tensor, number: int) -> list[SeenMaps]:
     """Return what convolutions saw of a batch, of the first few that tell.
 
@@ -106,8 +141,8 @@ def read_maps(payload: nn.Module, update: Update, images: Tensor, number: int) -
     norms = [layer for layer in payload.modules() if isinstance(layer, _BatchNorm)]
     is_centred = any(layer.training for layer in norms)
     found: list[SeenMaps] = []
-    for convolution in _convolutions(payload, images):
-        gradient = update[f"{convolution.name}.weight"].double().flatten(1)
+    for convolution in convolutions(payload, images):
+        gradient = update[convolution.weight].double().flatten(1)
         basis = _maps_of(convolution, gradient, number, is_centred=is_centred)
         if basis is not None:
             found.append(SeenMaps(convolution.name, basis))
@@ -135,32 +170,6 @@ def unexplained(maps: Tensor, seen: SeenMaps) -> Tensor:
     """Return the squared share of maps, B CHW, that no combination of those found explains: B."""
     explained = (maps @ seen.basis.to(maps).T).square().sum(1)
     return 1 - explained / maps.square().sum(1)
-
-
-def _convolutions(payload: nn.Module, images: Tensor) -> Iterator[Convolution]:
-    """Yield the convolutions that can be read, in the order in which they are run."""
-    calls: list[tuple[nn.Module, tuple[int, ...], int]] = []
-
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((layer, tuple(inputs[0].shape[1:]), output[0, 0].numel()))
-
-    names = {layer: name for name, layer in payload.named_modules()}
-    with left_as_found(payload) as hooks, torch.no_grad():
-        layers = [layer for layer in names if isinstance(layer, nn.Conv2d)]
-        hooks += [layer.register_forward_hook(record) for layer in layers]
-        run_stateless(payload, {}, images[:2])
-    for layer, (channels, height, width), num_places in calls:
-        assert isinstance(layer, nn.Conv2d)
-        is_once = sum(layer is other for other, _, _ in calls) == 1
-        if is_once and not isinstance(layer.padding, str) and _overlaps(layer):
-            yield Convolution(
-                names[layer],
-                (channels, height, width),
-                layer.kernel_size,
-                layer.stride,
-                layer.padding,
-                num_places,
-            )
 
 
 def _overlaps(layer: nn.Conv2d) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_recon.attacks.matching.batched import is_out_of_memory
 from lightning_recon.attacks.matching.equations import Equations
-from lightning_recon.attacks.matching.last_maps import Seen, last_convolution, solved_maps
+from lightning_recon.attacks.matching.last_maps import Seen, last_cut, solved_maps
 
 _NUMBERS = 2**27  # of the maps' Jacobian, at most
 
@@ -29,19 +29,19 @@ def read_maps(equations: Equations, images: Tensor) -> Seen | None:
     evidence = equations.evidence
     if len(images) > 1 or equations.is_noisy or not evidence.client.sends_gradient:
         return None
-    convolution = last_convolution(evidence, images)
-    if convolution is None:
+    cut = last_cut(evidence, images)
+    if cut is None:
         return None
-    numbers = sum(evidence.observed[name].numel() for name in convolution.above)
-    if numbers * math.prod(convolution.shape) > _NUMBERS:
+    numbers = sum(evidence.observed[name].numel() for name in cut.above)
+    if numbers * math.prod(cut.convolution.shape) > _NUMBERS:
         return None
 
     def residual(maps: Tensor) -> Tensor:
-        with convolution.seeing(equations.network(maps), maps):
-            return equations.residual(images.to(maps), convolution.above)
+        with cut.seeing(equations.network(maps), maps):
+            return equations.residual(images.to(maps), cut.above)
 
     try:
-        return solved_maps(convolution, evidence.observed[convolution.weight], residual)
+        return solved_maps(cut, evidence.observed[cut.convolution.weight], residual)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -63,7 +63,7 @@ class FromMaps:
         assert equations.seen is not None
         self.evidence = equations.evidence
         self._equations, self._error, self._seen = equations, error, equations.seen
-        above = self._seen.convolution.above
+        above = self._seen.cut.above
         self._names = [name for name in self.evidence.observed if name not in above]
         allowed = (error * self._seen.maps.norm()).square()
         self._axes = self._seen.axes * (self._seen.errors.square() + allowed).rsqrt()
@@ -72,6 +72,6 @@ class FromMaps:
         """Return what is lacking, in units of the error: M numbers."""
         payload = self._equations.network(images)
         with self.evidence.client.working(payload):
-            maps = self._seen.convolution.seen(payload, images)
+            maps = self._seen.cut.seen(payload, images)
         lacking = (maps - self._seen.maps.to(maps)).flatten() @ self._axes.to(maps)
         return torch.cat([self._equations.residual(images, self._names) / self._error, lacking])

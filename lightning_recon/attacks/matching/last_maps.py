@@ -1,19 +1,9 @@
-"""What the last convolution saw of one image, from its own gradient.
+"""What the last convolution saw of one image, by its gradient's span and the equations above it.
 
-The gradient of a convolution's weights is D P: P what it saw, a patch for every place of its
-output, D what came back there.  With as many channels as places, or more, and D of full rank, its
-rows span all patches, whatever the activations are.  Every patch of the maps lies in that span,
-and patches overlap: the maps are the lowest eigenvector of the quadratic form
-
-    sum over places of |patch - its projection on the span|^2,
-
-up to a factor.  No guess is made, and there is no wrong valley.  That a gradient's span holds what
-a layer saw is known of linear layers (Dimitrov et al., "SPEAR", NeurIPS 2024; Petrov et al.,
-"DAGER", NeurIPS 2024); overlapping patches within a span are how channels are identified blindly
-(Moulines et al., IEEE Transactions on Signal Processing 43, 1995).  To use both for a convolution
-is ours, to our knowledge.
-
-Weak directions of the span drown in rounding.  From there Gauss-Newton steps solve what lies at
+With as many channels as places, or more, the gradient of a convolution's weights tells what it saw,
+up to a factor (:mod:`~lightning_recon.attacks.features.patch_spans`): the lowest eigenvector of a
+quadratic form, which no search for an image has to find.  Activations without kinks leave weak
+directions of the span, which drown in rounding.  From there Gauss-Newton steps solve what lies at
 and above the convolution, whose gradients depend on the maps alone.
 """
 
@@ -23,9 +13,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_recon.attacks.features.patch_spans import Convolution, convolutions
 from lightning_recon.attacks.matching.evidence import Evidence
 from lightning_recon.clients.base import functional
 from lightning_recon.functional.damped_least_squares import (
@@ -49,29 +39,18 @@ _SLOW = 0.5  # of the misfit that is left: what is left is rounding
 _RIGHT = 1e-9  # of the equations, squared and relative: the maps are found
 
 
-class Convolution(NamedTuple):
-    """The last convolution that all above it depends on."""
+class Cut(NamedTuple):
+    """A convolution that all above it depends on, and nothing else."""
 
-    name: str
-    """Of the module."""
-    shape: tuple[int, ...]
-    """C H W of what it sees."""
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    convolution: Convolution
     above: tuple[str, ...]
     """Names of the parameters that the maps alone have a bearing on, the convolution's first."""
-
-    @property
-    def weight(self) -> str:
-        """Name of its weights."""
-        return f"{self.name}.weight"
 
     @contextmanager
     def seeing(self, payload: nn.Module, maps: Tensor) -> Iterator[None]:
         """Within this context the convolution sees these maps, B C H W, whatever the images."""
         with left_as_found(payload) as hooks:
-            layer = payload.get_submodule(self.name)
+            layer = payload.get_submodule(self.convolution.name)
             hooks.append(layer.register_forward_pre_hook(lambda *_: (maps,)))
             yield
 
@@ -79,7 +58,7 @@ class Convolution(NamedTuple):
         """Return what it sees of images, differentiable, B C H W."""
         found: list[Tensor] = []
         with left_as_found(payload) as hooks:
-            layer = payload.get_submodule(self.name)
+            layer = payload.get_submodule(self.convolution.name)
             hooks.append(layer.register_forward_pre_hook(lambda _, given: found.append(given[0])))
             run_stateless(payload, {}, images)
         return found[-1]
@@ -94,26 +73,23 @@ class Convolution(NamedTuple):
         span = torch.linalg.svd(gradient.double().flatten(1), full_matrices=False)[2][:number]
 
         def outside(numbers: Tensor) -> Tensor:
-            patches = F.unfold(
-                numbers.view(1, *self.shape), self.kernel, 1, self.padding, self.stride
-            )
+            patches = self.convolution.patches(numbers[None])
             left = patches - span.T @ (span @ patches)
-            maps = F.fold(left, self.shape[1:], self.kernel, 1, self.padding, self.stride)
-            return maps.flatten() + _SHIFT * numbers
+            return self.convolution.folded(left).flatten() + _SHIFT * numbers
 
         generator = torch.Generator().manual_seed(0)
-        size = self.shape[0] * self.shape[1] * self.shape[2]
-        found = torch.rand(size, generator=generator, dtype=torch.float64).to(span)
+        shape = self.convolution.shape
+        found = torch.rand(math.prod(shape), generator=generator, dtype=torch.float64).to(span)
         for _ in range(_INVERSE):
             found = conjugate_gradients(outside, found, torch.clone, _PRODUCTS, _TOLERANCE)
             found = found / found.norm()
-        return found.view(1, *self.shape)
+        return found.view(1, *shape)
 
 
 class Seen(NamedTuple):
     """What a convolution saw, as far as rounding leaves it."""
 
-    convolution: Convolution
+    cut: Cut
     maps: Tensor
     """1 C H W, float64."""
     axes: Tensor
@@ -122,7 +98,7 @@ class Seen(NamedTuple):
     """CHW: the standard deviation of each."""
 
 
-def last_convolution(evidence: Evidence, images: Tensor) -> Convolution | None:
+def last_cut(evidence: Evidence, images: Tensor) -> Cut | None:
     """Return the last convolution of one image's network, if its gradient spans all patches.
 
     Args:
@@ -134,52 +110,32 @@ def last_convolution(evidence: Evidence, images: Tensor) -> Convolution | None:
         bearing on what is above it by another way.
     """
     payload = evidence.payload
-    calls: list[tuple[nn.Module, tuple[int, ...], int]] = []
-
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((layer, tuple(inputs[0].shape[1:]), output[0, 0].numel()))
-
-    names = {module: name for name, module in payload.named_modules()}
     with evidence.client.working(payload):
-        with left_as_found(payload) as hooks:
-            layers = [layer for layer in names if isinstance(layer, nn.Conv2d)]
-            hooks += [layer.register_forward_hook(record) for layer in layers]
-            run_stateless(payload, {}, images)
-        if not calls:
+        found = convolutions(payload, images)
+        if not found or found[-1].num_channels < found[-1].num_places:
             return None
-        layer, shape, num_places = calls[-1]
-        is_once = sum(layer is other for other, _, _ in calls) == 1
-        if not is_once or not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
-            return None
-        found = Convolution(names[layer], shape, layer.kernel_size, layer.stride, layer.padding, ())
-        if not _spans_patches(layer, num_places):
-            return None
-        maps = torch.rand(shape, generator=torch.Generator().manual_seed(0))[None].to(images)
-        with found.seeing(payload, maps):
+        cut = Cut(found[-1], ())
+        drawn = torch.rand(cut.convolution.shape, generator=torch.Generator().manual_seed(0))
+        with cut.seeing(payload, drawn[None].to(images)):
             outputs = [run_stateless(payload, {}, one) for one in (images, images.flip(3) ** 2)]
             simulated = evidence.client.simulate(
                 payload, images, evidence.labels, gradient=functional
             )
-    found = found._replace(above=tuple(name for name, part in simulated.items() if part.any()))
-    is_read = found.weight in found.above and bool(evidence.observed[found.weight].any())
-    return found if is_read and torch.equal(*outputs) else None
+    cut = cut._replace(above=tuple(name for name, part in simulated.items() if part.any()))
+    weight = cut.convolution.weight
+    is_read = weight in cut.above and bool(evidence.observed[weight].any())
+    return cut if is_read and torch.equal(*outputs) else None
 
 
-def _spans_patches(layer: nn.Conv2d, num_places: int) -> bool:
-    is_plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
-    overlap = all(step < size for step, size in zip(layer.stride, layer.kernel_size, strict=True))
-    return is_plain and overlap and layer.out_channels >= num_places
-
-
-def solved_maps(convolution: Convolution, gradient: Tensor, residual: Residual) -> Seen | None:
+def solved_maps(cut: Cut, gradient: Tensor, residual: Residual) -> Seen | None:
     """Return the maps of which equations hold; None if they do not.
 
     Args:
-        convolution: that sees them.
+        cut: whose convolution sees them.
         gradient: of its weights, K C h w.
         residual: of maps, relative to the layers' norms.
     """
-    maps = _sized(convolution.direction(gradient), residual)
+    maps = _sized(cut.direction(gradient), residual)
     left, damping = residual(maps), _FIRST
     basis = torch.eye(maps.numel()).to(maps).view(-1, *maps.shape[1:])
     for _ in range(_STEPS):
@@ -204,7 +160,7 @@ def solved_maps(convolution: Convolution, gradient: Tensor, residual: Residual) 
     lengths, axes = torch.linalg.eigh(damped.hessian)
     variance = misfit / max(1, len(left) - maps.numel())
     errors = (variance / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)).sqrt()
-    return Seen(convolution, maps, axes, errors)
+    return Seen(cut, maps, axes, errors)
 
 
 def _sized(direction: Tensor, residual: Residual) -> Tensor:
