@@ -18,11 +18,14 @@ from lightning_recon.attacks import (
     InvertingGradients,
 )
 from lightning_recon.attacks.features.spectrum import Spectrum
+from lightning_recon.attacks.matching.grid import whole
+from lightning_recon.attacks.matching.per_image import PerImage
 from lightning_recon.attacks.matching.probable import probable_step
+from lightning_recon.attacks.matching.white_model import WhiteModel
 from lightning_recon.audit.auditor import Auditor
 from lightning_recon.audit.local_estimate import local_estimate, van_trees_mse
 from lightning_recon.audit.results import read_results
-from lightning_recon.clients import FedAvg
+from lightning_recon.clients import FedAvg, FedSGD
 from lightning_recon.data import SampleImagesDataModule
 from lightning_recon.defenses import QSGD, GaussianNoise, LaplaceNoise, TopK
 from lightning_recon.errors import InputError
@@ -36,6 +39,7 @@ from lightning_recon.functional.damped_least_squares import (
     products,
 )
 from lightning_recon.functional.image_quality import psnr
+from lightning_recon.functional.labels.separated import separated
 from lightning_recon.observation import Reconstruction
 from lightning_recon.privacy.accounting import rero_sampled
 from lightning_recon.targets import LeNet, ModuleTarget, TinyViT
@@ -64,10 +68,10 @@ def lenet():
     return LeNet(10, SIZE)
 
 
-def attacked(number=1, seed=7, target=None, **settings):
+def attacked(number=1, seed=7, target=None, images=None, **settings):
     """What an attack makes of a client's images, and these."""
     attack = bind(GaussNewtonInversion(target or lenet(), **settings), natural(40), number)
-    images = natural(number, seed)
+    images = natural(number, seed) if images is None else images
     observation = attack.federation.play(batch_of(images), 0)
     with attack.computing():
         return attack.reconstruct(observation), images
@@ -109,6 +113,7 @@ class TestExact:
 
     def test_of_many_unknowns_a_jacobian_is_made_at_the_end(self, monkeypatch):
         monkeypatch.setattr(gauss_newton_inversion, "_STAGED", 0)
+        monkeypatch.setattr(PerImage, "of", lambda *_: None)  # as where images mix
         found, images = attacked(2, iterations=8)
         assert psnr(found.images, images).min() > 80
         assert found.notes["rank"] == images.numel()
@@ -152,6 +157,112 @@ class TestExact:
         mean = attack.spectrum.mean[None].float()
         assert found.notes["rank"] == found.notes["equations"] == 0
         assert psnr(found.images, mean.clamp(0, 1)).min() > 30
+
+
+def small():
+    """A network without kinks that narrows."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.Sigmoid(), nn.Conv2d(8, 8, 3, 2, 1), nn.Sigmoid()),
+        *(nn.Conv2d(8, 8, 3, padding=1), nn.Sigmoid(), nn.Flatten(), nn.Linear(128, 10)),
+    )
+    for parameter in network.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.5)
+    return ModuleTarget(network, 10)
+
+
+class TestTakenApart:
+    """Batches whose images the last layer takes apart."""
+
+    @pytest.fixture(autouse=True)
+    def _large(self, monkeypatch):
+        monkeypatch.setattr(gauss_newton_inversion, "_STAGED", 0)
+
+    def test_the_features_of_every_image_are_read(self):
+        generator = torch.Generator().manual_seed(1)
+        features = torch.rand(4, 60, generator=generator, dtype=torch.float64)
+        layer = nn.Linear(60, 6).double()
+        labels = torch.tensor([2, 0, 2, 5])
+        loss = nn.functional.cross_entropy(layer(features), labels)
+        slopes = torch.autograd.grad(loss, (layer.weight, layer.bias))
+        with torch.no_grad():
+            found = separated(layer.weight, layer.bias, *slopes, labels, 0)
+            other = separated(layer.weight, layer.bias, *slopes, (labels + 1) % 6, 0)
+            many = separated(layer.weight, layer.bias, *slopes, torch.arange(6), 0)
+        order = torch.cdist(features, found.features).argmin(1)
+        assert sorted(order.tolist()) == [0, 1, 2, 3]
+        assert (found.features[order] - features).abs().max() < 1e-6
+        assert labels[order].tolist() == labels.tolist()
+        assert other is None
+        assert many is None
+
+    @pytest.mark.parametrize("levels", [0, 256])
+    def test_a_batch_is_read_by_its_images(self, levels):
+        coarse = (255 * natural(2, 7)).round() / 255
+        found, images = attacked(2, target=small(), levels=levels, images=coarse)
+        error = (found.images - images).abs().max()
+        assert error < 1e-3
+        assert (error < 1e-6) == (levels > 0)
+        assert found.notes.get("pixels_by_levels", 0) == (images.numel() if levels else 0)
+
+    def test_of_images_between_levels_none_is_moved(self):
+        found, images = attacked(2, target=small(), levels=16)
+        assert psnr(found.images, images).min() > 60
+        assert "pixels_by_levels" not in found.notes
+
+    def test_images_that_mix_are_not_taken_apart(self):
+        target = ModuleTarget(nn.Sequential(nn.BatchNorm2d(3), small()), 10)
+        attack = bind(GaussNewtonInversion(target, FedSGD(mode="train")), natural(40), 2)
+        observation = attack.federation.play(batch_of(natural(2, 7)), 0)
+        with attack.computing():
+            attack.initialize(observation)
+        assert attack._apart is None
+
+    def test_the_spread_of_the_images_is_fitted(self):
+        attack = bind(GaussNewtonInversion(small(), levels=0), natural(40), 2)
+        observation = attack.federation.play(batch_of(0.4 + 0.2 * natural(2, 7)), 0)
+        with attack.computing():
+            attack.reconstruct(observation)
+        usual = attack.spectrum.variances.sqrt()
+        assert (attack._apart._std < 0.6 * usual).double().mean() > 0.8
+
+    def test_a_batch_too_large_for_memory_is_met_by_products(self, monkeypatch):
+        def full(*_):
+            raise RuntimeError("not enough memory: you tried to allocate 9 bytes")
+
+        monkeypatch.setattr(PerImage, "_jacobian", full)
+        with pytest.warns(match="memory does not suffice"):
+            found, images = attacked(2, target=small(), max_unknowns=3000, iterations=3)
+        assert psnr(found.images, images).min() > 20
+
+    @pytest.mark.parametrize("has_shortcut", [False, True])
+    def test_inner_numbers_tell_what_all_equations_above_them_do(self, has_shortcut):
+        torch.manual_seed(0)
+        inner = torch.randn(2, 30, 4).double() @ torch.randn(2, 4, 20).double()
+        inner += has_shortcut * torch.randn(2, 30, 20).double()
+        jacobians = [*torch.cat([inner, torch.randn(2, 30, 5).double()], dim=2)]
+        covariance = torch.tensor([[2.0, 1.0], [1.0, 3.0]]).double()
+        above = torch.arange(15) < 10  # behind 10 features
+        latents, lacking = torch.randn(2, 30).double(), torch.randn(35).double()
+        found = []
+        for width in (4, 30):
+            model = WhiteModel(jacobians, covariance, above, width)
+            wanted = model.white(lacking) - model.forward(latents)
+            eye = torch.eye(len(wanted)).double()
+            found.append(model.backward(torch.linalg.solve(model.hessian + eye, wanted)))
+            found.append(model.variances())
+        assert torch.allclose(found[0], found[2], atol=1e-6)
+        assert torch.allclose(found[1], found[3], atol=1e-6)
+
+    def test_pixels_that_nothing_tells_stay(self):
+        values, number = whole(torch.tensor([1.1, 2.4], dtype=torch.float64), torch.eye(2).double())
+        assert (values.tolist(), number) == ([1.1, 2.4], 0)
+
+    def test_sure_pixels_move_the_others(self):
+        spread = torch.tensor([[0.01, 0.095], [0.095, 1.0]]).double()
+        values, number = whole(torch.tensor([1.1, 3.0]).double(), spread)
+        assert number == 2
+        assert values.tolist() == [1.0, 2.0]
 
 
 def kinked():
@@ -254,11 +365,15 @@ class TestInput:
             attacked(target=ModuleTarget(Once(), 20))
 
     @pytest.mark.parametrize(
-        "wrong", [{"num_restarts": 0}, {"max_unknowns": -1}, {"annealed_iterations": -1}]
+        "wrong",
+        [
+            *({"num_restarts": 0}, {"max_unknowns": -1}, {"annealed_iterations": -1}),
+            *({"levels": -1}, {"levels": 1}),
+        ],
     )
     def test_numbers_out_of_range_are_refused(self, wrong):
         (name,) = wrong
-        with pytest.raises(InputError, match=f"{name} must be at least"):
+        with pytest.raises(InputError, match=f"{name} must be (0 or )?at least"):
             GaussNewtonInversion(lenet(), **wrong)
 
 

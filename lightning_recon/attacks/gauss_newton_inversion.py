@@ -14,7 +14,9 @@ cosines, first along the few of largest variance, then along all, and one J serv
 as it brings nearer.  Elsewhere a step is conjugate gradients on products with J, and q falls from
 what the first images lack to its value: one finds the most probable images as if there were much
 noise, then less and less (the iteratively regularised Gauss-Newton method: Bakushinskii,
-Computational Mathematics and Mathematical Physics 32, 1992).
+Computational Mathematics and Mathematical Physics 32, 1992).  Many unknowns of a batch that the
+last layer takes apart are met an image at a time
+(:mod:`~lightning_recon.attacks.matching.per_image`).
 
 Where the last convolution of a network without kinks has as many channels as places, its gradient
 tells what it saw (:mod:`~lightning_recon.attacks.matching.last_maps`), without a search; from
@@ -51,6 +53,7 @@ from lightning_recon.attacks.matching.equations import Equations
 from lightning_recon.attacks.matching.evidence import KNOWN, Evidence, Reader, grants_of
 from lightning_recon.attacks.matching.from_maps import FromMaps, read_maps
 from lightning_recon.attacks.matching.linear_model import Found, LinearModel, Taken
+from lightning_recon.attacks.matching.per_image import PerImage
 from lightning_recon.attacks.matching.probable import probable_step
 from lightning_recon.attacks.matching.restarts import Progress, Restarts
 from lightning_recon.attacks.optimization import OptimizationAttack
@@ -122,6 +125,9 @@ class GaussNewtonInversion(OptimizationAttack):
         annealed_iterations: iterations of :class:`.AnnealedInversion`, of three restarts and four
             cycles with exact values, whose images the first start is then, where there are ReLUs
             or max-pools; 0: it is drawn as the others are.
+        levels: values that a pixel may have, from 0 to 1, at least 2; 0: any.  Pixels of a batch
+            that is taken apart, ``max_unknowns`` at most, are brought to them one after the other,
+            the surest first, and are kept if the update agrees.
         iterations: linear models of one client, at least 1, or four steps by products each; a
             restart that comes no nearer is done.
         seed: of all randomness: the clients', the defenses' and the attack's own.
@@ -148,15 +154,19 @@ class GaussNewtonInversion(OptimizationAttack):
         max_unknowns: int = 6144,
         soft_iterations: int = 12,
         annealed_iterations: int = 0,
+        levels: int = 256,
         iterations: int = 24,
         seed: int = 0,
     ) -> None:
         name = type(self).__name__
+        if levels == 1:
+            raise InputError(f"{name}: levels must be 0 or at least 2, not 1")
         for argument, value, least in (
             ("num_restarts", num_restarts, 1),
             ("max_unknowns", max_unknowns, 0),
             ("soft_iterations", soft_iterations, 0),
             ("annealed_iterations", annealed_iterations, 0),
+            ("levels", levels, 0),
         ):
             if value < least:
                 raise InputError(f"{name}: {argument} must be at least {least}, not {value}")
@@ -172,7 +182,9 @@ class GaussNewtonInversion(OptimizationAttack):
         self.reader = Reader(name, label_inference)
         self.num_restarts = num_restarts
         self.max_unknowns = max_unknowns
+        self.levels = levels
         self.soft_iterations = soft_iterations
+        self._apart: PerImage | None = None
         self._first_order: tuple[AnnealedInversion, ...] = ()  # which Lightning does not see
         if annealed_iterations:
             start = AnnealedInversion(
@@ -223,6 +235,7 @@ class GaussNewtonInversion(OptimizationAttack):
         start = torch.cat(starts).to(reference)
         number = len(evidence.labels)
         equations = self._equations(evidence, start[:number])
+        self._apart = self._taken_apart(equations, start)
         if self._first_order and equations.has_kinks:
             start[:number] = self._annealed(observation, evidence.labels)
         if not equations.has_kinks and number == 1:
@@ -230,6 +243,26 @@ class GaussNewtonInversion(OptimizationAttack):
                 equations.seen = read_maps(equations, start[:1])
         evidence.notes["maps"] = float(equations.seen is not None)
         return start, equations
+
+    def _taken_apart(self, equations: Equations, start: Tensor) -> PerImage | None:
+        """Return a large batch by its images; their features lead to every start, in place."""
+        number = len(equations.evidence.labels)
+        if number < 2 or start[:number].numel() <= _STAGED:
+            return None
+        with _precisely(start.device):
+            first = start[:number].double()
+            apart = PerImage.of(
+                equations,
+                self.spectrum,
+                first,
+                self.max_unknowns,
+                max(0, self.levels - 1),
+                self.seed,
+            )
+            if apart is not None:
+                for share in torch.split(start, number):
+                    share.copy_(apart.start(share.double()))
+        return apart
 
     def _annealed(self, observation: Observation, labels: Tensor) -> Tensor:
         """Return what annealing finds, B C H W, in the order of the labels that are assumed."""
@@ -304,6 +337,8 @@ class GaussNewtonInversion(OptimizationAttack):
             return self._soften(images, equations, progress, is_near)
         if equations.seen is not None and progress.stage == 0:
             return self._approach(images, equations, progress)
+        if self._apart is not None:
+            return self._together(self._apart, images, equations, progress)
         size = math.prod(self.spec.image_shape)
         most = _STAGED if progress.variance > _NEAR else self.max_unknowns
         if equations.is_noisy or len(images) * size > min(most, self.max_unknowns):
@@ -378,6 +413,24 @@ class GaussNewtonInversion(OptimizationAttack):
                 break
         return progress._replace(variance=variance, damping=damping), last.at(found.images)
 
+    def _together(
+        self, apart: PerImage, images: Tensor, equations: Equations, progress: Progress
+    ) -> tuple[Progress, Found]:
+        """Take one linear model of a batch that the last layer takes apart."""
+        if not progress.is_done:
+            try:
+                images, variance, told, is_done = apart.advance(images, progress.variance)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._warn_of_memory(images.numel())
+                self._apart = None
+                return self._fade(images, equations, progress._replace(variance=math.inf))
+            progress = progress._replace(variance=variance, rank=told, is_done=is_done)
+        equations.weigh(images)
+        size = math.prod(self.spec.image_shape)
+        return progress, LinearModel(equations, self.spectrum, size, self.seed).at(images)
+
     def _where_memory_suffices(self, step: Callable[[bool], _T], unknowns: int) -> _T:
         """Take a step with an explicit Jacobian, or by products where it would be too large."""
         if unknowns <= self.max_unknowns:
@@ -386,12 +439,15 @@ class GaussNewtonInversion(OptimizationAttack):
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                rank_zero_warn(
-                    f"{type(self).__name__}: the memory does not suffice for the Jacobian of "
-                    f"{unknowns} unknowns; products alone are taken from here on"
-                )
+                self._warn_of_memory(unknowns)
                 self.max_unknowns = unknowns - 1
         return step(False)
+
+    def _warn_of_memory(self, unknowns: int) -> None:
+        rank_zero_warn(
+            f"{type(self).__name__}: the memory does not suffice for the Jacobian of "
+            f"{unknowns} unknowns; products alone are taken from here on"
+        )
 
     def _soften(
         self, images: Tensor, equations: Equations, progress: Progress, is_near: bool

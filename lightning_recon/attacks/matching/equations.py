@@ -26,6 +26,7 @@ EXACT = 1e-16
 """Variance of an equation that counts as exact, in units of its layer's squared norm: that of
 numbers which are right to 1e-6 of their layer's size, as float32 leaves them."""
 _LEAST_ERROR = 0.01  # of a layer's norm, where errors are fitted
+_MIXED = 1e-6  # of a layer's norm, in float64
 _ROUNDING = 1e-6  # of a layer's norm, which float32 leaves in the layers that are weighed by it
 
 
@@ -41,19 +42,20 @@ class Equations:
         number: of equations.
         has_kinks: whether ReLUs or max-pools make the simulated update jump.
         seen: by the last convolution, where it has been read.
+        precise: what the server sent, in float64.
     """
 
     seen: Seen | None = None
 
     def __init__(self, evidence: Evidence, images: Tensor) -> None:
         self.evidence = evidence
-        self._precise = copy.deepcopy(evidence.payload).double()
+        self.precise = copy.deepcopy(evidence.payload).double()
         chain = evidence.chain or ()
         self.is_noisy = chain_variance(chain, evidence.observed, evidence.observed) is not None
         self._temperature = 0.0
         self._fits_errors = False
         self.has_kinks = self._meets_kinks(images)
-        self._rounding = self._rounding_of(images)
+        self._rounding = self.rounding_of(images)
         self.weights = self._weights(evidence.observed)
         self.number = sum(
             part.numel() if self.is_noisy else int((self.weights[name] != 0).sum())
@@ -128,7 +130,35 @@ class Equations:
 
     def network(self, images: Tensor) -> nn.Module:
         """Return the payload in the precision of these images, on which clients are simulated."""
-        return self._precise if images.dtype == torch.float64 else self.evidence.payload
+        return self.precise if images.dtype == torch.float64 else self.evidence.payload
+
+    def share(self, image: Tensor, label: Tensor) -> Update:
+        """Return what one image adds to the update of its batch, where images do not mix.
+
+        Args:
+            image: 1 C H W, float64.
+            label: 1.
+        """
+        client, number = self.evidence.client, len(self.evidence.labels)
+        with client.working(self.precise):
+            alone = client.simulate(self.precise, image, label, gradient=functional)
+        return {name: part / number for name, part in alone.items()}
+
+    def mixes(self, images: Tensor) -> bool:
+        """Return whether images have a say in what others add, as in training's batch norm.
+
+        Args:
+            images: B C H W, float64, any.
+        """
+        labels = self.evidence.labels
+        shares = [
+            self.share(image[None], label[None])
+            for image, label in zip(images, labels, strict=True)
+        ]
+        return any(
+            bool((part - sum(share[name] for share in shares)).norm() > _MIXED * part.norm())
+            for name, part in self._simulate(images).items()
+        )
 
     def _expected(self, images: Tensor) -> Update:
         simulated = self._simulate(images)
@@ -136,13 +166,13 @@ class Equations:
         return self._scaled(simulated)
 
     def _meets_kinks(self, images: Tensor) -> bool:
-        payload = self._precise
+        payload = self.precise
         with left_as_found(payload, training=False, keeps_buffers=True), torch.no_grad():
             hard = payload(images)
             with Softened(1.0):
                 return not torch.equal(hard, payload(images))
 
-    def _rounding_of(self, images: Tensor) -> dict[str, Tensor]:
+    def rounding_of(self, images: Tensor) -> dict[str, Tensor]:
         """Return the mean square of the rounding of every layer's numbers."""
         reference = next(iter(self.evidence.observed.values()))
         with torch.no_grad():
