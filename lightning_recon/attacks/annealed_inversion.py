@@ -9,7 +9,8 @@ layers, as tutorials of federated learning train them:
   the labels (:mod:`~lightning_recon.attacks.features.reading`).
 - Convolutions of as many channels as places, or nearly, tell what they saw
   (:mod:`~lightning_recon.attacks.features.patch_spans`): of one image up to a factor, of a batch up
-  to combinations.  Images are sought whose maps these are.
+  to combinations.  Images are sought whose maps these are.  Behind batch norm in training mode
+  their contrast is not told (:mod:`~lightning_recon.attacks.features.contrast`).
 - What came back at its inputs is then known, so that the gradient of the convolutions below is that
   of a known linear function of the features: it tells of the images as much again, or more.
 - Images are the latents of a Gaussian with the mean spectrum of public images
@@ -47,6 +48,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_recon.attacks.exact.features import are_certified
+from lightning_recon.attacks.features.contrast import hidden_centre, with_usual_contrast
 from lightning_recon.attacks.features.decoding import reading, teaching_images
 from lightning_recon.attacks.features.linear_layers import least_squares, read_entries
 from lightning_recon.attacks.features.linear_stack import LinearStack, find_stack, run_features
@@ -97,6 +99,8 @@ class BodyEvidence(NamedTuple):
     """The update of all that lies below the first linear layer, by name; none if maps suffice."""
     maps: tuple[SeenMaps, ...] = ()
     """What convolutions saw."""
+    centre: Tensor | None = None
+    """1 C 1 1: the pixel about which the update does not tell the contrast."""
 
 
 class AnnealedInversion(OptimizationAttack):
@@ -233,12 +237,7 @@ class AnnealedInversion(OptimizationAttack):
             with reading(update):
                 found = self._solved(update)
         found.update.notes["separated"] = float(is_separated)
-        maps = self._maps(found)
-        found.update.notes["maps"] = float(len(maps))
-        found = found._replace(maps=maps)
-        numbers = sum(one.basis.shape[1] for one in maps)
-        if numbers >= _SUFFICE * math.prod(self.spec.image_shape):
-            found = found._replace(body={})
+        found = self._with_maps(found)
         generator = make_generator(observation.seed, "restarts")
         start = self._stirred(found.features, _START, generator)
         return start.to(found.features), found
@@ -250,13 +249,20 @@ class AnnealedInversion(OptimizationAttack):
         moves = std * NORMALISED_STD * torch.randn(shape, generator=generator)
         return torch.cat([moves.new_zeros(number, *self.spec.image_shape), moves])
 
-    def _maps(self, found: BodyEvidence) -> tuple[SeenMaps, ...]:
-        """Return what convolutions saw, where the update is that of one gradient."""
+    def _with_maps(self, found: BodyEvidence) -> BodyEvidence:
+        """Add what convolutions saw, where the update is that of one gradient."""
         update, number = found.update, len(found.features)
-        if update.client.num_gradients(number) != 1:
-            return ()
-        with reading(update):
-            return tuple(read_maps(update.payload, update.observed, self.public, number))
+        maps: list[SeenMaps] = []
+        centre = None
+        if update.client.num_gradients(number) == 1:
+            with reading(update):
+                maps = read_maps(update.payload, update.observed, self.public, number)
+                centre = hidden_centre(update.payload, self.public) if maps else None
+        update.notes["maps"] = float(len(maps))
+        numbers = sum(one.basis.shape[1] for one in maps)
+        suffice = numbers >= _SUFFICE * math.prod(self.spec.image_shape)
+        body = {} if suffice else found.body
+        return found._replace(maps=tuple(maps), body=body, centre=centre)
 
     def _separated(self, update: Evidence, number: int, seed: int) -> BodyEvidence | None:
         """Return the evidence of a batch without its labels; None if it is not found."""
@@ -394,9 +400,11 @@ class AnnealedInversion(OptimizationAttack):
         """Return the images; an image's score is its own part, and its share of the update's."""
         best, score = self._best(dummy.detach(), evidence)
         with torch.no_grad():
-            images = self.spectrum.decode(best / NORMALISED_STD).clamp(0, 1)
+            images = self.spectrum.decode(best / NORMALISED_STD)
+            if evidence.centre is not None:
+                images = with_usual_contrast(images, evidence.centre, self.public)
         return Reconstruction(
-            images=images,
+            images=images.clamp(0, 1),
             labels=evidence.update.labels,
             score=score,
             notes=evidence.update.notes,
