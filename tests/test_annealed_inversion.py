@@ -366,6 +366,18 @@ class TestAttack:
         result = attack.finish(start, evidence)
         torch.testing.assert_close(result.score, score[score.sum(1).argmin()])
 
+    def test_rows_of_larger_batches_stay_as_they_are(self):
+        data = photographs(2)
+        attack = AnnealedInversion(TutorialCNN(20), num_restarts=2, iterations=4)
+        bind(attack, data.public_images(), 3)
+        start, evidence = attack.initialize(attack.federation.play(data.client(0), 0))
+        held = torch.cat([start, torch.ones(2, *start.shape[1:])])
+        parts, gradient = attack.differentiate(held, evidence)
+        assert len(parts["features"]) == 4
+        assert gradient[:4].flatten(1).any(1).all()
+        assert gradient.shape == held.shape
+        assert not gradient[4:].any()
+
     def test_a_cycle_begins_at_the_best_restart(self):
         data = photographs(1)
         attack = AnnealedInversion(TutorialCNN(20), num_restarts=2, num_cycles=2, iterations=6)

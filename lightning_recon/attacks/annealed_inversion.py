@@ -343,7 +343,14 @@ class AnnealedInversion(OptimizationAttack):
     def differentiate(
         self, dummy: Tensor, evidence: BodyEvidence
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the parts of the objective and the gradient of their sum."""
+        """Return the parts of the objective and the gradient of their sum.
+
+        Rows behind those of all restarts, which ``fit`` keeps for larger batches, have none.
+        """
+        number = self.num_restarts * len(evidence.features)
+        if len(dummy) > number:
+            parts, gradient = self.differentiate(dummy[:number].detach(), evidence)
+            return parts, torch.cat([gradient, torch.zeros_like(dummy[number:])])
 
         def total(share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             parts = self.objective(share, evidence)
