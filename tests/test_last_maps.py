@@ -8,7 +8,7 @@ from torch import nn
 import lightning_recon.attacks.matching.last_maps as last_maps
 from lightning_recon.attacks import GaussNewtonInversion
 from lightning_recon.attacks.matching.equations import Equations
-from lightning_recon.attacks.matching.from_maps import read_maps
+from lightning_recon.attacks.matching.from_maps import read_last_maps
 from lightning_recon.clients import FedSGD
 from lightning_recon.defenses import GaussianNoise, TopK
 from lightning_recon.functional.image_quality import psnr
@@ -65,7 +65,7 @@ def seen(target, number=1, **settings):
     attack, observation, images = observed(target, number, **settings)
     evidence = attack.reader.evidence(observation, observation.labels, {})
     equations = Equations(evidence, images.double())
-    found = read_maps(equations, torch.rand_like(images))
+    found = read_last_maps(equations, torch.rand_like(images))
     if found is None:
         return None, None
     payload = equations.network(images.double())

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_recon.attacks.features.patch_spans import read_maps, unexplained, watched
+from lightning_recon.attacks.features.patch_spans import read_maps, unexplained
+from lightning_recon.functional.stateless import watched
 
 
 def network(width=40, padding=1):
@@ -32,9 +33,9 @@ def gradient(net, images):
 def distances(net, update, images):
     """Return by name how much of what convolutions see is not in what was read."""
     seen = read_maps(net, update, torch.rand_like(images), len(images))
-    with watched(net, seen) as maps, torch.no_grad():
+    with watched([net.get_submodule(one.name) for one in seen]) as maps, torch.no_grad():
         net(images)
-    return {one.name: unexplained(maps[one.name].double(), one) for one in seen}
+    return {one.name: unexplained(maps[net.get_submodule(one.name)].double(), one) for one in seen}
 
 
 def images(number=1):

@@ -52,7 +52,7 @@ from lightning_recon.attacks.features.contrast import hidden_centre, with_usual_
 from lightning_recon.attacks.features.decoding import reading, teaching_images
 from lightning_recon.attacks.features.linear_layers import least_squares, read_entries
 from lightning_recon.attacks.features.linear_stack import LinearStack, find_stack, run_features
-from lightning_recon.attacks.features.patch_spans import SeenMaps, read_maps, unexplained, watched
+from lightning_recon.attacks.features.patch_spans import SeenMaps, read_maps, unexplained
 from lightning_recon.attacks.features.reading import half_way, read_features
 from lightning_recon.attacks.features.separation import separate_inputs
 from lightning_recon.attacks.features.spectrum import Spectrum
@@ -65,6 +65,7 @@ from lightning_recon.clients import Client
 from lightning_recon.defenses import Defense
 from lightning_recon.errors import InputError
 from lightning_recon.functional.labels.inference import LabelMethod
+from lightning_recon.functional.stateless import watched
 from lightning_recon.observation import Observation, Reconstruction
 from lightning_recon.randomness import derive_seed, make_generator
 from lightning_recon.targets import Target
@@ -421,11 +422,13 @@ class AnnealedInversion(OptimizationAttack):
 def _simulated(images: Tensor, evidence: BodyEvidence) -> tuple[Tensor, dict[str, Tensor], Update]:
     """Return the features of images, what convolutions see, and the gradient of the body."""
     payload = evidence.update.payload
+    layers = {one.name: payload.get_submodule(one.name) for one in evidence.maps}
 
     def passed(body: Update) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
         parameters = {**evidence.parameters, **body}
-        with watched(payload, evidence.maps) as maps:
+        with watched(layers.values()) as seen:
             features = run_features(payload, evidence.stack, images, parameters)
+        maps = {name: seen[layer] for name, layer in layers.items()}
         return (features * evidence.upstream).sum(), (features, maps)
 
     body = {name: evidence.parameters[name].detach() for name in evidence.body}
@@ -439,11 +442,11 @@ def _apart(maps: dict[str, Tensor], seen: Sequence[SeenMaps], like: Tensor) -> T
     """Return the squared relative distances of maps to those found, times their numbers: B.
 
     Args:
-        maps: B CHW, by name.
+        maps: B C H W, by name.
         seen: what was found.
         like: B F, whose type the numbers have.
     """
-    parts = [maps[one.name].shape[1] * unexplained(maps[one.name], one) for one in seen]
+    parts = [maps[one.name][0].numel() * unexplained(maps[one.name], one) for one in seen]
     return torch.stack(parts).sum(0) if parts else like.new_zeros(len(like))
 
 

@@ -51,7 +51,7 @@ from lightning_recon.attacks.features.spectrum import Spectrum
 from lightning_recon.attacks.matching.batched import is_out_of_memory
 from lightning_recon.attacks.matching.equations import Equations
 from lightning_recon.attacks.matching.evidence import KNOWN, Evidence, Reader, grants_of
-from lightning_recon.attacks.matching.from_maps import FromMaps, read_maps
+from lightning_recon.attacks.matching.from_maps import FromMaps, read_last_maps
 from lightning_recon.attacks.matching.linear_model import Found, LinearModel, Taken
 from lightning_recon.attacks.matching.per_image import PerImage
 from lightning_recon.attacks.matching.probable import probable_step
@@ -240,7 +240,7 @@ class GaussNewtonInversion(OptimizationAttack):
             start[:number] = self._annealed(observation, evidence.labels)
         if not equations.has_kinks and number == 1:
             with _precisely(start.device):
-                equations.seen = read_maps(equations, start[:1])
+                equations.seen = read_last_maps(equations, start[:1])
         evidence.notes["maps"] = float(equations.seen is not None)
         return start, equations
 

@@ -1,6 +1,6 @@
 """A model that is run and stays as it was."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +53,29 @@ def left_as_found(
         with torch.no_grad():
             for name, buffer in model.named_buffers() if kept else ():
                 buffer.copy_(kept[name])
+
+
+@contextmanager
+def watched(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+    """Within this context a forward pass puts aside what some layers see.
+
+    Args:
+        layers: of the model that is run.
+
+    Yields:
+        The first input of each layer, of the last time that it ran.
+    """
+    seen: dict[nn.Module, Tensor] = {}
+
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[layer] = inputs[0]
+
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def sent_buffers(model: nn.Module) -> Buffers:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_recon.functional.stateless import run_stateless
+from lightning_recon.functional.stateless import run_stateless, watched
 from lightning_recon.priors.base import Penalty
 from lightning_recon.updates import Buffers, Update
 
@@ -54,15 +54,6 @@ def layer_inputs(payload: nn.Module, layers: Sequence[nn.Module], images: Tensor
         layers: of the payload.  One that runs several times gives its last input.
         images: B C H W.
     """
-    seen: dict[nn.Module, Tensor] = {}
-
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[layer] = inputs[0]
-
-    handles = [layer.register_forward_pre_hook(record) for layer in layers]
-    try:
+    with watched(layers) as seen:
         run_stateless(payload, {}, images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [seen[layer] for layer in layers]

@@ -9,7 +9,7 @@ range: the furthest pixel lies as far from the centre as those of public images 
 import torch
 from torch import Tensor, nn
 
-from lightning_recon.functional.stateless import left_as_found, run_stateless
+from lightning_recon.functional.stateless import run_stateless, watched
 
 _REACH = 0.999  # quantile of the distances from the centre
 _SAME = 0.02  # of the logits' norm, between images of whole and of half the contrast
@@ -22,15 +22,16 @@ def hidden_centre(payload: nn.Module, images: Tensor) -> Tensor | None:
         payload: in the mode of the client; it is not changed.
         images: N C H W, natural ones, at least two.
     """
-    seen: list[Tensor] = []
     first = next((layer for layer in payload.modules() if isinstance(layer, nn.Conv2d)), None)
     if first is None or first.in_channels != images.shape[1]:
         return None
-    with left_as_found(payload) as hooks, torch.no_grad():
-        hooks.append(first.register_forward_pre_hook(lambda _, given: seen.append(given[0])))
+    with torch.no_grad():
+        ends = []
         for level in (0.0, 1.0):
-            run_stateless(payload, {}, torch.full_like(images[:2], level))
-        black, white = (part[:1].mean((2, 3), keepdim=True) for part in seen)
+            with watched([first]) as seen:
+                run_stateless(payload, {}, torch.full_like(images[:2], level))
+            ends.append(seen[first][:1].mean((2, 3), keepdim=True))
+        black, white = ends
         centre = -black / (white - black)  # of a normalisation: what is 0 there
         some = images[:2]
         whole, half = (

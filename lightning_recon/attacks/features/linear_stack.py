@@ -15,7 +15,7 @@ from lightning_recon.attacks.features.linear_layers import (
     solve_residuals,
 )
 from lightning_recon.errors import InputError
-from lightning_recon.functional.stateless import left_as_found, run_stateless
+from lightning_recon.functional.stateless import left_as_found, run_stateless, watched
 from lightning_recon.updates import Update
 
 _ON = 1e-3  # of the root mean square: an activation that counts as on, where all are exact
@@ -142,13 +142,9 @@ def run_features(
         parameters: that stand in for the payload's own, by name.
     """
     first = payload.get_submodule(stack.weights[0].rpartition(".")[0])
-    seen: list[Tensor] = []
-    handle = first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    try:
+    with watched([first]) as seen:
         run_stateless(payload, parameters or {}, images)
-    finally:
-        handle.remove()
-    return seen[-1]
+    return seen[first]
 
 
 def run_all_features(

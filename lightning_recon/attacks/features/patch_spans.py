@@ -30,8 +30,6 @@ of blind identification of channels (Moulines et al., IEEE Transactions on Signa
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -151,23 +149,9 @@ def read_maps(payload: nn.Module, update: Update, images: Tensor, number: int) -
     return found
 
 
-@contextmanager
-def watched(payload: nn.Module, seen: Sequence[SeenMaps]) -> Iterator[dict[str, Tensor]]:
-    """Within this context a forward pass puts aside what convolutions see, by name: B CHW."""
-    maps: dict[str, Tensor] = {}
-    with left_as_found(payload) as hooks:
-        for name in (one.name for one in seen):
-            layer = payload.get_submodule(name)
-
-            def record(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                maps[name] = inputs[0].flatten(1)
-
-            hooks.append(layer.register_forward_pre_hook(record))
-        yield maps
-
-
 def unexplained(maps: Tensor, seen: SeenMaps) -> Tensor:
-    """Return the squared share of maps, B CHW, that no combination of those found explains: B."""
+    """Return the squared share of maps, B C H W, that no combination of those found explains: B."""
+    maps = maps.flatten(1)
     explained = (maps @ seen.basis.to(maps).T).square().sum(1)
     return 1 - explained / maps.square().sum(1)
 

@@ -17,7 +17,7 @@ from lightning_recon.attacks.matching.last_maps import Seen, last_cut, solved_ma
 _NUMBERS = 2**27  # of the maps' Jacobian, at most
 
 
-def read_maps(equations: Equations, images: Tensor) -> Seen | None:
+def read_last_maps(equations: Equations, images: Tensor) -> Seen | None:
     """Return what the last convolution saw of one image; None if the update does not tell.
 
     None as well where the memory does not suffice for the maps' Jacobian.

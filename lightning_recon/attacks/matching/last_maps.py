@@ -26,7 +26,7 @@ from lightning_recon.functional.damped_least_squares import (
     gram,
     jacobian,
 )
-from lightning_recon.functional.stateless import left_as_found, run_stateless
+from lightning_recon.functional.stateless import left_as_found, run_stateless, watched
 
 _INVERSE = 4  # inverse iterations
 _PRODUCTS = 2000  # of each, at most
@@ -56,12 +56,10 @@ class Cut(NamedTuple):
 
     def seen(self, payload: nn.Module, images: Tensor) -> Tensor:
         """Return what it sees of images, differentiable, B C H W."""
-        found: list[Tensor] = []
-        with left_as_found(payload) as hooks:
-            layer = payload.get_submodule(self.convolution.name)
-            hooks.append(layer.register_forward_pre_hook(lambda _, given: found.append(given[0])))
+        layer = payload.get_submodule(self.convolution.name)
+        with watched([layer]) as seen:
             run_stateless(payload, {}, images)
-        return found[-1]
+        return seen[layer]
 
     def direction(self, gradient: Tensor) -> Tensor:
         """Return the maps up to a factor, 1 C H W, float64, of length 1.

@@ -29,7 +29,7 @@ from lightning_recon.errors import InputError
 from lightning_recon.functional.damped_least_squares import gram, jacobian
 from lightning_recon.functional.labels.last_layer import last_linear_layer
 from lightning_recon.functional.labels.separated import Separated, separated
-from lightning_recon.functional.stateless import left_as_found
+from lightning_recon.functional.stateless import left_as_found, watched
 from lightning_recon.randomness import derive_seed
 from lightning_recon.updates import Update
 
@@ -192,13 +192,11 @@ class PerImage:
 
     def _features(self, images: Tensor) -> Tensor:
         """Return what images bring to the last layer, B D."""
-        payload, seen = self.equations.precise, []
-        with self.equations.evidence.client.working(payload), left_as_found(payload) as hooks:
-            layer = payload.get_submodule(self._last.rpartition(".")[0])
-            hooks.append(layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])))
+        payload = self.equations.precise
+        last = payload.get_submodule(self._last.rpartition(".")[0])
+        with self.equations.evidence.client.working(payload), watched([last]) as seen:
             payload(images)
-        features: Tensor = seen[-1]
-        return features
+        return seen[last]
 
     def _bottleneck(self) -> tuple[set[str], int]:
         """Return the parameters above the narrowest layer, and how many numbers that gives."""
